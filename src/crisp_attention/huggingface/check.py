@@ -1,0 +1,248 @@
+"""Does every attention layer really call us, with its padding, and what does it realise?
+
+A small forward pass answers: many architectures accept a custom attention implementation and never
+call it, and nothing but a call proves otherwise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from crisp_attention.operator import AttentionOutput
+from crisp_attention.config import SparsityConfig
+from crisp_attention.errors import ConfigurationError, UnsupportedModelError
+from crisp_attention.huggingface.state import (
+    SETTINGS,
+    LayerState,
+    ModelState,
+    attach,
+    detach,
+    layers,
+)
+
+Inputs = Mapping[str, Any]
+"""Keyword arguments of a model's forward pass."""
+
+_PROBE_LENGTH = 16
+_PROBE_PADDING = 4
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """One attention call of a probe.
+
+    Attributes:
+        layer: Name of the module that called.
+        shape: (B, H, Q, K).
+        realised: Realised sparsity over valid pairs.
+        causal: Whether the pair mask hides later keys from earlier queries.
+        padding_seen: Whether the pair mask hides at least one key from every query of an example.
+    """
+
+    layer: str
+    shape: tuple[int, int, int, int]
+    realised: float
+    causal: bool
+    padding_seen: bool
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What a probe found.
+
+    Attributes:
+        model: Class of the model.
+        config: The settings probed (as if sparse in every mode).
+        calls: Every attention call, in order.
+        problems: Sentences, one a defect; empty if all is well.
+    """
+
+    model: str
+    config: SparsityConfig
+    calls: tuple[AttentionCall, ...]
+    problems: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every attention layer is served."""
+        return not self.problems
+
+    def raise_for_problems(self) -> None:
+        """Raise `UnsupportedModelError` naming every problem, if there is one."""
+        if self.problems:
+            raise UnsupportedModelError(f"{self.model} cannot be sparsified: " + " ".join(self.problems))
+
+    def __str__(self) -> str:
+        lines = [f"{self.model}: {'ok' if self.ok else 'NOT SERVED'} ({self.config.to_json()})"]
+        lines += [
+            f"  {call.layer}: {call.shape[1]} heads, realised sparsity {call.realised:.3f}"
+            f" of {self.config.sparsity:.3f} requested{', causal' if call.causal else ''}"
+            for call in self.calls
+        ]
+        return "\n".join(lines + [f"  problem: {problem}" for problem in self.problems])
+
+
+def check(model: PreTrainedModel, inputs: Inputs | None = None) -> CheckReport:
+    """Probe a sparsified model with a small batch.
+
+    Runs one forward pass (evaluation mode, no gradients; modes and random state are put back). On
+    short probes the realised sparsity differs from the requested one by rounding and `min_keep`.
+
+    Args:
+        model: A sparsified model.
+        inputs: Keyword arguments of its forward pass; by default a small batch with padding.
+
+    Returns:
+        Each layer's realised sparsity and the problems found, untouched layers by name.
+
+    Raises:
+        ConfigurationError: If the model is not sparsified.
+        UnsupportedModelError: If no default inputs are known for the model.
+    """
+    settings = getattr(model.config, SETTINGS, None)
+    if settings is None:
+        raise ConfigurationError(f"This {type(model).__name__} is not sparsified. Call crisp_attention.sparsify.")
+    found = layers(model)
+    try:
+        return probe(model, inputs, SparsityConfig.from_dict(settings))
+    finally:
+        for name, state in found.items():
+            attach(model.get_submodule(name), state)
+
+
+def probe(model: PreTrainedModel, inputs: Inputs | None, config: SparsityConfig) -> CheckReport:
+    """Run a forward pass and report every attention call; leaves no layer state behind.
+
+    Args:
+        model: A model whose attention implementation is "crisp".
+        inputs: As in `check`.
+        config: Settings to probe, as if sparse in every mode.
+    """
+    config = config.replace(apply="always")
+    recorder = _Recorder()
+    shared = ModelState(config, monitors=[recorder])
+    for name, module in model.named_modules():
+        attach(module, LayerState(name, 0, shared))
+    default_inputs = inputs is None
+    try:
+        with _evaluation(model), _running_attention_modules(model) as ran:
+            model(**(probe_inputs(model) if inputs is None else inputs))
+    finally:
+        detach(model)
+    called = {call.layer for call in recorder.calls}
+    problems = []
+    if not called:
+        problems.append("no layer called the attention interface.")
+    untouched = [name for name in ran if not _related(name, called)]
+    if called and untouched:
+        problems.append(f"these attention layers compute on their own and stay dense: {', '.join(untouched)}.")
+    if default_inputs and model.main_input_name == "input_ids":
+        blind = [
+            call.layer for call in recorder.calls if call.shape[3] == _PROBE_LENGTH and not call.padding_seen
+        ]
+        if blind:
+            problems.append(f"the padding mask does not reach: {', '.join(dict.fromkeys(blind))}.")
+    return CheckReport(type(model).__name__, config, tuple(recorder.calls), tuple(problems))
+
+
+def probe_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
+    """A small batch for a model: two rows of tokens, the second padded, or two images.
+
+    Raises:
+        UnsupportedModelError: If the model takes neither.
+    """
+    device = model.device
+    config = model.config.get_text_config()
+    if model.main_input_name == "input_ids":
+        vocabulary = config.vocab_size
+        ids = torch.arange(2 * _PROBE_LENGTH, device=device).view(2, _PROBE_LENGTH) * 7 % max(vocabulary - 8, 1)
+        # Past the special tokens where the vocabulary allows it: some models derive positions from them.
+        ids = (ids + 8).clamp(max=vocabulary - 1)
+        mask = torch.ones_like(ids)
+        mask[1, -_PROBE_PADDING:] = 0
+        batch = {"input_ids": ids, "attention_mask": mask}
+        if model.config.is_encoder_decoder:
+            batch |= {"decoder_input_ids": ids.clone(), "decoder_attention_mask": mask.clone()}
+        return batch
+    if model.main_input_name == "pixel_values" and isinstance(getattr(model.config, "image_size", None), int):
+        size = model.config.image_size
+        shape = (2, getattr(model.config, "num_channels", 3), size, size)
+        return {"pixel_values": torch.linspace(-1, 1, size * size, device=device).view(1, 1, size, size).expand(shape)}
+    raise UnsupportedModelError(
+        f"No default probe inputs for {type(model).__name__} (main input {model.main_input_name!r}). "
+        "Pass inputs={...}, the keyword arguments of a small forward pass."
+    )
+
+
+class _Recorder:
+    """Takes a monitor's place during a probe."""
+
+    def __init__(self) -> None:
+        self.calls: list[AttentionCall] = []
+
+    def record(self, layer: str, training: bool, out: AttentionOutput) -> None:
+        kept, valid = out.counts.kept.sum().item(), out.counts.valid.sum().item()
+        seen = out.pairs.valid
+        self.calls.append(
+            AttentionCall(
+                layer=layer,
+                shape=out.pairs.shape,
+                realised=1.0 - kept / valid if valid else 0.0,
+                causal=seen is not None and _is_causal(seen),
+                padding_seen=seen is not None and not bool(seen.any(dim=-2).all()),
+            )
+        )
+
+
+def _is_causal(valid: Tensor) -> bool:
+    queries, keys = valid.shape[-2:]
+    future = torch.ones(queries, keys, dtype=torch.bool, device=valid.device).triu(1 + keys - queries)
+    # Padding alone hides whole columns; causality hides keys that later queries do see.
+    hidden_from_some = ~valid & valid.any(dim=-2, keepdim=True)
+    return queries > 1 and not bool((valid & future).any()) and bool((hidden_from_some & future).any())
+
+
+@contextlib.contextmanager
+def _evaluation(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; every module's own mode and the random state come back."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextlib.contextmanager
+def _running_attention_modules(model: nn.Module) -> Iterator[list[str]]:
+    """Names of the innermost modules called *Attention* that ran within the block."""
+    named = {name: module for name, module in model.named_modules() if "Attention" in type(module).__name__}
+    innermost = {
+        name: module
+        for name, module in named.items()
+        if not any(other != name and other.startswith(f"{name}.") for other in named)
+    }
+    ran: list[str] = []
+    hooks = [
+        module.register_forward_hook(lambda *_, name=name: ran.append(name)) for name, module in innermost.items()
+    ]
+    try:
+        yield ran
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _related(name: str, called: set[str]) -> bool:
+    return any(
+        name == other or name.startswith(f"{other}.") or other.startswith(f"{name}.") for other in called
+    )

@@ -1,0 +1,179 @@
+"""What Transformers calls: the attention function and the mask function behind the name "crisp".
+
+Both must be registered: for an attention name without a mask function Transformers passes no mask
+at all, and padding would be attended in silence.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from crisp_attention.operator import attend, causal_refusal, padding_from_pairs
+from crisp_attention.config import SparsityConfig
+from crisp_attention.errors import UnsupportedArgumentError
+from crisp_attention.huggingface.state import IMPLEMENTATION, LayerState, layer_state
+from crisp_attention.rules import Pairs
+
+# Arguments that models hand to every attention function and that change nothing in the result,
+# given the mask. Any other that is not None is refused rather than dropped.
+_HARMLESS = frozenset(
+    {
+        "cache_position",
+        "deterministic",
+        "num_items_in_batch",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "past_key_values",
+        "position_embeddings",
+        "position_ids",
+        "return_dict",
+        "sliding_window",
+        "use_cache",
+    }
+)
+
+
+def register() -> None:
+    """Add the name "crisp" to both registries of Transformers (process-wide, idempotent)."""
+    AttentionInterface.register(IMPLEMENTATION, crisp_attention_forward)
+    AttentionMaskInterface.register(IMPLEMENTATION, crisp_mask)
+
+
+def crisp_mask(*args: Any, **kwargs: Any) -> Tensor | None:
+    """A bool mask `[B, 1, Q, K]`, True = may be attended; None if all pairs may.
+
+    As for SDPA, except that a causal mask is always built: leaving it to an `is_causal` flag would
+    leave a later None ambiguous.
+    """
+    kwargs["allow_is_causal_skip"] = False
+    return sdpa_mask(*args, **kwargs)
+
+
+def crisp_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    position_bias: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention function in Transformers' signature.
+
+    Args:
+        module: The attention module that calls.
+        query: `[B, H, Q, D]`.
+        key, value: `[B, Hkv, K, D]`.
+        attention_mask: Bool or additive float `[B, 1 | H, Q, K]`, or None.
+        dropout: Dropout on the weights, 0 in evaluation.
+        scaling: Factor on q.k.
+        is_causal: Overrides the module's own flag where no mask is given.
+        position_bias: Added to the scores before they are ranked.
+        **kwargs: Refused unless known not to matter.
+
+    Returns:
+        The output `[B, Q, H, D]` and the weights `[B, H, Q, K]` (None where dense attention ran in
+        a fused kernel).
+
+    Raises:
+        UnsupportedArgumentError: If an argument would have to be dropped.
+        ConfigurationError: If the rule cannot serve a causal model.
+    """
+    for name, argument in kwargs.items():
+        if argument is not None and name not in _HARMLESS:
+            raise UnsupportedArgumentError(
+                f"{type(module).__name__} passes {name!r} to its attention, which crisp attention does not "
+                "implement and will not drop in silence. This model is not supported."
+            )
+    layer = layer_state(module)
+    config = _active(layer, module.training)
+    causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
+    if config is not None and causal and not config.traits.causal:
+        raise causal_refusal(config.rule)
+    if config is None and not dropout and not layer.model.monitors and not kwargs.get("output_attentions"):
+        return sdpa_attention_forward(
+            module,
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling=scaling,
+            is_causal=is_causal,
+            position_bias=position_bias,
+        )
+    pairs, bias = _read_mask(attention_mask, query, key, causal)
+    if position_bias is not None:
+        bias = position_bias if bias is None else bias + position_bias
+    # Dense attention with dropout takes this way too: one dropout stream for sparse and dense arms.
+    out = attend(
+        query,
+        key,
+        value,
+        config=config,
+        pairs=pairs,
+        bias=bias,
+        scale=scaling,
+        dropout_p=dropout,
+        stream=_stream(config, layer, module.training),
+        training=module.training,
+    )
+    for monitor in layer.model.monitors:
+        monitor.record(layer.name, module.training, out)
+    return out.output.transpose(1, 2).contiguous(), out.weights
+
+
+def _active(layer: LayerState, training: bool) -> SparsityConfig | None:
+    config = layer.model.config
+    return config if config.active(training) and not layer.model.dense else None
+
+
+def _stream(config: SparsityConfig | None, layer: LayerState, training: bool) -> Tensor | None:
+    """Which random stream a randomised rule draws from: seed, layer and, in training, the step.
+
+    A pure function of those, so that gradient checkpointing and resuming repeat the same masks.
+    """
+    if config is None or config.rule != "random":
+        return None
+    step = layer.model.forward_index if training else 0
+    return torch.tensor(((config.seed or 0) * 1_000_003 + layer.index) * 16_777_259 + step)
+
+
+def _read_mask(
+    mask: Tensor | None, query: Tensor, key: Tensor, causal: bool
+) -> tuple[Pairs, Tensor | None]:
+    """Split a mask into valid pairs and a finite bias.
+
+    Float masks mark invalid pairs by the dtype's lowest value or -inf; half of the lowest separates
+    those from any bias that a model could mean.
+    """
+    batch, heads, queries, _ = query.shape
+    keys = key.shape[2]
+    valid: Tensor | None = None
+    bias: Tensor | None = None
+    if mask is None:
+        if causal and queries > 1:
+            # Upper-left aligned, as stock SDPA does when a model leaves causality to the flag.
+            valid = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril()
+            valid = valid.expand(batch, 1, queries, keys)
+    else:
+        mask = mask[..., :keys]
+        if mask.dtype == torch.bool:
+            valid = mask
+        else:
+            valid = mask > torch.finfo(mask.dtype).min / 2
+            bias = mask.masked_fill(~valid, 0.0)
+        valid = valid.expand(batch, -1, queries, keys)
+    query_valid = None
+    if mask is not None and valid is not None:
+        query_valid = padding_from_pairs(valid, queries) if queries == keys else None
+    return Pairs((batch, heads, queries, keys), query.device, valid, query_valid), bias

@@ -1,0 +1,228 @@
+"""The verbs on a model: sparsify, densify, dense, monitor, load."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from crisp_attention.operator import causal_refusal
+from crisp_attention.config import SparsityConfig
+from crisp_attention.errors import ConfigurationError, UnsupportedModelError
+from crisp_attention.huggingface.check import AttentionCall, Inputs, probe
+from crisp_attention.huggingface.interface import register
+from crisp_attention.huggingface.state import (
+    IMPLEMENTATION,
+    SETTINGS,
+    LayerState,
+    ModelState,
+    attach,
+    detach,
+    layers,
+    mark_config,
+    unmark_config,
+)
+from crisp_attention.monitoring import SparsityMonitor
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+def sparsify(
+    model: Model, config: SparsityConfig | None = None, *, inputs: Inputs | None = None, **settings: Any
+) -> Model:
+    """Make every attention layer of a Transformers model sparse, in place.
+
+    The settings go into `model.config.crisp_attention`, so that `save_pretrained` keeps them. A
+    small forward pass (evaluation mode, no gradients, random state untouched) makes sure that each
+    layer really calls the operator. Calling it again replaces the settings.
+
+    Args:
+        model: Any `PreTrainedModel` whose attention goes through Transformers' attention interface.
+        config: The settings, or give them as keywords.
+        inputs: Keyword arguments of a forward pass for the check, where the model needs other than
+            token ids.
+        **settings: Fields of `SparsityConfig`, in place of `config`.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ConfigurationError: If a setting is invalid or the rule cannot serve this (causal) model.
+        UnsupportedModelError: If the model, or one of its attention layers, would not be touched.
+            The model is then as it was.
+    """
+    if config is not None and settings:
+        raise ConfigurationError(f"Give a SparsityConfig or keywords, not both; got both config and {sorted(settings)}.")
+    config = SparsityConfig.from_dict(settings) if config is None else config
+    _require_interface(model)
+    register()
+    found = layers(model)
+    restore = next(iter(found.values())).model.restore if found else None
+    if restore is None and model.config._attn_implementation != IMPLEMENTATION:
+        restore = model.config._attn_implementation
+    previous_settings = getattr(model.config, SETTINGS, None)
+    model.set_attn_implementation(IMPLEMENTATION)
+    mark_config(model.config, config)
+    try:
+        _attach_layers(model, config, restore, inputs)
+    except Exception:
+        if previous_settings is not None and found:
+            _restore_settings(model, found, SparsityConfig.from_dict(previous_settings))
+        else:
+            _remove(model, restore)
+        raise
+    return model
+
+
+def densify(model: Model) -> Model:
+    """Undo `sparsify`: dense attention as before, settings removed from the config.
+
+    Returns:
+        The same model.
+    """
+    found = layers(model)
+    if not found and getattr(model.config, SETTINGS, None) is None:
+        return model
+    _remove(model, next(iter(found.values())).model.restore if found else None)
+    return model
+
+
+@contextlib.contextmanager
+def dense(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+    """Dense attention within a `with` block; nests, and is undone on errors too."""
+    states = _model_states(model)
+    for state in states:
+        state.dense += 1
+    try:
+        yield model
+    finally:
+        for state in states:
+            state.dense -= 1
+
+
+@contextlib.contextmanager
+def monitor(model: PreTrainedModel) -> Iterator[SparsityMonitor]:
+    """Count realised sparsity of every attention call within a `with` block.
+
+    Yields:
+        A `SparsityMonitor`; read `realised(training)` or `mean(training)` at any time.
+    """
+    watcher = SparsityMonitor()
+    states = _model_states(model)
+    for state in states:
+        state.monitors.append(watcher)
+    try:
+        yield watcher
+    finally:
+        for state in states:
+            state.monitors.remove(watcher)
+
+
+def set_forward_index(model: PreTrainedModel, index: int) -> None:
+    """Say how many training forwards a model has done: which draw a randomised rule makes next.
+
+    Args:
+        model: A sparsified model.
+        index: Training forwards so far, >= 0.
+    """
+    for state in _model_states(model):
+        state.forward_index = index
+
+
+def load(auto_class: type[Any], path: str | os.PathLike[str], **kwargs: Any) -> Any:
+    """`from_pretrained` for a sparsified model: the settings come back, or an error does.
+
+    Args:
+        auto_class: A model class or auto class, as `AutoModelForSequenceClassification`.
+        path: What `save_pretrained` wrote, or a hub name.
+        **kwargs: Passed to `from_pretrained`.
+
+    Raises:
+        ConfigurationError: If the checkpoint has no settings, so that it would come back dense.
+    """
+    register()
+    model = auto_class.from_pretrained(path, **kwargs)
+    settings = getattr(model.config, SETTINGS, None)
+    if settings is None:
+        raise ConfigurationError(
+            f"{os.fspath(path)!r} was saved without {SETTINGS!r} settings, so it would load dense. "
+            f"Load it with {auto_class.__name__}.from_pretrained and call crisp_attention.sparsify."
+        )
+    return sparsify(model, SparsityConfig.from_dict(settings))
+
+
+def _require_interface(model: object) -> None:
+    if not isinstance(model, PreTrainedModel):
+        raise UnsupportedModelError(
+            f"Expected a Transformers PreTrainedModel, got {type(model).__name__}. For your own layers call "
+            "crisp_attention.attention."
+        )
+    if not model._can_set_attn_implementation():
+        raise UnsupportedModelError(
+            f"{type(model).__name__} computes its attention itself and never calls Transformers' attention "
+            "interface: crisp attention would change nothing."
+        )
+
+
+def _attach_layers(
+    model: PreTrainedModel, config: SparsityConfig, restore: str | None, inputs: Inputs | None
+) -> None:
+    shared = ModelState(config, restore)
+    result = probe(model, inputs, config)
+    result.raise_for_problems()
+    for call in result.calls:
+        _require_causal_rule(call, config)
+    for index, name in enumerate(dict.fromkeys(call.layer for call in result.calls)):
+        attach(model.get_submodule(name), LayerState(name, index, shared))
+    _count_forwards(model, wanted=config.rule == "random")
+
+
+def _require_causal_rule(call: AttentionCall, config: SparsityConfig) -> None:
+    if call.causal and config.removes and not config.traits.causal:
+        raise causal_refusal(config.rule)
+
+
+def _model_states(model: PreTrainedModel) -> list[ModelState]:
+    """The state of a sparsified model, attaching it to one that was only loaded as "crisp"."""
+    if not layers(model):
+        settings = getattr(model.config, SETTINGS, None)
+        if settings is None:
+            raise ConfigurationError(f"This {type(model).__name__} is not sparsified. Call crisp_attention.sparsify.")
+        sparsify(model, SparsityConfig.from_dict(settings))
+    return list({id(layer.model): layer.model for layer in layers(model).values()}.values())
+
+
+def _remove(model: PreTrainedModel, restore: str | None) -> None:
+    detach(model)
+    _count_forwards(model, wanted=False)
+    unmark_config(model.config)
+    model.set_attn_implementation(restore or model.get_correct_attn_implementation(None))
+
+
+def _restore_settings(model: PreTrainedModel, found: dict[str, LayerState], config: SparsityConfig) -> None:
+    for name, state in found.items():
+        attach(model.get_submodule(name), state)
+    mark_config(model.config, config)
+    _count_forwards(model, wanted=config.rule == "random")
+
+
+def _count_forwards(model: PreTrainedModel, *, wanted: bool) -> None:
+    """Advance the draw of a randomised rule once per training forward of the whole model.
+
+    On the model, not in its layers: gradient checkpointing runs a layer twice in one step.
+    """
+    for key, hook in list(model._forward_pre_hooks.items()):
+        if hook is _advance:
+            del model._forward_pre_hooks[key]
+    if wanted:
+        model.register_forward_pre_hook(_advance)
+
+
+def _advance(model: nn.Module, _: Any) -> None:
+    if model.training:
+        for state in _model_states(model):  # type: ignore[arg-type]
+            state.forward_index += 1

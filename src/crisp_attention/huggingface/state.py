@@ -1,0 +1,123 @@
+"""What a sparsified model carries with it: settings in its config, run-time state on its modules.
+
+Settings live in `model.config.crisp_attention`, a plain dict that `config.json` carries. Run-time
+state hangs on each attention module, never in a global, so that models with different settings
+live side by side, and deepcopy and pickle take it along.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from crisp_attention.config import SparsityConfig
+from crisp_attention.errors import ConfigurationError
+from crisp_attention.monitoring import Monitor
+
+SETTINGS = "crisp_attention"
+"""Attribute of a model's config that holds the settings."""
+
+IMPLEMENTATION = "crisp"
+"""The name in Transformers' attention and mask registries."""
+
+_STATE = "_crisp_layer"
+
+
+@dataclass
+class ModelState:
+    """Run-time state shared by all attention layers of one model.
+
+    Attributes:
+        config: The settings in force.
+        restore: The attention implementation to return to.
+        dense: How many `crisp.dense` blocks are open.
+        forward_index: Training forwards so far; which draw a randomised rule makes. Set from the
+            Trainer's global step by `SparsityCallback`, so that resuming repeats nothing.
+        monitors: Who counts realised sparsity at present.
+    """
+
+    config: SparsityConfig
+    restore: str | None = None
+    dense: int = 0
+    forward_index: int = 0
+    monitors: list[Monitor] = field(default_factory=list)
+
+
+@dataclass
+class LayerState:
+    """Run-time state of one attention layer.
+
+    Attributes:
+        name: The module's name in its model.
+        index: Its position among the attention layers, in calling order.
+        model: State shared with the model's other layers.
+    """
+
+    name: str
+    index: int
+    model: ModelState
+
+
+def layer_state(module: nn.Module) -> LayerState:
+    """The state of an attention module, adopted from its config on the first call if need be.
+
+    A model loaded by `from_pretrained(..., attn_implementation="crisp")` has settings in its config
+    but has not been through `sparsify`.
+
+    Raises:
+        ConfigurationError: If the module's model has no settings.
+    """
+    state = module.__dict__.get(_STATE)
+    if state is not None:
+        return state
+    config = getattr(module, "config", None)
+    settings = getattr(config, SETTINGS, None)
+    if settings is None:
+        raise ConfigurationError(
+            f"attn_implementation={IMPLEMENTATION!r} is set, but {type(config).__name__} has no "
+            f"{SETTINGS!r} settings. Call crisp_attention.sparsify(model, sparsity=...) first."
+        )
+    mark_config(config, SparsityConfig.from_dict(settings))
+    index = getattr(module, "layer_idx", None)
+    state = LayerState(
+        name=type(module).__name__ if index is None else f"{type(module).__name__}.{index}",
+        index=index or 0,
+        model=ModelState(SparsityConfig.from_dict(settings)),
+    )
+    attach(module, state)
+    return state
+
+
+def attach(module: nn.Module, state: LayerState) -> None:
+    """Hang a layer's state on its module."""
+    setattr(module, _STATE, state)
+
+
+def layers(model: nn.Module) -> dict[str, LayerState]:
+    """All attached layers of a model, by module name."""
+    return {name: module.__dict__[_STATE] for name, module in model.named_modules() if _STATE in module.__dict__}
+
+
+def detach(model: nn.Module) -> None:
+    """Remove the state of every layer."""
+    for module in model.modules():
+        module.__dict__.pop(_STATE, None)
+
+
+def mark_config(config: Any, settings: SparsityConfig) -> None:
+    """Write the settings where `save_pretrained` finds them.
+
+    The implementation's name is written too: Transformers does not store it by itself, so that a
+    plain `from_pretrained` would come back dense. With it, such a load is sparse again where this
+    package is imported, and fails where it is not.
+    """
+    setattr(config, SETTINGS, settings.to_dict())
+    config.attn_implementation = IMPLEMENTATION
+
+
+def unmark_config(config: Any) -> None:
+    """Remove what `mark_config` wrote."""
+    for name in (SETTINGS, "attn_implementation"):
+        config.__dict__.pop(name, None)

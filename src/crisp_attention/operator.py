@@ -1,0 +1,298 @@
+"""The operator: attention that keeps only the best-scoring part of each head's scores.
+
+    scores  = q @ k.T * scale + bias          fp32 or better, over valid pairs
+    keep    = scores >= tau                   tau from the rule; ties at tau all survive
+    weights = dropout(softmax(scores | keep))
+    output  = weights @ v
+
+Source of the idea: Crisp Attention, arXiv 2508.06016.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from crisp_attention import backends
+from crisp_attention.backends import reference
+from crisp_attention.config import SparsityConfig
+from crisp_attention.errors import ConfigurationError
+from crisp_attention.rules import Pairs, select
+
+
+class PairCounts(NamedTuple):
+    """How many pairs there were and how many survived, over valid pairs of valid queries.
+
+    Attributes:
+        kept: Int64 `[B, H]`.
+        valid: Int64 `[B, H]`.
+    """
+
+    kept: Tensor
+    valid: Tensor
+
+    @property
+    def sparsity(self) -> Tensor:
+        """Realised sparsity of each head, float32 `[B, H]`; 0 where nothing is valid."""
+        return 1.0 - self.kept / self.valid.clamp(min=1).to(torch.float32) - (self.valid == 0).to(torch.float32)
+
+
+@dataclass(frozen=True)
+class AttentionOutput:
+    """What `attention(..., return_details=True)` returns.
+
+    Attributes:
+        output: `[B, H, Q, Dv]`.
+        weights: Attention weights after dropout, `[B, H, Q, K]`.
+        survivors: The keep mask as the backend left it; None if no pair was masked at all.
+        pairs: The pairs there were to choose from.
+    """
+
+    output: Tensor
+    weights: Tensor
+    survivors: Tensor | None
+    pairs: Pairs
+
+    @cached_property
+    def keep(self) -> Tensor:
+        """Keep mask, bool `[B, H, Q, K]`, True = the score survived."""
+        if self.survivors is None:
+            return torch.ones_like(self.weights, dtype=torch.bool)
+        return self.survivors.expand(self.weights.shape)
+
+    @cached_property
+    def counts(self) -> PairCounts:
+        """Kept and valid pairs per example and head, `[B, H]`; padded queries not counted."""
+        keep = self.keep
+        if self.pairs.query_valid is not None:
+            keep = keep & self.pairs.query_valid[:, None, :, None]
+        kept = keep.sum(dim=(-2, -1))
+        return PairCounts(kept, self.pairs.counted_per_head[..., 0, 0].expand_as(kept))
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    sparsity: float,
+    rule: str = "topk",
+    valid: Tensor | None = None,
+    query_valid: Tensor | None = None,
+    bias: Tensor | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    training: bool = False,
+    generator: torch.Generator | None = None,
+    min_keep: int = 1,
+    count_padding: bool = False,
+    scope: str | None = None,
+    backend: str = "auto",
+    return_details: bool = False,
+) -> Tensor | AttentionOutput:
+    """Attention over the surviving scores only.
+
+    Args:
+        q: Queries `[B, H, Q, D]`.
+        k: Keys `[B, Hkv, K, D]`; H must be a multiple of Hkv (grouped-query attention).
+        v: Values `[B, Hkv, K, Dv]`.
+        sparsity: Share of valid scores to remove, in [0, 1). 0 equals dense attention.
+        rule: "percentile" (one threshold per head and example, the paper's), "topk" (per query) or
+            "random" (control).
+        valid: Bool, True = the pair may be attended: `[B, K]` (valid keys), or anything
+            broadcastable to `[B, H, Q, K]`. None if all are.
+        query_valid: Bool `[B, Q]`, True = not padding. Padded queries are computed but not counted
+            in a percentile or in the realised sparsity. By default it follows from `valid` where
+            Q = K: a position that no query may attend to is padding. Give it for cross-attention.
+        bias: Added to the scaled scores before ranking, broadcastable to `[B, H, Q, K]`; -inf marks
+            an invalid pair.
+        causal: Query i attends to keys up to i + K - Q. Refused for rules that look at other rows.
+        scale: Factor on q.k; 1 / sqrt(D) by default.
+        dropout_p: Dropout on the attention weights, after the softmax, if `training`.
+        training: Whether dropout applies and `random` draws anew for each example.
+        generator: Own stream of the `random` rule, advanced by one draw a call; without it the rule
+            is a pure function of its inputs. Dropout draws from torch's global stream, so that
+            sparse and dense arms stay paired.
+        min_keep: Keys that each valid query keeps at least.
+        count_padding: Rank invalid pairs as lowest scores instead of leaving them out; makes results
+            depend on padding. Only to reproduce naive percentiles.
+        scope: Rule "random" only: match the count of "row" (topk) or "matrix" (percentile).
+        backend: "auto", or a name that is used or refused, never replaced.
+        return_details: Return an `AttentionOutput` instead of the output alone.
+
+    Returns:
+        `[B, H, Q, Dv]` in q's dtype, or an `AttentionOutput`. Queries without a valid key give zeros.
+
+    Raises:
+        ConfigurationError: If a shape, dtype, setting or combination cannot be served.
+    """
+    optional = {"scope": scope} if scope is not None else {}
+    config = SparsityConfig(
+        sparsity=sparsity, rule=rule, min_keep=min_keep, count_padding=count_padding, **optional
+    )
+    if causal and not config.traits.causal:
+        raise causal_refusal(rule)
+    if not 0.0 <= dropout_p < 1.0:
+        raise ConfigurationError(f"dropout_p must be in [0, 1), got {dropout_p!r}.")
+    _check_shapes(q, k, v)
+    bias, valid = _split_bias(bias, valid, scores=(*q.shape[:3], k.shape[2]))
+    stream = None
+    if generator is not None:
+        stream = torch.randint(2**32, (), generator=generator, device=generator.device)
+    result = attend(
+        q,
+        k,
+        v,
+        config=config if config.removes else None,
+        pairs=_pairs(q, k, valid, query_valid, causal),
+        bias=bias,
+        scale=scale,
+        dropout_p=dropout_p if training else 0.0,
+        stream=stream,
+        training=training,
+        backend=backend,
+    )
+    return result if return_details else result.output
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    config: SparsityConfig | None,
+    pairs: Pairs,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    stream: Tensor | None = None,
+    training: bool = False,
+    backend: str = "auto",
+) -> AttentionOutput:
+    """`attention` on arguments already validated: the one way from a model to a backend.
+
+    Args:
+        q, k, v: As in `attention`.
+        config: The rule; None keeps every valid pair (dense).
+        pairs: The valid pairs.
+        bias: Additive, finite at valid pairs.
+        scale: Factor on q.k; 1 / sqrt(D) by default.
+        dropout_p: Applied as given.
+        stream: Random stream of a randomised rule.
+        training: Whether a randomised rule draws anew for each example.
+        backend: As in `attention`.
+    """
+    backends.choose(backend)
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1:
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    output, weights, keep = reference.attention(
+        q,
+        k,
+        v,
+        pairs=pairs,
+        selection=None if config is None else select(config, pairs, stream=stream, training=training),
+        bias=bias,
+        scale=1.0 / math.sqrt(q.shape[-1]) if scale is None else scale,
+        dropout_p=dropout_p,
+    )
+    return AttentionOutput(output, weights, keep, pairs)
+
+
+def padding_from_pairs(valid: Tensor, queries: int) -> Tensor | None:
+    """Which queries of a self-attention call are not padding, from its pair mask.
+
+    A position that no query may attend to is padding. Queries are the last of the keys' positions.
+
+    Args:
+        valid: Bool `[B, 1 | H, Q, K]`.
+        queries: Q.
+
+    Returns:
+        Bool `[B, Q]`, or None where there are more queries than keys (then nothing is known).
+    """
+    keys = valid.shape[-1]
+    if queries > keys:
+        return None
+    return valid.any(dim=1).any(dim=1)[:, keys - queries :]
+
+
+def causal_refusal(rule: str) -> ConfigurationError:
+    """The error for a rule that would let a causal model see the future."""
+    return ConfigurationError(
+        f"Rule {rule!r} sets one threshold over all queries, so later tokens would change earlier outputs "
+        "of a causal model. Use rule='topk', which looks at one query at a time."
+    )
+
+
+def _check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        if tensor.dim() != 4 or not tensor.is_floating_point():
+            raise ConfigurationError(
+                f"{name} must be a floating-point tensor [B, H, N, D], got {tuple(tensor.shape)} {tensor.dtype}."
+            )
+    if k.shape[:3] != v.shape[:3] or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
+        raise ConfigurationError(
+            "q [B, H, Q, D], k [B, Hkv, K, D] and v [B, Hkv, K, Dv] do not fit: "
+            f"got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}."
+        )
+    if q.shape[1] % k.shape[1]:
+        raise ConfigurationError(f"{q.shape[1]} query heads are not a multiple of {k.shape[1]} key/value heads.")
+    if not q.dtype == k.dtype == v.dtype:
+        raise ConfigurationError(f"q, k and v must share a dtype, got {q.dtype}, {k.dtype}, {v.dtype}.")
+
+
+def _split_bias(
+    bias: Tensor | None, valid: Tensor | None, scores: tuple[int, ...]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Turn -inf entries of a bias into invalid pairs."""
+    if bias is None:
+        return None, valid
+    if not bias.is_floating_point():
+        raise ConfigurationError(f"bias must be floating point (use valid= for a bool mask), got {bias.dtype}.")
+    if bias.dim() > 4 or any(
+        size not in (1, full) for size, full in zip(reversed(bias.shape), reversed(scores), strict=False)
+    ):
+        raise ConfigurationError(f"bias must be broadcastable to [B, H, Q, K] = {scores}, got {tuple(bias.shape)}.")
+    bias = bias[(None,) * (4 - bias.dim())]
+    finite = bias > -torch.inf
+    if valid is not None:
+        finite = finite & (valid[:, None, None, :] if valid.dim() == 2 else valid)
+    return bias.masked_fill(bias == -torch.inf, 0.0), finite
+
+
+def _pairs(
+    q: Tensor, k: Tensor, valid: Tensor | None, query_valid: Tensor | None, causal: bool
+) -> Pairs:
+    batch, heads, queries, _ = q.shape
+    keys = k.shape[2]
+    shape = (batch, heads, queries, keys)
+    if valid is not None:
+        if valid.dtype != torch.bool:
+            raise ConfigurationError(f"valid must be bool (True = may be attended), got {valid.dtype}.")
+        if valid.dim() == 2:
+            valid = valid[:, None, None, :]
+        try:
+            valid = torch.broadcast_to(valid, (batch, heads if valid.shape[-3:-2] == (heads,) else 1, queries, keys))
+        except (RuntimeError, IndexError):
+            raise ConfigurationError(
+                f"valid must be [B, K] = {(batch, keys)} or broadcastable to [B, H, Q, K] = {shape}, "
+                f"got {tuple(valid.shape)}."
+            ) from None
+    if query_valid is not None:
+        if query_valid.dtype != torch.bool or query_valid.shape != (batch, queries):
+            raise ConfigurationError(
+                f"query_valid must be bool [B, Q] = {(batch, queries)}, got {tuple(query_valid.shape)} {query_valid.dtype}."
+            )
+    elif valid is not None and queries == keys:
+        query_valid = padding_from_pairs(valid, queries)
+    if causal:
+        allowed = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
+        valid = allowed.expand(batch, 1, queries, keys) if valid is None else valid & allowed
+    return Pairs(shape, q.device, valid, query_valid)
