@@ -1,0 +1,47 @@
+"""With what a run is done: versions, platform, the checkout's commit."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import crisp_attention
+
+_PACKAGES = ("accelerate", "datasets", "numpy", "safetensors", "tokenizers", "torch", "transformers")
+
+
+def packages() -> dict[str, str]:
+    """Versions of everything that can change a number, this package's first."""
+    versions = {"crisp-attention": crisp_attention.__version__}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "absent"
+    return versions
+
+
+def host() -> dict[str, str]:
+    """Operating system, architecture and Python; nothing that identifies the machine."""
+    return {"system": platform.system(), "machine": platform.machine(), "python": platform.python_version()}
+
+
+def git() -> dict[str, Any] | None:
+    """Commit and dirty flag of the checkout this package runs from; None if it is installed elsewhere."""
+    folder = Path(crisp_attention.__file__).parent
+
+    def ask(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return done.stdout.strip()
+
+    # A virtual environment inside somebody's repository is not our checkout: our files must be tracked.
+    if not ask("ls-files", "--error-unmatch", "__init__.py"):
+        return None
+    commit = ask("rev-parse", "HEAD")
+    return None if commit is None else {"commit": commit, "dirty": bool(ask("status", "--porcelain", "--", "."))}

@@ -1,0 +1,159 @@
+"""`Record`: what one run leaves behind. Versioned; readable anywhere without torch."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA = 1
+"""Version of the record format. A change that old readers cannot bear raises it."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Score(_Part):
+    """A model on a set of examples, in evaluation mode.
+
+    Attributes:
+        loss: Mean cross-entropy, nats.
+        correct: Examples classified correctly.
+        total: Examples.
+    """
+
+    loss: float
+    correct: int
+    total: int
+
+    @property
+    def accuracy(self) -> float:
+        """Share of correct examples."""
+        return self.correct / self.total
+
+
+class Epoch(_Part):
+    """One pass over the training examples.
+
+    Attributes:
+        epoch: From 1.
+        running_loss: Mean loss of the epoch's steps, in training mode (with dropout).
+        train: The probe of training examples, after the epoch.
+        test: The evaluation split, after the epoch. Only the last epoch's is ever compared.
+    """
+
+    epoch: int
+    running_loss: float
+    train: Score
+    test: Score
+
+
+class Timing(_Part):
+    """Where the time went.
+
+    Attributes:
+        started: UTC, ISO 8601.
+        seconds: The whole run.
+        train_seconds: Training steps alone.
+        train_examples_per_second: Over the training steps.
+    """
+
+    started: str
+    seconds: float
+    train_seconds: float
+    train_examples_per_second: float
+
+
+class RealisedSparsity(_Part):
+    """Share of valid pairs removed, by layer name; empty where that mode did not run.
+
+    Attributes:
+        train: Over the last epoch's steps.
+        test: Over the last evaluation.
+    """
+
+    train: dict[str, float]
+    test: dict[str, float]
+
+
+class Provenance(_Part):
+    """With what a run was done.
+
+    Attributes:
+        packages: Versions of everything that can change a number.
+        git: Commit and dirty flag of this package's checkout; None outside of one.
+        platform: Operating system, processor architecture and Python.
+        device: Where it ran, as "cpu".
+        threads: Torch's threads.
+        model: Name of the model.
+        data: Name of the data set.
+        weights_fingerprint: Hash of weights, configuration and tokenizer.
+        data_fingerprint: Hash of both splits.
+        data_notes: What was dropped from the source.
+    """
+
+    packages: dict[str, str]
+    git: dict[str, Any] | None
+    platform: dict[str, str]
+    device: str
+    threads: int
+    model: str
+    data: str
+    weights_fingerprint: str
+    data_fingerprint: str
+    data_notes: tuple[str, ...]
+
+
+class Arrays(_Part):
+    """The file of per-example outputs beside a record.
+
+    Attributes:
+        file: Name in the same folder: an .npz with `test_logits` `[N, C]`, `test_labels` `[N]`,
+            `train_logits`, `train_labels`, in the data set's order.
+        sha256: Of the file.
+    """
+
+    file: str
+    sha256: str
+
+
+class Record(_Part):
+    """One arm at one seed.
+
+    Attributes:
+        schema_version: `SCHEMA` at the time of writing.
+        run_id: Hash of `config`.
+        status: "finished"; "diverged" (a loss was not finite); "failed" (an error, see `reason`).
+        reason: Why not finished.
+        arm: Name of the arm that first asked for this run.
+        config: `RunConfig` as a dict.
+        classes: Class names.
+        epochs: One entry a finished epoch.
+        realised_sparsity: By layer.
+        parameters: Number of trained parameters.
+        timing: Where the time went.
+        provenance: With what it was done.
+        arrays: Per-example outputs; None unless finished.
+    """
+
+    schema_version: int = Field(SCHEMA, alias="schema")
+    run_id: str
+    status: Literal["finished", "diverged", "failed"]
+    reason: str | None = None
+    arm: str
+    config: dict[str, Any]
+    classes: tuple[str, ...]
+    epochs: tuple[Epoch, ...]
+    realised_sparsity: RealisedSparsity
+    parameters: int
+    timing: Timing
+    provenance: Provenance
+    arrays: Arrays | None = None
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    @property
+    def final(self) -> Epoch:
+        """The last epoch: the one that counts."""
+        return self.epochs[-1]

@@ -1,0 +1,221 @@
+"""A run directory: the study's identity, one atomic record a run, a lock a run. Nothing is overwritten.
+
+    runs/NAME/
+      study.json          the specification, fingerprints, and how many seeds were asked for when
+      records/ID.json     one finished, diverged or failed run
+      records/ID.npz      its per-example outputs
+      locks/ID.lock       held while a process trains that run
+      logs/               what the workers printed
+      report.md  report.html  figures/
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
+
+from crisp_attention.errors import RecordError
+from crisp_attention.experiment.record import SCHEMA, Arrays, Record
+from crisp_attention.experiment.spec import ExperimentSpec, PlannedRun, expand, parse, to_plain
+
+_STUDY = "study.json"
+_HINT = "Choose another --out, or move that directory away."
+
+
+class Store:
+    """Access to one run directory. Creating the object touches nothing on disk."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.records = folder / "records"
+
+    def open(self, spec: ExperimentSpec, model: str, data: str) -> None:
+        """Create the directory, or make sure that it belongs to this experiment.
+
+        Asking for another number of seeds is allowed and remembered: the report says so.
+
+        Args:
+            spec: The experiment.
+            model: Fingerprint of the model.
+            data: Fingerprint of the data.
+
+        Raises:
+            RecordError: If the directory belongs to another experiment or is not a run directory.
+        """
+        study = {
+            "schema": SCHEMA,
+            "spec": to_plain(spec),
+            "model": model,
+            "data": data,
+            "identity": _identity(spec, model, data),
+            "seeds_asked": [spec.seeds],
+        }
+        if (self.folder / _STUDY).exists():
+            existing = self._read_study()
+            if existing["identity"] != study["identity"]:
+                raise RecordError(f"{self.folder} holds another experiment ({_difference(existing, study)}). {_HINT}")
+            asked = existing["seeds_asked"]
+            study["seeds_asked"] = asked if asked[-1] == spec.seeds else [*asked, spec.seeds]
+        elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            raise RecordError(f"{self.folder} exists and is not a run directory (it has no {_STUDY}). {_HINT}")
+        for path in (self.records, self.folder / "locks", self.folder / "logs"):
+            path.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.folder / _STUDY, _to_json(study))
+
+    def study(self) -> tuple[ExperimentSpec, list[PlannedRun], list[int]]:
+        """The experiment that a directory holds.
+
+        Returns:
+            Its specification, all its runs, and the numbers of seeds that were asked for in turn.
+
+        Raises:
+            RecordError: If there is no readable study.
+        """
+        study = self._read_study()
+        spec = parse(study["spec"], str(self.folder / _STUDY))
+        return spec, list(expand(spec, study["model"], study["data"])), study["seeds_asked"]
+
+    def load(self, run_id: str) -> Record | None:
+        """The record of a run, or None if there is none yet.
+
+        Raises:
+            RecordError: If the record is damaged, of an unknown version or of another run.
+        """
+        path = self.records / f"{run_id}.json"
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+        except (OSError, UnicodeDecodeError) as error:
+            raise _damaged(path, str(error)) from None
+        try:
+            content = json.loads(text)
+            if not isinstance(content, dict):
+                raise _damaged(path, "not a JSON object")
+            if content.get("schema") != SCHEMA:
+                raise RecordError(
+                    f"{path} has record schema {content.get('schema')!r}, this version reads {SCHEMA}. "
+                    "Update crisp-attention, or use the version that wrote it."
+                )
+            record = Record.model_validate(content)
+        except json.JSONDecodeError as error:
+            raise _damaged(path, f"not valid JSON ({error.msg} at character {error.pos}); truncated?") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise _damaged(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        if record.run_id != run_id:
+            raise _damaged(path, f"it describes run {record.run_id}")
+        return record
+
+    def load_all(self, runs: list[PlannedRun]) -> dict[str, Record]:
+        """All records there are of the given runs, by run id."""
+        found = {run.config.run_id: self.load(run.config.run_id) for run in runs}
+        return {run_id: record for run_id, record in found.items() if record is not None}
+
+    def load_arrays(self, record: Record) -> dict[str, np.ndarray[Any, Any]]:
+        """The per-example outputs of a finished run.
+
+        Raises:
+            RecordError: If the file is missing or differs from what the record says.
+        """
+        if record.arrays is None:
+            raise RecordError(f"Run {record.run_id} is {record.status} and has no per-example outputs.")
+        path = self.records / record.arrays.file
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise _damaged(path, str(error)) from None
+        if hashlib.sha256(content).hexdigest() != record.arrays.sha256:
+            raise _damaged(path, "its checksum differs from the record's")
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+
+    def save(self, record: Record, arrays: Mapping[str, np.ndarray[Any, Any]] | None) -> None:
+        """Write a run's outputs, then its record: a record on disk is always complete.
+
+        Args:
+            record: The record, its `arrays` not yet filled in.
+            arrays: Per-example outputs of a finished run.
+        """
+        if arrays is not None:
+            buffer = io.BytesIO()
+            np.savez_compressed(buffer, **arrays)
+            content = buffer.getvalue()
+            file = f"{record.run_id}.npz"
+            write_atomically(self.records / file, content)
+            entry = Arrays(file=file, sha256=hashlib.sha256(content).hexdigest())
+            record = record.model_copy(update={"arrays": entry})
+        write_atomically(self.records / f"{record.run_id}.json", _to_json(record.model_dump(mode="json", by_alias=True)))
+
+    def lock(self, run_id: str) -> FileLock | None:
+        """Take a run for this process; None if another holds it. Released when the process ends."""
+        lock = FileLock(self.folder / "locks" / f"{run_id}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return None
+        return lock
+
+    def _read_study(self) -> dict[str, Any]:
+        path = self.folder / _STUDY
+        try:
+            study = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise RecordError(f"{self.folder} is not a run directory: it has no {_STUDY}.") from None
+        except (OSError, ValueError) as error:
+            raise _damaged(path, str(error)) from None
+        wanted = {"schema", "spec", "model", "data", "identity", "seeds_asked"}
+        if not isinstance(study, dict) or not wanted <= set(study):
+            raise _damaged(path, f"expected the keys {', '.join(sorted(wanted))}")
+        return study
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all, also after a power cut."""
+    descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(scratch, 0o644)
+        os.replace(scratch, path)
+    except BaseException:
+        Path(scratch).unlink(missing_ok=True)
+        raise
+
+
+def _identity(spec: ExperimentSpec, model: str, data: str) -> str:
+    content = spec.identity()
+    # Content counts, not the place it was read from.
+    del content["model"], content["data"]["source"], content["data"]["test"]
+    canonical = json.dumps([content, model, data], sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """The first places where two studies differ, for an error message."""
+    places = [key for key in ("model", "data") if old[key] != new[key]]
+    ignored = {"name", "description", "choices", "seeds", "model"}
+    before, after = old["spec"], new["spec"]
+    places += [key for key in sorted({*before, *after} - ignored) if before.get(key) != after.get(key)]
+    return "different " + ", ".join(dict.fromkeys(places)) if places else "different specification"
+
+
+def _damaged(path: Path, why: str) -> RecordError:
+    advice = "Delete it to have that run done again." if path.parent.name == "records" else _HINT
+    return RecordError(f"{path} is damaged: {why}. {advice}")
+
+
+def _to_json(content: Any) -> bytes:
+    return (json.dumps(content, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,139 @@
+"""A process that trains one run after another: reads `PlannedRun`s from a pipe, writes events to it.
+
+It writes each record itself, before it says so, and ends with its parent, however that ended.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from multiprocessing import connection, parent_process
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from crisp_attention.experiment.data import Dataset
+from crisp_attention.experiment.model import Checkpoint
+from crisp_attention.experiment.spec import PlannedRun
+from crisp_attention.experiment.store import Store
+
+if TYPE_CHECKING:
+    from crisp_attention.experiment.train import Workbench
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a worker says.
+
+    Attributes:
+        kind: "ready" for a run; "progress"; or how the run ended: "finished", "diverged", "failed",
+            or "elsewhere" (another process is training it).
+        run_id: Which run; empty for "ready".
+        step, steps, loss: Progress, as in `train.Progress`.
+        reason: Why it diverged or failed.
+    """
+
+    kind: Literal["ready", "progress", "finished", "diverged", "failed", "elsewhere"]
+    run_id: str = ""
+    step: int = 0
+    steps: int = 0
+    loss: float = 0.0
+    reason: str | None = None
+
+
+def serve(pipe: Any, folder: Path, checkpoint: Checkpoint, dataset: Dataset, threads: int, log: Path) -> None:
+    """Body of a worker process.
+
+    Args:
+        pipe: Duplex connection: runs in (None ends), events out.
+        folder: The run directory.
+        checkpoint: Where the weights are.
+        dataset: The examples.
+        threads: Torch's threads.
+        log: File that takes all that is printed.
+    """
+    # Ctrl-C reaches the whole process group; the parent decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    stream = log.open("a", buffering=1, encoding="utf-8")
+    os.dup2(stream.fileno(), 1)
+    os.dup2(stream.fileno(), 2)
+    sys.stdout = sys.stderr = stream
+
+    import torch
+
+    from crisp_attention.experiment.train import Workbench, quiet_transformers
+
+    torch.set_num_threads(threads)
+    quiet_transformers()
+    bench = Workbench(checkpoint, dataset)
+    store = Store(folder)
+    pipe.send(Event("ready"))
+    while (planned := pipe.recv()) is not None:
+        pipe.send(_run(planned, store, bench, pipe))
+
+
+def _run(planned: PlannedRun, store: Store, bench: Workbench, pipe: Any) -> Event:
+    from crisp_attention.experiment import train
+
+    run_id = planned.config.run_id
+    lock = store.lock(run_id)
+    if lock is None:
+        return Event("elsewhere", run_id)
+    try:
+        record = store.load(run_id)
+        if record is None or record.status != "finished":
+            started = time.perf_counter()
+            try:
+                record, outputs = train.run(
+                    planned,
+                    bench,
+                    lambda now: pipe.send(Event("progress", run_id, now.step, now.steps, now.loss)),
+                )
+            except Exception as error:
+                traceback.print_exc()
+                reason = f"{type(error).__name__}: {error}"
+                record, outputs = _failure(planned, bench, reason, time.perf_counter() - started), None
+            store.save(record, outputs)
+        return Event(record.status, run_id, reason=record.reason)
+    finally:
+        lock.release()
+
+
+def _failure(planned: PlannedRun, bench: Workbench, reason: str, seconds: float) -> Any:
+    from dataclasses import asdict
+
+    from crisp_attention.experiment.record import RealisedSparsity, Record, Timing
+    from crisp_attention.experiment.train import describe
+
+    return Record(
+        run_id=planned.config.run_id,
+        status="failed",
+        reason=reason,
+        arm=planned.arm,
+        config=asdict(planned.config),
+        classes=bench.dataset.classes,
+        epochs=(),
+        realised_sparsity=RealisedSparsity(train={}, test={}),
+        parameters=0,
+        timing=Timing(
+            started=datetime.now(UTC).isoformat(timespec="seconds"),
+            seconds=round(seconds, 3),
+            train_seconds=0.0,
+            train_examples_per_second=0.0,
+        ),
+        provenance=describe(bench, "unknown"),
+    )
+
+
+def _end_with_parent() -> None:
+    """Leave at once when the parent is gone, killed or not: an orphan must not train on."""
+    parent = parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
