@@ -39,8 +39,26 @@ class Store:
         self.folder = folder
         self.records = folder / "records"
 
+    def require(self, spec: ExperimentSpec, model: str, data: str) -> None:
+        """Make sure that the directory is new or belongs to this experiment; writes nothing.
+
+        Args:
+            spec: The experiment.
+            model: Fingerprint of the model.
+            data: Fingerprint of the data.
+
+        Raises:
+            RecordError: If it belongs to another experiment or is not a run directory.
+        """
+        if (self.folder / _STUDY).exists():
+            existing, wanted = self._read_study(), _study(spec, model, data)
+            if existing["identity"] != wanted["identity"]:
+                raise RecordError(f"{self.folder} holds another experiment ({_difference(existing, wanted)}). {_HINT}")
+        elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            raise RecordError(f"{self.folder} exists and is not a run directory (it has no {_STUDY}). {_HINT}")
+
     def open(self, spec: ExperimentSpec, model: str, data: str) -> None:
-        """Create the directory, or make sure that it belongs to this experiment.
+        """Create the directory, or go on in it.
 
         Asking for another number of seeds is allowed and remembered: the report says so.
 
@@ -50,24 +68,13 @@ class Store:
             data: Fingerprint of the data.
 
         Raises:
-            RecordError: If the directory belongs to another experiment or is not a run directory.
+            RecordError: As `require`.
         """
-        study = {
-            "schema": SCHEMA,
-            "spec": to_plain(spec),
-            "model": model,
-            "data": data,
-            "identity": _identity(spec, model, data),
-            "seeds_asked": [spec.seeds],
-        }
+        self.require(spec, model, data)
+        study = _study(spec, model, data)
         if (self.folder / _STUDY).exists():
-            existing = self._read_study()
-            if existing["identity"] != study["identity"]:
-                raise RecordError(f"{self.folder} holds another experiment ({_difference(existing, study)}). {_HINT}")
-            asked = existing["seeds_asked"]
+            asked = self._read_study()["seeds_asked"]
             study["seeds_asked"] = asked if asked[-1] == spec.seeds else [*asked, spec.seeds]
-        elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
-            raise RecordError(f"{self.folder} exists and is not a run directory (it has no {_STUDY}). {_HINT}")
         for path in (self.records, self.folder / "locks", self.folder / "logs"):
             path.mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / _STUDY, _to_json(study))
@@ -193,6 +200,17 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         Path(scratch).unlink(missing_ok=True)
         raise
+
+
+def _study(spec: ExperimentSpec, model: str, data: str) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "spec": to_plain(spec),
+        "model": model,
+        "data": data,
+        "identity": _identity(spec, model, data),
+        "seeds_asked": [spec.seeds],
+    }
 
 
 def _identity(spec: ExperimentSpec, model: str, data: str) -> str:

@@ -1,0 +1,198 @@
+"""`crisp`: each command is a few lines that call a room of the package. Heavy imports stay inside."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+try:
+    import typer
+    from rich.console import Console
+    from rich.markup import escape
+except ModuleNotFoundError as missing:  # the core installs without the command line
+    sys.exit(f"The crisp command needs the extra 'experiment' ({missing.name} is missing): pip install 'crisp-attention[experiment]'")
+
+from crisp_attention.errors import CrispError
+
+if TYPE_CHECKING:
+    from crisp_attention.experiment.spec import ExperimentSpec
+
+app = typer.Typer(
+    name="crisp",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Let a Transformer attend to less, and find out honestly whether it helps.",
+)
+
+Seeds = Annotated[int | None, typer.Option(min=1, max=1000, help="Runs per arm. Fewer than 6 give no verdict.")]
+Out = Annotated[Path | None, typer.Option(help="Run directory (default: runs/NAME). The same command resumes in it.")]
+Jobs = Annotated[int | None, typer.Option(min=1, help="Runs side by side; the cores are split between them (default: one a core).")]
+Retry = Annotated[bool, typer.Option("--retry", help="Do diverged and failed runs again.")]
+
+
+@app.command()
+def reproduce(
+    preset: Annotated[str, typer.Option(help="quick: minutes, offline. paper: the published setting, needs the hub.")] = "quick",
+    model: Annotated[str | None, typer.Option(help="minilm-l6 (packaged), a folder, or a hub name.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="A packaged data set, a GLUE folder, a CSV/TSV/JSONL/Parquet file, or a hub name.")
+    ] = None,
+    seeds: Seeds = None,
+    out: Out = None,
+    jobs: Jobs = None,
+    retry: Retry = False,
+) -> None:
+    """Run the paper's experiment: dense attention against three sparsities.
+
+    Examples:
+
+      crisp reproduce
+
+      crisp reproduce --seeds 10
+
+      crisp reproduce --preset paper --model minilm-l6 --dataset path/to/SST-2
+    """
+    from crisp_attention.experiment.spec import preset as find
+
+    spec = find(preset)
+    changes: dict[str, object] = {}
+    if model is not None:
+        changes["model"] = model
+    if dataset is not None:
+        changes["data"] = spec.data.model_copy(update={"source": dataset, "subset": None})
+    named = [Path(name).name for name in (model, dataset) if name is not None]
+    changes["name"] = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join([preset, *named]))[:60]
+    _run(spec.model_copy(update=changes), seeds, out, jobs, retry)
+
+
+@app.command()
+def run(
+    spec: Annotated[Path, typer.Argument(help="Experiment in TOML.", show_default=False)],
+    seeds: Seeds = None,
+    out: Out = None,
+    jobs: Jobs = None,
+    retry: Retry = False,
+) -> None:
+    """Run an experiment of your own: any arms x seeds, on your data; resumable.
+
+    Example:
+
+      crisp run experiment.toml --seeds 10
+    """
+    from crisp_attention.experiment.spec import read
+
+    _run(read(spec), seeds, out, jobs, retry)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="Run directory, as runs/quick.", show_default=False)]) -> None:
+    """Rebuild statistics, tables, plots and pages from the records alone.
+
+    Example:
+
+      crisp report runs/quick
+    """
+    from crisp_attention.experiment import study
+    from crisp_attention.experiment.display import show_result
+
+    analysis, page = study.rebuild(folder)
+    console = Console()
+    show_result(console, analysis)
+    console.print(f"Report: {page}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def check(
+    model: Annotated[str, typer.Argument(help="minilm-l6 (packaged), a folder, or a hub name.", show_default=False)],
+    sparsity: Annotated[float, typer.Option(help="Share of scores to remove, in [0, 1).")] = 0.8,
+    rule: Annotated[str, typer.Option(help="percentile, topk or random.")] = "topk",
+) -> None:
+    """Does sparsity reach every attention layer of a model, and what does it realise?
+
+    Example:
+
+      crisp check minilm-l6 --rule percentile
+    """
+    from crisp_attention.config import SparsityConfig
+
+    config = SparsityConfig(sparsity=sparsity, rule=rule)
+    from crisp_attention.experiment.model import resolve
+
+    console = Console(stderr=True)
+    checkpoint = resolve(model, lambda message: console.print(message, style="dim", markup=False, highlight=False))
+    from transformers import AutoModel
+    from transformers.utils import logging
+
+    from crisp_attention.huggingface.check import check as probe
+    from crisp_attention.huggingface.model import sparsify
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    typer.echo(str(probe(sparsify(AutoModel.from_pretrained(checkpoint.folder), config))))
+
+
+@app.command()
+def data(
+    name: Annotated[str | None, typer.Argument(help="A packaged data set, a folder, a file, or a hub name.")] = None,
+    text: Annotated[str | None, typer.Option(help="Column of the text.")] = None,
+    label: Annotated[str | None, typer.Option(help="Column of the label.")] = None,
+) -> None:
+    """List the packaged data sets, or show what one source looks like.
+
+    Examples:
+
+      crisp data
+
+      crisp data trec
+
+      crisp data reviews.csv --text review --label stars
+    """
+    from crisp_attention.experiment.data import PACKAGED
+    from crisp_attention.experiment.display import show_dataset, show_packaged
+
+    console = Console()
+    if name is None:
+        show_packaged(console, PACKAGED)
+        return
+    from crisp_attention.experiment.data import load
+    from crisp_attention.experiment.spec import DataSpec
+
+    show_dataset(console, load(DataSpec(source=name, text=text, label=label)))
+
+
+def _run(spec: ExperimentSpec, seeds: int | None, out: Path | None, jobs: int | None, retry: bool) -> None:
+    from crisp_attention.experiment import study
+    from crisp_attention.experiment.display import TerminalDisplay, show_result
+
+    if seeds is not None:
+        spec = spec.model_copy(update={"seeds": seeds})
+    folder = out or Path("runs") / spec.name
+    console = Console()
+    try:
+        analysis, page = study.run(spec, folder, TerminalDisplay(console), jobs, retry)
+    except KeyboardInterrupt:
+        console.print(f"Interrupted. Finished runs are kept in {folder}; the same command goes on from there.", markup=False)
+        raise typer.Exit(130) from None
+    show_result(console, analysis)
+    console.print(f"Report: {page}", markup=False, highlight=False, soft_wrap=True)
+
+
+def main() -> NoReturn:
+    """Entry point: errors that the user can mend are one sentence and exit code 2."""
+    # Results must not depend on telemetry or progress bars of libraries underneath.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    try:
+        app()
+    except CrispError as error:
+        Console(stderr=True).print("[bold red]Error:[/bold red]", escape(str(error)), highlight=False, soft_wrap=True)
+        sys.exit(2)
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""Progress in a terminal: one bar for the study, one for each run in training. Plain lines elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.panel import Panel
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from crisp_attention.experiment.analysis import Analysis
+from crisp_attention.experiment.data import Dataset
+from crisp_attention.experiment.report import tables
+from crisp_attention.experiment.spec import PlannedRun
+from crisp_attention.experiment.study import Plan
+from crisp_attention.experiment.verdict import Verdict
+from crisp_attention.experiment.worker import Event
+
+_COLOURS = {"helps": "green", "hurts": "red", "equivalent": "cyan", "inconclusive": "yellow", "no verdict": "yellow"}
+
+
+class TerminalDisplay:
+    """Shows a study's progress on a Rich console.
+
+    Args:
+        console: Where to; anything but a terminal gets a line an ended run.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def announce(self, message: str) -> None:
+        """Say what happens next."""
+        self.console.print(f"[dim]{escape(message)}[/dim]", highlight=False)
+
+    @contextlib.contextmanager
+    def training(self, plan: Plan) -> Iterator[Callable[[PlannedRun | None, Event], None]]:
+        """Show the runs of a plan while they are trained."""
+        self._introduce(plan)
+        board = _Board(plan, self.console)
+        if not self.console.is_terminal:
+            yield board.receive
+            return
+        with Live(board.render(), console=self.console, refresh_per_second=4, transient=True) as live:
+            board.on_change = lambda: live.update(board.render())
+            yield board.receive
+
+    def _introduce(self, plan: Plan) -> None:
+        spec, division = plan.spec, plan.division
+        self.console.print(
+            f"[bold]{escape(spec.name)}[/bold]: {len(spec.arms)} arms x {spec.seeds} seeds of {escape(spec.model)} on "
+            f"{escape(spec.data.source)}, {plan.train_examples} training and {plan.test_examples} test examples, "
+            f"{spec.training.epochs} epochs. {plan.total - len(plan.pending)} of {plan.total} runs are done; "
+            f"{division.jobs} at a time, {division.threads} thread{'s' if division.threads > 1 else ''} each. "
+            f"Ctrl-C is safe: the same command goes on in {escape(str(plan.folder))}.",
+            highlight=False,
+        )
+
+
+class _Board:
+    def __init__(self, plan: Plan, console: Console) -> None:
+        self.on_change: Callable[[], None] = lambda: None
+        self._console = console
+        self._ended = 0
+        self._total = len(plan.pending)
+        self._fractions: dict[str, float] = {}
+        self._study = Progress(
+            TextColumn("[bold]all runs"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[ended]} of {task.fields[runs]}"),
+            TimeRemainingColumn(),
+            console=console,
+            expand=True,
+            speed_estimate_period=600,
+        )
+        self._whole = self._study.add_task("all", total=float(self._total), ended=0, runs=self._total)
+        self._runs = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("step {task.completed:.0f} of {task.total:.0f}"),
+            TextColumn("loss {task.fields[loss]:.3f}"),
+            console=console,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def render(self) -> RenderableType:
+        return Group(self._study, self._runs)
+
+    def receive(self, planned: PlannedRun | None, event: Event) -> None:
+        if planned is None:
+            return
+        if event.kind == "progress":
+            self._advance(planned, event)
+        else:
+            self._end(planned, event)
+        self._study.update(
+            self._whole, completed=self._ended + sum(self._fractions.values()), ended=self._ended
+        )
+        self.on_change()
+
+    def _advance(self, planned: PlannedRun, event: Event) -> None:
+        self._fractions[event.run_id] = event.step / max(event.steps, 1)
+        if event.run_id not in self._tasks:
+            name = f"{escape(planned.arm)}, seed {planned.config.seed}"
+            self._tasks[event.run_id] = self._runs.add_task(name, total=event.steps, loss=event.loss)
+        self._runs.update(self._tasks[event.run_id], completed=event.step, total=event.steps, loss=event.loss)
+
+    def _end(self, planned: PlannedRun, event: Event) -> None:
+        self._fractions.pop(event.run_id, None)
+        task = self._tasks.pop(event.run_id, None)
+        if task is not None:
+            self._runs.remove_task(task)
+        self._ended += 1
+        label = f"{planned.arm}, seed {planned.config.seed}"
+        outcome = {"elsewhere": "is being trained by another process"}.get(event.kind, event.kind)
+        line = f"[{self._ended} of {self._total}] {label}: {outcome}"
+        if event.reason:
+            line += f": {event.reason}"
+        self._console.print(
+            Text(line, style="red" if event.kind in ("failed", "diverged") else ""), highlight=False, soft_wrap=True
+        )
+
+
+def show_result(console: Console, analysis: Analysis) -> None:
+    """Print the final table, the verdict and its cautions."""
+    content = tables.summary(analysis)
+    table = RichTable(caption=content.caption, caption_justify="left", header_style="bold", pad_edge=False)
+    for number, name in enumerate(content.header):
+        table.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
+    for row in content.rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console.print(table)
+    console.print(_verdict_panel(analysis.verdict, analysis.cautions))
+
+
+def _verdict_panel(verdict: Verdict, cautions: tuple[str, ...]) -> Panel:
+    colour = _COLOURS[verdict.word]
+    lines = [Text(verdict.headline, style=f"bold {colour}")]
+    lines += [Text(sentence) for sentence in verdict.details]
+    lines += [Text(sentence, style="dim") for sentence in cautions]
+    return Panel(Group(*lines), title="verdict", title_align="left", border_style=colour)
+
+
+def show_packaged(console: Console, packaged: Mapping[str, str]) -> None:
+    """List the data sets that come from the package index."""
+    table = RichTable(header_style="bold", pad_edge=False)
+    table.add_column("data set")
+    table.add_column("what it holds")
+    for name, description in packaged.items():
+        table.add_row(name, Text(description))
+    console.print(table)
+    console.print("Also: a GLUE folder, a CSV/TSV/JSONL/Parquet file, or the name of a data set on the hub.")
+
+
+def show_dataset(console: Console, dataset: Dataset) -> None:
+    """Show sizes, classes and a few examples of a data set."""
+    table = RichTable(title=Text(dataset.name), title_justify="left", header_style="bold", pad_edge=False)
+    table.add_column("class")
+    table.add_column("training", justify="right")
+    table.add_column("evaluation", justify="right")
+    table.add_column("an example")
+    for index, name in enumerate(dataset.classes):
+        rows = (dataset.train.labels == index).nonzero()[0]
+        example = dataset.train.texts[rows[0]] if len(rows) else ""
+        counts = (str((split.labels == index).sum()) for split in (dataset.train, dataset.test))
+        table.add_row(Text(name), *counts, Text(textwrap.shorten(example, 90, placeholder=" ...")))
+    console.print(table)
+    for note in dataset.notes:
+        console.print(note, markup=False, highlight=False)

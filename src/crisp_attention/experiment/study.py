@@ -1,0 +1,99 @@
+"""The whole way once: specification -> runs -> records -> analysis -> report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from crisp_attention.experiment import data, execute, model, report
+from crisp_attention.experiment.analysis import Analysis, analyse
+from crisp_attention.experiment.spec import ExperimentSpec, PlannedRun, expand
+from crisp_attention.experiment.store import Store
+from crisp_attention.experiment.worker import Event
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is about to be done.
+
+    Attributes:
+        spec: The experiment.
+        folder: The run directory.
+        total: Runs of the whole experiment.
+        pending: Runs still to do, each once.
+        division: Workers and threads.
+        train_examples, test_examples: Sizes of the splits.
+    """
+
+    spec: ExperimentSpec
+    folder: Path
+    total: int
+    pending: tuple[PlannedRun, ...]
+    division: execute.Division
+    train_examples: int
+    test_examples: int
+
+
+class Display(Protocol):
+    """Where progress is shown."""
+
+    def announce(self, message: str) -> None:
+        """Say what happens next."""
+
+    def training(self, plan: Plan) -> AbstractContextManager[Callable[[PlannedRun | None, Event], None]]:
+        """Show the runs of a plan while they are trained; yields the receiver of events."""
+
+
+def run(
+    spec: ExperimentSpec, folder: Path, display: Display, jobs: int | None = None, retry: bool = False
+) -> tuple[Analysis, Path]:
+    """Do what is not done yet of an experiment, and report on all of it.
+
+    Everything that could be wrong with the specification, the model or the data is found before
+    anything is written.
+
+    Args:
+        spec: The experiment.
+        folder: The run directory, new or of the same experiment.
+        display: Where progress is shown.
+        jobs: Worker processes (default: one a core).
+        retry: Do diverged and failed runs again.
+
+    Returns:
+        The analysis and the path of the HTML report.
+    """
+    store = Store(folder)
+    checkpoint = model.resolve(spec.model, display.announce)
+    dataset = data.load(spec.data, display.announce)
+    planned = list(expand(spec, checkpoint.fingerprint, dataset.fingerprint))
+    store.require(spec, checkpoint.fingerprint, dataset.fingerprint)
+    done = store.load_all(planned)
+    unique = {run.config.run_id: run for run in reversed(planned)}
+    pending = [run for run_id, run in reversed(unique.items()) if run_id not in done]
+    if retry:
+        pending += [unique[run_id] for run_id, record in done.items() if record.status != "finished"]
+    division = execute.divide(jobs, len(pending))
+    if pending:
+        display.announce("Checking that every arm can be run on this model")
+        from crisp_attention.experiment import train
+
+        train.preflight(checkpoint, dataset, [arm.attention for arm in spec.arms])
+    store.open(spec, checkpoint.fingerprint, dataset.fingerprint)
+    if pending:
+        plan = Plan(spec, folder, len(unique), tuple(pending), division, len(dataset.train), len(dataset.test))
+        with display.training(plan) as receive:
+            execute.execute(pending, store, checkpoint, dataset, division, receive)
+    return rebuild(folder)
+
+
+def rebuild(folder: Path) -> tuple[Analysis, Path]:
+    """Statistics, tables, plots and pages from the records alone; trains nothing.
+
+    Returns:
+        The analysis and the path of the HTML report.
+    """
+    analysis = analyse(Store(folder))
+    return analysis, report.write(analysis, folder)
