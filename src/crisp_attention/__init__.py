@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from crisp_attention.huggingface.autoregister import install
 
 if TYPE_CHECKING:
-    from crisp_attention.operator import AttentionOutput, attention
     from crisp_attention.config import SparsityConfig
     from crisp_attention.errors import (
         AssetError,
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from crisp_attention.huggingface.check import CheckReport, check
     from crisp_attention.huggingface.model import dense, densify, load, monitor, set_forward_index, sparsify
     from crisp_attention.monitoring import SparsityMonitor
+    from crisp_attention.operator import AttentionOutput, attention
 
 __version__ = "0.1.0"
 

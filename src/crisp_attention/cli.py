@@ -13,7 +13,10 @@ try:
     from rich.console import Console
     from rich.markup import escape
 except ModuleNotFoundError as missing:  # the core installs without the command line
-    sys.exit(f"The crisp command needs the extra 'experiment' ({missing.name} is missing): pip install 'crisp-attention[experiment]'")
+    sys.exit(
+        f"The crisp command needs the extra 'experiment' ({missing.name} is missing): "
+        "pip install 'crisp-attention[experiment]'"
+    )
 
 from crisp_attention.errors import CrispError
 
@@ -31,16 +34,21 @@ app = typer.Typer(
 
 Seeds = Annotated[int | None, typer.Option(min=1, max=1000, help="Runs per arm. Fewer than 6 give no verdict.")]
 Out = Annotated[Path | None, typer.Option(help="Run directory (default: runs/NAME). The same command resumes in it.")]
-Jobs = Annotated[int | None, typer.Option(min=1, help="Runs side by side; the cores are split between them (default: one a core).")]
+Jobs = Annotated[
+    int | None, typer.Option(min=1, help="Runs side by side; the cores are split between them (default: one a core).")
+]
 Retry = Annotated[bool, typer.Option("--retry", help="Do diverged and failed runs again.")]
 
 
 @app.command()
 def reproduce(
-    preset: Annotated[str, typer.Option(help="quick: minutes, offline. paper: the published setting, needs the hub.")] = "quick",
+    preset: Annotated[
+        str, typer.Option(help="quick: minutes, offline. paper: the published setting, needs the hub.")
+    ] = "quick",
     model: Annotated[str | None, typer.Option(help="minilm-l6 (packaged), a folder, or a hub name.")] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="A packaged data set, a GLUE folder, a CSV/TSV/JSONL/Parquet file, or a hub name.")
+        str | None,
+        typer.Option(help="A packaged data set, a GLUE folder, a CSV/TSV/JSONL/Parquet file, or a hub name."),
     ] = None,
     seeds: Seeds = None,
     out: Out = None,
@@ -50,7 +58,6 @@ def reproduce(
     """Run the paper's experiment: dense attention against three sparsities.
 
     Examples:
-
       crisp reproduce
 
       crisp reproduce --seeds 10
@@ -81,7 +88,6 @@ def run(
     """Run an experiment of your own: any arms x seeds, on your data; resumable.
 
     Example:
-
       crisp run experiment.toml --seeds 10
     """
     from crisp_attention.experiment.spec import read
@@ -94,7 +100,6 @@ def report(folder: Annotated[Path, typer.Argument(help="Run directory, as runs/q
     """Rebuild statistics, tables, plots and pages from the records alone.
 
     Example:
-
       crisp report runs/quick
     """
     from crisp_attention.experiment import study
@@ -115,7 +120,6 @@ def check(
     """Does sparsity reach every attention layer of a model, and what does it realise?
 
     Example:
-
       crisp check minilm-l6 --rule percentile
     """
     from crisp_attention.config import SparsityConfig
@@ -145,7 +149,6 @@ def data(
     """List the packaged data sets, or show what one source looks like.
 
     Examples:
-
       crisp data
 
       crisp data trec
@@ -176,7 +179,9 @@ def _run(spec: ExperimentSpec, seeds: int | None, out: Path | None, jobs: int | 
     try:
         analysis, page = study.run(spec, folder, TerminalDisplay(console), jobs, retry)
     except KeyboardInterrupt:
-        console.print(f"Interrupted. Finished runs are kept in {folder}; the same command goes on from there.", markup=False)
+        console.print(
+            f"Interrupted. Finished runs are kept in {folder}; the same command goes on from there.", markup=False
+        )
         raise typer.Exit(130) from None
     show_result(console, analysis)
     console.print(f"Report: {page}", markup=False, highlight=False, soft_wrap=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import Protocol
 
 import torch
@@ -61,10 +60,6 @@ class SparsityMonitor:
 
     def mean(self, training: bool) -> float | None:
         """Realised sparsity over all layers' pairs together; None if nothing ran in that mode."""
-        totals = defaultdict(int)
-        for (mode, _), counts in self._counts.items():
-            kept, valid = counts.tolist()
-            if mode == training:
-                totals["kept"] += kept
-                totals["valid"] += valid
-        return 1.0 - totals["kept"] / totals["valid"] if totals["valid"] else None
+        counts = [both for (mode, _), both in self._counts.items() if mode == training]
+        kept, valid = torch.stack(counts).sum(dim=0).tolist() if counts else (0, 0)
+        return 1.0 - kept / valid if valid else None

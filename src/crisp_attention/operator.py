@@ -132,10 +132,7 @@ def attention(
     Raises:
         ConfigurationError: If a shape, dtype, setting or combination cannot be served.
     """
-    optional = {"scope": scope} if scope is not None else {}
-    config = SparsityConfig(
-        sparsity=sparsity, rule=rule, min_keep=min_keep, count_padding=count_padding, **optional
-    )
+    config = SparsityConfig(sparsity=sparsity, rule=rule, min_keep=min_keep, count_padding=count_padding, scope=scope)
     if causal and not config.traits.causal:
         raise causal_refusal(rule)
     if not 0.0 <= dropout_p < 1.0:
@@ -178,7 +175,9 @@ def attend(
     """`attention` on arguments already validated: the one way from a model to a backend.
 
     Args:
-        q, k, v: As in `attention`.
+        q: As in `attention`.
+        k: As in `attention`.
+        v: As in `attention`.
         config: The rule; None keeps every valid pair (dense).
         pairs: The valid pairs.
         bias: Additive, finite at valid pairs.
@@ -233,9 +232,10 @@ def causal_refusal(rule: str) -> ConfigurationError:
 
 def _check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
     for name, tensor in (("q", q), ("k", k), ("v", v)):
-        if tensor.dim() != 4 or not tensor.is_floating_point():
+        if tensor.dim() != 4 or not tensor.is_floating_point() or not tensor.numel():
             raise ConfigurationError(
-                f"{name} must be a floating-point tensor [B, H, N, D], got {tuple(tensor.shape)} {tensor.dtype}."
+                f"{name} must be a non-empty floating-point tensor [B, H, N, D], "
+                f"got {tuple(tensor.shape)} {tensor.dtype}."
             )
     if k.shape[:3] != v.shape[:3] or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
         raise ConfigurationError(
@@ -267,9 +267,7 @@ def _split_bias(
     return bias.masked_fill(bias == -torch.inf, 0.0), finite
 
 
-def _pairs(
-    q: Tensor, k: Tensor, valid: Tensor | None, query_valid: Tensor | None, causal: bool
-) -> Pairs:
+def _pairs(q: Tensor, k: Tensor, valid: Tensor | None, query_valid: Tensor | None, causal: bool) -> Pairs:
     batch, heads, queries, _ = q.shape
     keys = k.shape[2]
     shape = (batch, heads, queries, keys)
@@ -288,7 +286,8 @@ def _pairs(
     if query_valid is not None:
         if query_valid.dtype != torch.bool or query_valid.shape != (batch, queries):
             raise ConfigurationError(
-                f"query_valid must be bool [B, Q] = {(batch, queries)}, got {tuple(query_valid.shape)} {query_valid.dtype}."
+                f"query_valid must be bool [B, Q] = {(batch, queries)}, "
+                f"got {tuple(query_valid.shape)} {query_valid.dtype}."
             )
     elif valid is not None and queries == keys:
         query_valid = padding_from_pairs(valid, queries)

@@ -89,7 +89,8 @@ def threshold(ranking: Tensor, pairs: Pairs, selection: Threshold) -> Tensor:
 
 
 def _kth_largest(values: Tensor, k: Tensor, bound: int) -> Tensor:
-    """The k-th largest entry of the last dimension, `k <= bound` differing by row (k = 0 reads k = 1)."""
+    """The k-th largest entry of the last dimension, `k <= bound` differing by row; inf for k = 0."""
     few = 2 * bound <= values.shape[-1]
-    ordered = values.topk(bound, dim=-1).values if few else values.sort(dim=-1, descending=True).values
-    return ordered.gather(-1, (k - 1).clamp(min=0).expand(*values.shape[:-1], 1))
+    ordered = values.topk(max(bound, 1), dim=-1).values if few else values.sort(dim=-1, descending=True).values
+    tau = ordered.gather(-1, (k - 1).clamp(min=0).expand(*values.shape[:-1], 1))
+    return tau.masked_fill(k == 0, torch.inf)

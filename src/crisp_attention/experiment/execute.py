@@ -135,9 +135,7 @@ def _start(store: Store, checkpoint: Checkpoint, dataset: Dataset, threads: int,
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     log = store.folder / "logs" / f"worker-{os.getpid()}-{number}.log"
-    process = context.Process(
-        target=serve, args=(theirs, store.folder, checkpoint, dataset, threads, log), daemon=True
-    )
+    process = context.Process(target=serve, args=(theirs, store.folder, checkpoint, dataset, threads, log), daemon=True)
     process.start()
     theirs.close()
     return _Worker(process, ours)

@@ -94,9 +94,7 @@ class ArmSpec(_Section):
     def to_toml_dict(self) -> dict[str, Any]:
         """The arm as it is written in TOML: only what differs from the defaults."""
         defaults = SparsityConfig(sparsity=0.0)
-        attention = {
-            key: value for key, value in self.attention.to_dict().items() if value != getattr(defaults, key)
-        }
+        attention = {key: value for key, value in self.attention.to_dict().items() if value != getattr(defaults, key)}
         own = self.model_dump(exclude={"attention"}, exclude_defaults=True)
         return {**own, **attention}
 
@@ -113,7 +111,9 @@ class ExperimentSpec(_Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)]
     description: str = ""
-    choices: tuple[str, ...] = Field((), description="settings that are our choice, not a source's; shown in the report")
+    choices: tuple[str, ...] = Field(
+        (), description="settings that are our choice, not a source's; shown in the report"
+    )
     model: str = Field(description="a packaged model, a folder with weights, or a hub name")
     seeds: Annotated[int, Field(ge=1, le=1000)] = Field(10, description="runs per arm, seeds 0, 1, ...")
     primary: PrimarySpec

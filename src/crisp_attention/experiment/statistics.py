@@ -88,7 +88,8 @@ def contrast(
     """Compare two arms.
 
     Args:
-        arm, baseline: Names.
+        arm: Name.
+        baseline: Name.
         correct_arm: Bool `[S, N]`, whether each example was classified correctly.
         correct_baseline: Bool `[S, N]`, same seeds and examples in the same order.
         random: For the bootstrap and, with many seeds, the permutation test.

@@ -1,12 +1,12 @@
 """A run directory: the study's identity, one atomic record a run, a lock a run. Nothing is overwritten.
 
-    runs/NAME/
-      study.json          the specification, fingerprints, and how many seeds were asked for when
-      records/ID.json     one finished, diverged or failed run
-      records/ID.npz      its per-example outputs
-      locks/ID.lock       held while a process trains that run
-      logs/               what the workers printed
-      report.md  report.html  figures/
+runs/NAME/
+  study.json          the specification, fingerprints, and how many seeds were asked for when
+  records/ID.json     one finished, diverged or failed run
+  records/ID.npz      its per-example outputs
+  locks/ID.lock       held while a process trains that run
+  logs/               what the workers printed
+  report.md  report.html  figures/
 """
 
 from __future__ import annotations
@@ -156,13 +156,15 @@ class Store:
         """
         if arrays is not None:
             buffer = io.BytesIO()
-            np.savez_compressed(buffer, **arrays)
+            np.savez_compressed(buffer, allow_pickle=False, **arrays)
             content = buffer.getvalue()
             file = f"{record.run_id}.npz"
             write_atomically(self.records / file, content)
             entry = Arrays(file=file, sha256=hashlib.sha256(content).hexdigest())
             record = record.model_copy(update={"arrays": entry})
-        write_atomically(self.records / f"{record.run_id}.json", _to_json(record.model_dump(mode="json", by_alias=True)))
+        write_atomically(
+            self.records / f"{record.run_id}.json", _to_json(record.model_dump(mode="json", by_alias=True))
+        )
 
     def lock(self, run_id: str) -> FileLock | None:
         """Take a run for this process; None if another holds it. Released when the process ends."""

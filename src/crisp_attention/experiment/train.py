@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -195,8 +195,9 @@ def evaluate(trainer: Trainer, split: EncodedSplit) -> np.ndarray[Any, Any]:
     Batches are grouped by length; results do not depend on that. Draws no random numbers.
     """
     model, collate = trainer.model, trainer.data_collator
-    assert isinstance(model, PreTrainedModel) and collate is not None
-    logits = np.empty((len(split), model.config.num_labels), dtype=np.float32)
+    assert isinstance(model, PreTrainedModel)
+    assert collate is not None
+    logits = np.empty((len(split), cast(int, model.config.num_labels)), dtype=np.float32)
     was_training = model.training
     model.eval()
     with torch.no_grad():

@@ -38,7 +38,8 @@ def judge(contrast: Contrast | None, arm: str, baseline: str, planned: int) -> V
 
     Args:
         contrast: The primary contrast; None if no pair of seeds has finished.
-        arm, baseline: Names of the two arms.
+        arm: Name of the arm.
+        baseline: Name of what it is compared with.
         planned: Seeds per arm that the experiment asks for.
     """
     if contrast is None:

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from crisp_attention.operator import AttentionOutput
 from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError, UnsupportedModelError
 from crisp_attention.huggingface.state import (
@@ -26,6 +25,7 @@ from crisp_attention.huggingface.state import (
     detach,
     layers,
 )
+from crisp_attention.operator import AttentionOutput
 
 Inputs = Mapping[str, Any]
 """Keyword arguments of a model's forward pass."""
@@ -144,9 +144,7 @@ def probe(model: PreTrainedModel, inputs: Inputs | None, config: SparsityConfig)
     if called and untouched:
         problems.append(f"these attention layers compute on their own and stay dense: {', '.join(untouched)}.")
     if default_inputs and model.main_input_name == "input_ids":
-        blind = [
-            call.layer for call in recorder.calls if call.shape[3] == _PROBE_LENGTH and not call.padding_seen
-        ]
+        blind = [call.layer for call in recorder.calls if call.shape[3] == _PROBE_LENGTH and not call.padding_seen]
         if blind:
             problems.append(f"the padding mask does not reach: {', '.join(dict.fromkeys(blind))}.")
     return CheckReport(type(model).__name__, config, tuple(recorder.calls), tuple(problems))
@@ -232,9 +230,7 @@ def _running_attention_modules(model: nn.Module) -> Iterator[list[str]]:
         if not any(other != name and other.startswith(f"{name}.") for other in named)
     }
     ran: list[str] = []
-    hooks = [
-        module.register_forward_hook(lambda *_, name=name: ran.append(name)) for name, module in innermost.items()
-    ]
+    hooks = [module.register_forward_hook(lambda *_, name=name: ran.append(name)) for name, module in innermost.items()]
     try:
         yield ran
     finally:
@@ -243,6 +239,4 @@ def _running_attention_modules(model: nn.Module) -> Iterator[list[str]]:
 
 
 def _related(name: str, called: set[str]) -> bool:
-    return any(
-        name == other or name.startswith(f"{other}.") or other.startswith(f"{name}.") for other in called
-    )
+    return any(name == other or name.startswith(f"{other}.") or other.startswith(f"{name}.") for other in called)

@@ -14,10 +14,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from crisp_attention.operator import attend, causal_refusal, padding_from_pairs
 from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import UnsupportedArgumentError
 from crisp_attention.huggingface.state import IMPLEMENTATION, LayerState, layer_state
+from crisp_attention.operator import attend, causal_refusal, padding_from_pairs
 from crisp_attention.rules import Pairs
 
 # Arguments that models hand to every attention function and that change nothing in the result,
@@ -73,7 +73,8 @@ def crisp_attention_forward(
     Args:
         module: The attention module that calls.
         query: `[B, H, Q, D]`.
-        key, value: `[B, Hkv, K, D]`.
+        key: `[B, Hkv, K, D]`.
+        value: `[B, Hkv, K, Dv]`.
         attention_mask: Bool or additive float `[B, 1 | H, Q, K]`, or None.
         dropout: Dropout on the weights, 0 in evaluation.
         scaling: Factor on q.k.
@@ -148,9 +149,7 @@ def _stream(config: SparsityConfig | None, layer: LayerState, training: bool) ->
     return torch.tensor(((config.seed or 0) * 1_000_003 + layer.index) * 16_777_259 + step)
 
 
-def _read_mask(
-    mask: Tensor | None, query: Tensor, key: Tensor, causal: bool
-) -> tuple[Pairs, Tensor | None]:
+def _read_mask(mask: Tensor | None, query: Tensor, key: Tensor, causal: bool) -> tuple[Pairs, Tensor | None]:
     """Split a mask into valid pairs and a finite bias.
 
     Float masks mark invalid pairs by the dtype's lowest value or -inf; half of the lowest separates

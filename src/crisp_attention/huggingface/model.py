@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 from torch import nn
 from transformers import PreTrainedModel
 
-from crisp_attention.operator import causal_refusal
 from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError, UnsupportedModelError
 from crisp_attention.huggingface.check import AttentionCall, Inputs, probe
@@ -27,6 +26,7 @@ from crisp_attention.huggingface.state import (
     unmark_config,
 )
 from crisp_attention.monitoring import SparsityMonitor
+from crisp_attention.operator import causal_refusal
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -56,7 +56,9 @@ def sparsify(
             The model is then as it was.
     """
     if config is not None and settings:
-        raise ConfigurationError(f"Give a SparsityConfig or keywords, not both; got both config and {sorted(settings)}.")
+        raise ConfigurationError(
+            f"Give a SparsityConfig or keywords, not both; got both config and {sorted(settings)}."
+        )
     config = SparsityConfig.from_dict(settings) if config is None else config
     _require_interface(model)
     register()
@@ -168,9 +170,7 @@ def _require_interface(model: object) -> None:
         )
 
 
-def _attach_layers(
-    model: PreTrainedModel, config: SparsityConfig, restore: str | None, inputs: Inputs | None
-) -> None:
+def _attach_layers(model: PreTrainedModel, config: SparsityConfig, restore: str | None, inputs: Inputs | None) -> None:
     shared = ModelState(config, restore)
     result = probe(model, inputs, config)
     result.raise_for_problems()

@@ -69,7 +69,7 @@ def layer_state(module: nn.Module) -> LayerState:
     Raises:
         ConfigurationError: If the module's model has no settings.
     """
-    state = module.__dict__.get(_STATE)
+    state: LayerState | None = module.__dict__.get(_STATE)
     if state is not None:
         return state
     config = getattr(module, "config", None)

@@ -35,9 +35,7 @@ def percentile(
     if count_padding:
         keep = pairs.counted_per_head.new_full((pairs.shape[0], 1, 1, 1), bound)
         return Threshold("matrix", keep, bound, pairs.valid, min_keep, ranking)
-    return Threshold(
-        "matrix", keep_count(pairs.counted_per_head, sparsity), bound, pairs.counted, min_keep, ranking
-    )
+    return Threshold("matrix", keep_count(pairs.counted_per_head, sparsity), bound, pairs.counted, min_keep, ranking)
 
 
 def topk(

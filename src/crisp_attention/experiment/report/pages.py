@@ -77,7 +77,12 @@ def _provenance(analysis: Analysis) -> list[tuple[str, str]]:
         add("classes", ", ".join(record.classes))
         for name, version in origin.packages.items():
             add(name, version)
-        add("code", f"{origin.git['commit'][:12]}{' (modified)' if origin.git['dirty'] else ''}" if origin.git else "no checkout")
+        add(
+            "code",
+            f"{origin.git['commit'][:12]}{' (modified)' if origin.git['dirty'] else ''}"
+            if origin.git
+            else "no checkout",
+        )
         add("platform", ", ".join(origin.platform.values()))
         add("device", f"{origin.device}, {origin.threads} threads a run")
     return [(label, "; ".join(values)) for label, values in rows.items()]

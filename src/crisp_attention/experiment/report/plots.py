@@ -16,7 +16,7 @@ from crisp_attention.experiment.record import Record
 
 # Okabe and Ito's palette: told apart by all common kinds of colour vision.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#B8A800")
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.hashsalt": "crisp-attention",
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -55,7 +55,12 @@ def figures(analysis: Analysis) -> list[Drawing]:
         return []
     colours = {arm.name: _COLOURS[number % len(_COLOURS)] for number, arm in enumerate(analysis.arms)}
     with matplotlib.rc_context(_STYLE):
-        return [_accuracy(finished, colours), _curves(finished, colours), _gap(finished, colours), _layers(finished, colours)]
+        return [
+            _accuracy(finished, colours),
+            _curves(finished, colours),
+            _gap(finished, colours),
+            _layers(finished, colours),
+        ]
 
 
 def _accuracy(arms: list[ArmResult], colours: dict[str, str]) -> Drawing:

@@ -46,18 +46,18 @@ def summary(analysis: Analysis) -> Table:
         rows.append(
             (
                 arm.name,
-                _runs(arm),
-                _mean_correct(arm),
+                f"{len(arm.records)}/{arm.planned}",
+                _mean_correct(arm).replace(" of ", "/"),
                 _accuracy(arm),
                 _signed(contrast.difference) if contrast else MISSING,
                 _interval(contrast.interval) if contrast else MISSING,
-                _gap(arm),
                 _share(arm.realised("test")),
             )
         )
     return Table(
-        f"Accuracy in %, differences in points against {analysis.spec.primary.baseline}",
-        ("arm", "runs", "correct", "accuracy", "difference", "95% interval", "gap", "sparsity"),
+        f"Mean over seeds: accuracy in % (± standard deviation), difference in points from "
+        f"{analysis.spec.primary.baseline} with its interval over seeds and examples, realised sparsity.",
+        ("arm", "runs", "correct", "accuracy", "diff", "95% interval", "sparse"),
         tuple(rows),
     )
 
@@ -93,7 +93,9 @@ def runs(analysis: Analysis) -> Table:
         for index in range(arm.planned):
             record = arm.records.get(index) or arm.troubled.get(index)
             if record is None:
-                rows.append((arm.name, str(index + arm.spec.seed_offset), "not done", MISSING, MISSING, MISSING, MISSING))
+                rows.append(
+                    (arm.name, str(index + arm.spec.seed_offset), "not done", MISSING, MISSING, MISSING, MISSING)
+                )
                 continue
             final = record.final if index in arm.records else None
             rows.append(

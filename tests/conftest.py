@@ -1,0 +1,109 @@
+"""Small random models on disk, a small tokenizer, and a machine without a hub."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+torch.set_num_threads(1)
+settings.register_profile("default", deadline=None, max_examples=60)
+settings.load_profile("default")
+
+WORDS = ["the", "a", "film", "movie", "plot", "was", "is", "very", "good", "great", "awful", "bad", "dull"]
+WORDS += ["and", "but", "not"]
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from transformers import BertTokenizer
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    (folder / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
+    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    return folder
+
+
+def tiny_config(kind: str):
+    """A configuration of two layers, four heads, width 32."""
+    from transformers import BertConfig, DistilBertConfig, RobertaConfig
+
+    vocabulary = 5 + len(WORDS)
+    if kind == "distilbert":
+        return DistilBertConfig(
+            dim=32, n_layers=2, n_heads=4, hidden_dim=64, vocab_size=vocabulary, max_position_embeddings=160
+        )
+    config = {"bert": BertConfig, "roberta": RobertaConfig}[kind]
+    return config(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        vocab_size=vocabulary,
+        max_position_embeddings=160,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_folders(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> dict[str, Path]:
+    """Random BERT, DistilBERT and RoBERTa saved to disk with a tokenizer."""
+    import shutil
+
+    from transformers import AutoModelForSequenceClassification
+
+    folders = {}
+    for kind in ("bert", "distilbert", "roberta"):
+        torch.manual_seed(0)
+        folder = tmp_path_factory.mktemp(kind)
+        AutoModelForSequenceClassification.from_config(tiny_config(kind)).save_pretrained(folder)
+        for file in tokenizer_folder.iterdir():
+            shutil.copy(file, folder / file.name)
+        folders[kind] = folder
+    return folders
+
+
+@pytest.fixture(params=["bert", "distilbert", "roberta"])
+def model(request: pytest.FixtureRequest, tiny_folders: dict[str, Path]):
+    """A tiny classifier in evaluation mode, of each kind in turn."""
+    from transformers import AutoModelForSequenceClassification
+
+    return AutoModelForSequenceClassification.from_pretrained(tiny_folders[request.param]).eval()
+
+
+@pytest.fixture
+def bert(tiny_folders: dict[str, Path]):
+    """A tiny BERT classifier in evaluation mode."""
+    from transformers import AutoModelForSequenceClassification
+
+    return AutoModelForSequenceClassification.from_pretrained(tiny_folders["bert"]).eval()
+
+
+def sentence_rows(count: int, seed: int = 0) -> list[tuple[str, str]]:
+    """Sentences of the small vocabulary whose class follows from one word, with some noise in length."""
+    import random
+
+    draw = random.Random(seed)
+    rows = []
+    for number in range(count):
+        positive = number % 2 == 0
+        words = draw.choices(WORDS[:8] + WORDS[-3:], k=draw.randint(3, 18))
+        words.insert(draw.randrange(len(words)), draw.choice(WORDS[8:10] if positive else WORDS[10:13]))
+        rows.append((f"{' '.join(words)}", "positive" if positive else "negative"))
+    return rows
+
+
+@pytest.fixture(scope="session")
+def csv_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small data set with columns text and label."""
+    file = tmp_path_factory.mktemp("data") / "films.csv"
+    lines = ["text,label", *(f"{text},{label}" for text, label in sentence_rows(160))]
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return file
