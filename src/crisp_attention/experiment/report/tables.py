@@ -50,7 +50,7 @@ def summary(analysis: Analysis) -> Table:
                 _mean_correct(arm).replace(" of ", "/"),
                 _accuracy(arm),
                 _signed(contrast.difference) if contrast else MISSING,
-                _interval(contrast.interval) if contrast else MISSING,
+                _interval(contrast.interval).replace(" to ", "..") if contrast else MISSING,
                 _share(arm.realised("test")),
             )
         )
