@@ -170,7 +170,7 @@ def show_dataset(console: Console, dataset: Dataset) -> None:
 
 def _table(*header: str, numbers: bool = False) -> RichTable:
     """An unruled table; with `numbers`, all columns but the first are flush right."""
-    table = RichTable(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    table = RichTable(box=SIMPLE_HEAD, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
     for position, name in enumerate(header):
         table.add_column(name, justify="right" if numbers and position else "left", overflow="fold")
     return table

@@ -79,13 +79,16 @@ def layer_state(module: nn.Module) -> LayerState:
             f"attn_implementation={IMPLEMENTATION!r} is set, but {type(config).__name__} has no "
             f"{SETTINGS!r} settings. Call crisp_attention.sparsify(model, sparsity=...) first."
         )
-    mark_config(config, SparsityConfig.from_dict(settings))
+    parsed = SparsityConfig.from_dict(settings)
     index = getattr(module, "layer_idx", None)
-    state = LayerState(
-        name=type(module).__name__ if index is None else f"{type(module).__name__}.{index}",
-        index=index or 0,
-        model=ModelState(SparsityConfig.from_dict(settings)),
-    )
+    if index is None and parsed.rule == "random":
+        raise ConfigurationError(
+            f"Rule 'random' draws by layer, and {type(module).__name__} does not know its own. "
+            "Load the model with crisp_attention.load, or call crisp_attention.sparsify."
+        )
+    mark_config(config, parsed)
+    name = type(module).__name__ if index is None else f"{type(module).__name__}.{index}"
+    state = LayerState(name, index or 0, ModelState(parsed))
     attach(module, state)
     return state
 

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import ViTConfig, ViTModel
+
+import crisp_attention as crisp
+
+
+def test_names_every_layer_and_what_it_realises(model):
+    report = crisp.check(crisp.sparsify(model, sparsity=0.5, rule="percentile"))
+    assert report.ok
+    assert len(report.calls) == 2
+    for call in report.calls:
+        assert model.get_submodule(call.layer) is not None
+        assert call.shape == (2, 4, 16, 16)
+        assert call.realised == pytest.approx(0.5, abs=0.02)
+        assert not call.causal
+    assert str(report).count("of 0.500 requested") == 2
+
+
+def test_names_an_untouched_layer(bert):
+    """A layer whose attention is computed some other way is found by name."""
+
+    class OtherSelfAttention(torch.nn.Module):
+        def forward(self, hidden_states, *args, **kwargs):
+            return hidden_states, None
+
+    layer = bert.bert.encoder.layer[1].attention
+    stock = layer.self
+    layer.self = OtherSelfAttention()
+    with pytest.raises(crisp.UnsupportedModelError, match=r"bert\.encoder\.layer\.1\.attention\.self"):
+        crisp.sparsify(bert, sparsity=0.5)
+    layer.self = stock
+    crisp.sparsify(bert, sparsity=0.5)
+    layer.self = OtherSelfAttention()
+    report = crisp.check(bert)
+    assert not report.ok
+    assert "bert.encoder.layer.1.attention.self" in report.problems[0]
+    assert "NOT SERVED" in str(report)
+
+
+def test_leaves_modes_random_state_and_results_alone(bert):
+    crisp.sparsify(bert, sparsity=0.5)
+    bert.train()
+    bert.bert.encoder.layer[0].eval()
+    modes = [module.training for module in bert.modules()]
+    state = torch.random.get_rng_state()
+    crisp.check(bert)
+    assert [module.training for module in bert.modules()] == modes
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(parameter.grad is None for parameter in bert.parameters())
+
+
+def test_probes_the_sparse_mode_whatever_apply_says(bert):
+    crisp.sparsify(bert, sparsity=0.5, apply="train")
+    assert all(call.realised > 0.4 for call in crisp.check(bert).calls)
+
+
+def test_images_are_probed_by_default():
+    model = ViTModel(
+        ViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=32,
+                  patch_size=8)
+    )  # fmt: skip
+    report = crisp.check(crisp.sparsify(model, sparsity=0.5, rule="percentile"))
+    assert report.ok
+    assert report.calls[0].shape[2] == 17
+
+
+def test_inputs_can_be_given(bert):
+    crisp.sparsify(bert, sparsity=0.5)
+    report = crisp.check(bert, {"input_ids": torch.arange(5, 15)[None]})
+    assert report.calls[0].shape == (1, 4, 10, 10)
+    assert report.ok

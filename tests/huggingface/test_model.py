@@ -1,0 +1,317 @@
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+import crisp_attention as crisp
+
+RULES = ["percentile", "topk", "random"]
+
+
+def batch(rows: int = 3, length: int = 12, seed: int = 0):
+    """Token ids and a mask with rows of different length."""
+    draw = torch.Generator().manual_seed(seed)
+    ids = torch.randint(5, 20, (rows, length), generator=draw)
+    mask = torch.ones_like(ids)
+    for row in range(1, rows):
+        mask[row, length - 3 * row :] = 0
+    return {"input_ids": ids * mask, "attention_mask": mask}
+
+
+@torch.no_grad()
+def logits(model, **inputs):
+    return model(**inputs).logits
+
+
+def test_sparsity_zero_equals_the_stock_model(model):
+    stock = logits(model, **batch())
+    assert torch.equal(logits(crisp.sparsify(model, sparsity=0.0), **batch()), stock)
+    with crisp.monitor(model):  # watched, attention takes the operator's own path
+        torch.testing.assert_close(logits(model, **batch()), stock, atol=1e-6, rtol=0)
+
+
+def test_sparsity_zero_trains_like_the_stock_model(model):
+    """Same dropout stream, same gradients: a dense arm is the stock model."""
+    gradients = []
+    for sparse in (False, True):
+        if sparse:
+            crisp.sparsify(model, sparsity=0.0)
+        model.train()
+        model.zero_grad()
+        torch.manual_seed(0)
+        model(**batch(), labels=torch.tensor([0, 1, 0])).loss.backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None])
+    for stock, ours in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, stock, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_changes_outputs_and_densify_restores_them_exactly(model, rule):
+    stock = logits(model, **batch())
+    implementation, settings = model.config._attn_implementation, model.config.to_dict()
+    assert crisp.sparsify(model, sparsity=0.7, rule=rule) is model
+    sparse = logits(model, **batch())
+    assert not torch.allclose(sparse, stock, atol=1e-6)
+    with crisp.dense(model):
+        assert torch.equal(logits(model, **batch()), stock)
+        with crisp.dense(model):
+            pass
+        assert torch.equal(logits(model, **batch()), stock)
+    assert torch.equal(logits(model, **batch()), sparse)
+    crisp.densify(model)
+    assert torch.equal(logits(model, **batch()), stock)
+    assert model.config._attn_implementation == implementation
+    assert model.config.to_dict() == settings
+    assert not any("crisp" in name for module in model.modules() for name in module.__dict__)
+    assert not model._forward_pre_hooks
+
+
+def test_dense_ends_with_its_block_even_on_errors(bert):
+    crisp.sparsify(bert, sparsity=0.7)
+    sparse = logits(bert, **batch())
+    with pytest.raises(RuntimeError), crisp.dense(bert):
+        raise RuntimeError
+    assert torch.equal(logits(bert, **batch()), sparse)
+
+
+def test_densify_of_a_dense_model_does_nothing(bert):
+    assert crisp.densify(bert) is bert
+    assert bert.config._attn_implementation == "sdpa"
+
+
+def test_sparsify_again_replaces_the_settings(bert):
+    stock = logits(bert, **batch())
+    crisp.sparsify(bert, sparsity=0.9)
+    crisp.sparsify(bert, sparsity=0.3, rule="percentile")
+    assert bert.config.crisp_attention["sparsity"] == 0.3
+    fresh = crisp.densify(copy.deepcopy(bert))
+    assert torch.equal(logits(fresh, **batch()), stock)
+
+
+@pytest.mark.parametrize(("apply", "in_training", "in_evaluation"), [("train", True, False), ("eval", False, True)])
+def test_apply_is_a_setting(bert, apply, in_training, in_evaluation):
+    crisp.sparsify(bert, sparsity=0.5, apply=apply)
+    with crisp.monitor(bert) as monitor:
+        bert.train()
+        bert(**batch())
+        bert.eval()
+        bert(**batch())
+    assert (monitor.mean(training=True) > 0.3) is in_training
+    assert (monitor.mean(training=False) > 0.3) is in_evaluation
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_load_restores_the_settings(model, rule, tmp_path):
+    crisp.sparsify(model, sparsity=0.6, rule=rule)
+    sparse = logits(model, **batch())
+    model.save_pretrained(tmp_path)
+    loaded = crisp.load(AutoModelForSequenceClassification, tmp_path).eval()
+    assert torch.equal(logits(loaded, **batch()), sparse)
+    crisp.densify(loaded)
+    assert loaded.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("rule", ["percentile", "topk"])
+def test_plain_from_pretrained_is_sparse_too(model, rule, tmp_path):
+    crisp.sparsify(model, sparsity=0.6, rule=rule)
+    sparse = logits(model, **batch())
+    model.save_pretrained(tmp_path)
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+    assert torch.equal(logits(plain, **batch()), sparse)
+    # What was loaded plainly and saved again is not dense either.
+    plain.save_pretrained(tmp_path / "again")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "again").eval()
+    assert torch.equal(logits(again, **batch()), sparse)
+
+
+def test_plain_from_pretrained_refuses_random_where_layers_have_no_index(tiny_folders, tmp_path):
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_folders["distilbert"])
+    crisp.sparsify(model, sparsity=0.6, rule="random").save_pretrained(tmp_path)
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    with pytest.raises(crisp.ConfigurationError, match=r"crisp_attention\.load"):
+        plain(**batch())
+
+
+def test_a_saved_model_is_not_silently_dense_without_the_package(bert, tmp_path):
+    crisp.sparsify(bert, sparsity=0.6).save_pretrained(tmp_path)
+    code = f"""
+from transformers import AutoModelForSequenceClassification
+AutoModelForSequenceClassification.from_pretrained({str(tmp_path)!r})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "crisp" in done.stderr
+
+
+def test_load_refuses_a_checkpoint_without_settings(tiny_folders):
+    with pytest.raises(crisp.ConfigurationError, match="saved without 'crisp_attention' settings"):
+        crisp.load(AutoModelForSequenceClassification, tiny_folders["bert"])
+
+
+def test_densified_model_saves_without_a_trace(bert, tmp_path):
+    crisp.densify(crisp.sparsify(bert, sparsity=0.6)).save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    assert "crisp_attention" not in content
+    assert "attn_implementation" not in content
+
+
+@pytest.mark.parametrize("import_first", [True, False])
+def test_attn_implementation_the_transformers_way(tiny_folders, import_first):
+    """The name is known whichever of the two packages was imported first."""
+    imports = ["import crisp_attention", "from transformers import AutoConfig, AutoModelForSequenceClassification"]
+    if not import_first:
+        imports.reverse()
+    code = (
+        "\n".join(imports)
+        + f"""
+import torch
+config = AutoConfig.from_pretrained({str(tiny_folders["bert"])!r})
+config.crisp_attention = crisp_attention.SparsityConfig(sparsity=0.5).to_dict()
+model = AutoModelForSequenceClassification.from_config(config, attn_implementation="crisp")
+with crisp_attention.monitor(model.eval()) as monitor, torch.no_grad():
+    model(input_ids=torch.arange(5, 15)[None])
+assert 0.4 < monitor.mean(training=False) < 0.6
+assert crisp_attention.check(model).ok
+"""
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_implementation_without_settings_raises_at_the_first_call(tiny_folders):
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_folders["bert"], attn_implementation="crisp")
+    with pytest.raises(crisp.ConfigurationError, match=r"Call crisp_attention\.sparsify"):
+        model(**batch())
+
+
+def test_two_models_with_different_settings_live_side_by_side(tiny_folders):
+    first, second = (AutoModelForSequenceClassification.from_pretrained(tiny_folders["bert"]).eval() for _ in range(2))
+    crisp.sparsify(first, sparsity=0.2)
+    crisp.sparsify(second, sparsity=0.8)
+    with crisp.monitor(first) as low, crisp.monitor(second) as high:
+        logits(first, **batch())
+        logits(second, **batch())
+    assert low.mean(training=False) < 0.35
+    assert high.mean(training=False) > 0.65
+
+
+@pytest.mark.parametrize(
+    "how", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copy", "pickle"]
+)
+def test_copies_are_sparse_and_independent(bert, how):
+    crisp.sparsify(bert, sparsity=0.7, rule="random", seed=5)
+    sparse = logits(bert, **batch())
+    twin = how(bert)
+    assert torch.equal(logits(twin, **batch()), sparse)
+    crisp.densify(twin)
+    assert torch.equal(logits(bert, **batch()), sparse)
+    assert not torch.allclose(logits(twin, **batch()), sparse, atol=1e-6)
+
+
+def test_random_masks_depend_on_step_not_on_global_state(bert):
+    crisp.sparsify(bert, sparsity=0.5, rule="random")
+    for module in bert.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    bert.train()
+    state = torch.random.get_rng_state()
+    first, second = bert(**batch()).logits, bert(**batch()).logits
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert not torch.equal(first, second)
+    crisp.set_forward_index(bert, 0)
+    assert torch.equal(bert(**batch()).logits, first)
+
+
+def test_output_attentions_returns_sparse_weights(model):
+    crisp.sparsify(model, sparsity=0.5)
+    with torch.no_grad():
+        attentions = model(**batch(), output_attentions=True).attentions
+    assert len(attentions) == 2
+    weights = attentions[0]
+    assert weights.shape == (3, 4, 12, 12)
+    assert ((weights > 0).sum(-1)[0] == 6).all()
+    torch.testing.assert_close(weights.sum(-1), torch.ones(3, 4, 12))
+    with crisp.dense(model), torch.no_grad():
+        dense = model(**batch(), output_attentions=True).attentions[0]
+    assert (dense[0] > 0).all()
+
+
+@pytest.mark.parametrize("kind", ["deberta-v2", "mpnet"])
+def test_models_that_never_call_us_are_refused_and_left_alone(kind):
+    config = AutoConfig.for_model(
+        kind, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, vocab_size=30
+    )
+    model = AutoModelForSequenceClassification.from_config(config)
+    before = model.config.to_dict()
+    with pytest.raises(crisp.UnsupportedModelError, match="never calls"):
+        crisp.sparsify(model, sparsity=0.5)
+    assert model.config.to_dict() == before
+
+
+def test_arguments_that_would_be_dropped_are_refused(tmp_path):
+    from transformers import Gemma2Config, Gemma2Model
+
+    model = Gemma2Model(
+        Gemma2Config(
+            hidden_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            intermediate_size=64,
+            vocab_size=50,
+            attn_logit_softcapping=30.0,
+        )
+    )
+    with pytest.raises(crisp.UnsupportedArgumentError, match="'softcap'"):
+        crisp.sparsify(model, sparsity=0.5)
+    assert model.config._attn_implementation != "crisp"
+
+
+def test_a_failed_sparsify_leaves_earlier_settings_in_force(bert):
+    crisp.sparsify(bert, sparsity=0.5)
+    sparse = logits(bert, **batch())
+    with pytest.raises(crisp.ConfigurationError):
+        crisp.sparsify(bert, sparsity=1.5)
+    with pytest.raises(ValueError, match="exactly one of input_ids"):
+        crisp.sparsify(bert, sparsity=0.9, inputs={"no_such_input": 1})
+    assert torch.equal(logits(bert, **batch()), sparse)
+    assert bert.config.crisp_attention["sparsity"] == 0.5
+
+
+def test_wrong_objects_are_named():
+    with pytest.raises(crisp.UnsupportedModelError, match="got Linear"):
+        crisp.sparsify(torch.nn.Linear(2, 2), sparsity=0.5)
+
+
+def test_config_and_keywords_together_are_refused(bert):
+    with pytest.raises(crisp.ConfigurationError, match="not both"):
+        crisp.sparsify(bert, crisp.SparsityConfig(), sparsity=0.5)
+
+
+@pytest.mark.parametrize("verb", [crisp.check, lambda model: crisp.dense(model).__enter__()], ids=["check", "dense"])
+def test_verbs_on_a_dense_model_say_so(bert, verb):
+    with pytest.raises(crisp.ConfigurationError, match="not sparsified"):
+        verb(bert)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(bert):
+    gradients = []
+    for checkpointing in (False, True):
+        crisp.sparsify(bert, sparsity=0.5, rule="random")
+        if checkpointing:
+            bert.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        bert.train()
+        bert.zero_grad()
+        torch.manual_seed(0)
+        bert(**batch(), labels=torch.tensor([0, 1, 0])).loss.backward()
+        gradients.append([p.grad.clone() for p in bert.parameters() if p.grad is not None])
+    for plain, recomputed in zip(*gradients, strict=True):
+        torch.testing.assert_close(recomputed, plain)

@@ -1,0 +1,136 @@
+"""Specifications and run directories of made-up records, so that what comes after training needs no training."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crisp_attention.experiment.record import Epoch, Provenance, RealisedSparsity, Record, Score, Timing
+from crisp_attention.experiment.spec import ExperimentSpec, PlannedRun, expand, parse
+from crisp_attention.experiment.store import Store
+
+MODEL = "a" * 64
+DATA = "b" * 64
+CLASSES = ("negative", "positive")
+NOTES = ("2 of 62 rows were dropped.",)
+
+ARMS = (
+    {"name": "dense"},
+    {"name": "topk-50", "sparsity": 0.5},
+    {"name": "percentile-80", "sparsity": 0.8, "rule": "percentile"},
+)
+PLACEBO = {"name": "dense-again", "seed_offset": 1000}
+
+Outcome = Callable[[str, int], "np.ndarray | str | None"]
+
+
+def content(**changes: Any) -> dict[str, Any]:
+    """A specification as a TOML file would give it."""
+    plain = {
+        "name": "made-up",
+        "model": "minilm-l6",
+        "seeds": 8,
+        "primary": {"arm": "topk-50"},
+        "data": {"source": "movie-snippets"},
+        "arms": [dict(arm) for arm in ARMS],
+    }
+    return plain | changes
+
+
+def make_spec(**changes: Any) -> ExperimentSpec:
+    return parse(content(**changes), "test")
+
+
+def provenance(**changes: Any) -> Provenance:
+    values = {
+        "packages": {"crisp-attention": "0.1", "torch": "2.8.0"},
+        "git": {"commit": "0123456789abcdef", "dirty": False},
+        "platform": {"system": "Linux", "machine": "x86_64", "python": "3.11.7"},
+        "device": "cpu",
+        "threads": 1,
+        "model": "minilm-l6",
+        "data": "movie-snippets",
+        "weights_fingerprint": MODEL,
+        "data_fingerprint": DATA,
+        "data_notes": NOTES,
+    }
+    return Provenance(**(values | changes))
+
+
+def draws(accuracy: dict[str, float], examples: int = 60, seed: int = 0) -> Outcome:
+    """Outcomes in which each example is right with the arm's probability, independently."""
+
+    def outcome(arm: str, index: int) -> np.ndarray:
+        random = np.random.default_rng([seed, index, zlib.crc32(arm.encode())])
+        return random.random(examples) < accuracy.get(arm, 0.8)
+
+    return outcome
+
+
+def finished(run: PlannedRun, correct: np.ndarray, **changes: Any) -> tuple[Record, dict[str, np.ndarray]]:
+    """The record and outputs of a run that got these examples right."""
+    labels = np.arange(len(correct), dtype=np.int64) % len(CLASSES)
+    answers = np.where(correct, labels, (labels + 1) % len(CLASSES))
+    logits = np.zeros((len(correct), len(CLASSES)), dtype=np.float32)
+    logits[np.arange(len(correct)), answers] = 1.0
+    total, right = len(correct), int(np.sum(correct))
+    epochs = tuple(
+        Epoch(
+            epoch=number,
+            running_loss=0.9 / number,
+            train=Score(loss=0.5 / number, correct=min(total, right + number), total=total),
+            # Only the last epoch counts: the ones before it are made to look better.
+            test=Score(loss=0.6 / number, correct=right if number == 2 else total, total=total),
+        )
+        for number in (1, 2)
+    )
+    share = run.config.attention["sparsity"]
+    arrays = {"test_logits": logits, "test_labels": labels, "train_logits": logits[:4], "train_labels": labels[:4]}
+    return _record(run, epochs=epochs, parameters=1234, share=share, **changes), arrays
+
+
+def troubled(run: PlannedRun, status: str, **changes: Any) -> Record:
+    """The record of a run that diverged or failed."""
+    return _record(run, **({"status": status, "reason": f"made to be {status}"} | changes))
+
+
+def _record(run: PlannedRun, share: float | None = None, **changes: Any) -> Record:
+    layers = {} if share is None else {"layer.0": share, "layer.1": share / 2}
+    values = {
+        "run_id": run.config.run_id,
+        "status": "finished",
+        "arm": run.arm,
+        "config": dataclasses.asdict(run.config),
+        "classes": CLASSES,
+        "epochs": (),
+        "realised_sparsity": RealisedSparsity(train=layers, test=layers),
+        "parameters": 0,
+        "timing": Timing(
+            started="2025-01-01T00:00:00+00:00", seconds=12.3, train_seconds=10.0, train_examples_per_second=50.0
+        ),
+        "provenance": provenance(),
+    }
+    return Record(**(values | changes))
+
+
+def fill(folder: Path, spec: ExperimentSpec, outcome: Outcome, **changes: Any) -> Store:
+    """A run directory; `outcome` says per arm and seed index: bool `[N]`, "diverged", "failed", None (not done)."""
+    store = Store(folder)
+    store.open(spec, MODEL, DATA)
+    for run in expand(spec, MODEL, DATA):
+        result = outcome(run.arm, run.index)
+        if isinstance(result, str):
+            store.save(troubled(run, result, **changes), None)
+        elif result is not None:
+            store.save(*finished(run, result, **changes))
+    return store
+
+
+def planned(spec: ExperimentSpec) -> dict[tuple[str, int], PlannedRun]:
+    """All runs by arm and index."""
+    return {(run.arm, run.index): run for run in expand(spec, MODEL, DATA)}

@@ -1,0 +1,189 @@
+"""The rules of the house, read from the imports."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import crisp_attention
+
+ROOT = Path(crisp_attention.__file__).parent
+PACKAGE = "crisp_attention"
+MODULES = {
+    ".".join((PACKAGE, *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in sorted(ROOT.rglob("*.py"))
+}
+
+# Lower rooms never import higher ones; modules of one room stand on one line.
+FLOORS = [
+    ["errors"],
+    ["config"],
+    ["rules"],
+    ["backends"],
+    ["operator"],
+    ["monitoring"],
+    ["huggingface"],
+    ["experiment"],
+    ["cli"],
+]
+# The way through the experiment, from the specification to what people read.
+EXPERIMENT_FLOORS = [
+    ["spec", "assets"],
+    ["data", "model", "record"],
+    ["provenance", "store", "batching"],
+    ["statistics"],
+    ["verdict"],
+    ["analysis"],
+    ["report"],
+    ["train"],
+    ["worker"],
+    ["execute"],
+    ["study"],
+    ["display"],
+]
+TORCH_FREE = [
+    "config",
+    "errors",
+    *(
+        f"experiment.{room}"
+        for room in (
+            "analysis", "assets", "data", "display", "execute", "model", "record", "report", "report.pages",
+            "report.plots", "report.tables", "spec", "statistics", "store", "study", "verdict", "worker",
+        )
+    ),
+]  # fmt: skip
+
+
+def imports(module: str, *, top_level: bool = False) -> set[str]:
+    """Names of the modules that one imports, `from x import y` as both x and x.y."""
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    nodes = _without_deferred(tree) if top_level else ast.walk(tree)
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} uses a relative import"
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def _without_deferred(tree: ast.AST):
+    """All nodes but those in functions and under `if TYPE_CHECKING`."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            continue
+        yield node
+        yield from _without_deferred(node)
+
+
+def local(names: set[str]) -> set[str]:
+    """Our own modules among imported names."""
+    return {name for name in names if name in MODULES}
+
+
+def floor_of(module: str, floors: list[list[str]], prefix: str) -> int | None:
+    room = module.removeprefix(f"{prefix}.").split(".")[0]
+    return next((level for level, rooms in enumerate(floors) if room in rooms), None)
+
+
+def test_every_room_has_a_floor():
+    for module in MODULES:
+        if module in (PACKAGE, f"{PACKAGE}.experiment"):
+            continue
+        inside = module.startswith(f"{PACKAGE}.experiment.")
+        floors, prefix = (EXPERIMENT_FLOORS, f"{PACKAGE}.experiment") if inside else (FLOORS, PACKAGE)
+        assert floor_of(module, floors, prefix) is not None, f"{module} is new: say where it stands"
+
+
+@pytest.mark.parametrize("module", sorted(set(MODULES) - {PACKAGE}))
+def test_nothing_flows_back(module):
+    for other in local(imports(module)):
+        if other == PACKAGE:
+            continue
+        here, there = floor_of(module, FLOORS, PACKAGE), floor_of(other, FLOORS, PACKAGE)
+        assert there <= here, f"{module} imports {other}, which stands above it"
+        prefix = f"{PACKAGE}.experiment"
+        if module.startswith(f"{prefix}.") and other.startswith(f"{prefix}."):
+            here, there = (floor_of(name, EXPERIMENT_FLOORS, prefix) for name in (module, other))
+            assert there <= here, f"{module} imports {other}, which stands above it"
+
+
+def test_the_core_needs_only_torch_and_transformers():
+    allowed = {"torch", "transformers", PACKAGE, *sys.stdlib_module_names}
+    for module in MODULES:
+        if module.startswith(f"{PACKAGE}.experiment") or module == f"{PACKAGE}.cli":
+            continue
+        roots = {name.split(".")[0] for name in imports(module)}
+        assert roots <= allowed, f"{module} imports {sorted(roots - allowed)}"
+
+
+def test_backends_do_not_import_each_other():
+    backends = {module for module in MODULES if module.startswith(f"{PACKAGE}.backends.")}
+    assert backends
+    for module in backends:
+        assert not local(imports(module)) & (backends - {module})
+
+
+@pytest.mark.parametrize("room", TORCH_FREE)
+def test_published_numbers_rebuild_without_torch(room):
+    """Not a module of these, nor any that they import on the way, needs torch when it is loaded."""
+    seen, queue = set(), [f"{PACKAGE}.{room}"]
+    while queue:
+        module = queue.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        names = imports(module, top_level=True)
+        roots = {name.split(".")[0] for name in names}
+        assert not roots & {"torch", "transformers", "accelerate"}, f"{room} needs torch through {module}"
+        queue += local(names)
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    code = f"""
+import sys, {PACKAGE}
+heavy = {{"torch", "transformers", "numpy", "pandas", "pydantic", "rich", "typer", "datasets", "matplotlib"}}
+sys.exit(", ".join(sorted(heavy & set(sys.modules))) or 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_using_the_operator_loads_no_optional_dependency():
+    code = f"""
+import sys, torch, {PACKAGE} as crisp
+q = torch.randn(1, 1, 4, 4)
+crisp.attention(q, q, q, sparsity=0.5)
+optional = {{"pandas", "pydantic", "rich", "typer", "datasets", "matplotlib", "scipy", "statsmodels", "numba"}}
+sys.exit(", ".join(sorted(optional & set(sys.modules))) or 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_public_names_are_sorted_there_and_no_modules():
+    assert crisp_attention.__all__ == sorted(crisp_attention.__all__)
+    for name in crisp_attention.__all__:
+        assert f"{PACKAGE}.{name}" not in MODULES, f"{name} would be shadowed by the module of that name"
+        assert getattr(crisp_attention, name).__doc__, f"{name} is not documented"
+    with pytest.raises(AttributeError, match="no attribute 'sparsfy'"):
+        _ = crisp_attention.sparsfy
+
+
+def test_rooms_stay_small():
+    """About 400 lines is where a module starts to be two."""
+    for module, path in MODULES.items():
+        lines = path.read_text(encoding="utf-8").count("\n")
+        assert lines <= 450, f"{module} has {lines} lines"
+
+
+def test_ships_its_types():
+    assert (ROOT / "py.typed").is_file()

@@ -1,0 +1,297 @@
+"""The command line as a user types it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import tiny_study
+
+CRISP = [sys.executable, "-m", "crisp_attention.cli"]
+
+
+def crisp(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*CRISP, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        check=False,
+        env=os.environ | {"COLUMNS": "100"} | environment,
+    )
+
+
+@pytest.fixture
+def spec_file(tmp_path, tiny_folders, csv_file):
+    file = tmp_path / "spec.toml"
+    file.write_text(tiny_study.toml(tiny_folders["bert"], csv_file), encoding="utf-8")
+    return file
+
+
+def records(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((folder / "records").glob("*.json"))}
+
+
+def results(folder: Path) -> dict[str, object]:
+    """Records without what may differ between two machines or hours."""
+    contents = {name: json.loads(content) for name, content in records(folder).items()}
+    for content in contents.values():
+        del content["timing"]
+        content["provenance"].pop("git")
+    return contents
+
+
+@pytest.mark.parametrize("command", [[], ["reproduce"], ["run"], ["report"], ["check"], ["data"]], ids=str)
+def test_help_has_examples_and_loads_nothing_heavy(command):
+    code = f"""
+import sys
+sys.argv = ["crisp", *{command!r}, "--help"]
+from crisp_attention.cli import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code
+heavy = {{"torch", "transformers", "numpy", "pandas", "matplotlib", "datasets", "scipy"}}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Usage" in done.stdout
+    assert not command or "crisp " + command[0] in done.stdout
+
+
+def test_data_lists_and_shows(csv_file):
+    listing = crisp("data").stdout
+    for name in ("movie-snippets", "trec", "sms-spam"):
+        assert name in listing
+    shown = crisp("data", csv_file)
+    assert shown.returncode == 0, shown.stderr
+    assert "positive" in shown.stdout
+    assert "negative" in shown.stdout
+
+
+def test_check_prints_each_layer(tiny_folders):
+    done = crisp("check", tiny_folders["distilbert"], "--sparsity", 0.5, "--rule", "percentile")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("of 0.500 requested") == 2
+
+
+@pytest.mark.slow
+def test_a_study_from_question_to_verdict(spec_file, tmp_path):
+    folder = tmp_path / "out"
+    first = crisp("run", spec_file, "--out", folder)
+    assert first.returncode == 0, first.stderr
+    assert "8 of 8" in first.stdout
+    assert "No verdict" in first.stdout
+    assert "too few" in first.stdout
+    assert "percentile-80" in first.stdout
+    before = records(folder)
+    assert len(before) == 8
+    for name in ("report.html", "report.md", "figures/accuracy.svg"):
+        assert (folder / name).stat().st_size > 500
+
+    page = (folder / "report.html").read_bytes()
+    again = crisp("run", spec_file, "--out", folder)
+    assert again.returncode == 0, again.stderr
+    assert "finished" not in again.stdout.split("verdict")[0]
+    assert records(folder) == before
+    assert (folder / "report.html").read_bytes() == page
+
+    (folder / "report.html").unlink()
+    report = crisp("report", folder)
+    assert report.returncode == 0, report.stderr
+    assert (folder / "report.html").read_bytes() == page
+
+    more = crisp("run", spec_file, "--out", folder, "--seeds", 3, "--jobs", 1)
+    assert more.returncode == 0, more.stderr
+    assert before.items() <= records(folder).items()
+    assert len(records(folder)) == 12
+    assert "number of seeds was changed (2 then 3)" in " ".join(more.stdout.replace("│", " ").split())
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_loses_no_finished_run(tmp_path, tiny_folders, csv_file):
+    file = tmp_path / "spec.toml"
+    file.write_text(tiny_study.toml(tiny_folders["bert"], csv_file, epochs=4), encoding="utf-8")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert crisp("run", file, "--out", whole, "--jobs", 1).returncode == 0
+    for round_ in range(3):
+        process = subprocess.Popen(
+            [*CRISP, "run", str(file), "--out", str(broken), "--jobs", "1"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if (broken / "records").exists() and len(records(broken)) >= 2 * (round_ + 1):
+                break
+            time.sleep(0.05)
+        kept = records(broken)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        time.sleep(1.0)  # an orphaned worker would go on writing
+        after = records(broken)
+        assert kept.items() <= after.items()
+        assert len(after) <= len(kept) + 1
+    done = crisp("run", file, "--out", broken, "--jobs", 1)
+    assert done.returncode == 0, done.stderr
+    assert kept.items() <= records(broken).items()
+    assert results(broken) == results(whole)
+    assert not [path for path in (broken / "records").iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.slow
+def test_interrupted_by_ctrl_c_says_how_to_go_on(spec_file, tmp_path):
+    folder = tmp_path / "out"
+    process = subprocess.Popen(
+        [*CRISP, "run", str(spec_file), "--out", str(folder)], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not (folder / "records").exists() or not records(folder):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on from there" in " ".join(output.split())
+    kept = records(folder)
+    assert kept
+    assert crisp("run", spec_file, "--out", folder).returncode == 0
+    assert kept.items() <= records(folder).items()
+
+
+@pytest.mark.slow
+def test_one_or_two_jobs_give_the_same_results(spec_file, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    threads = {"OMP_NUM_THREADS": "1"}
+    assert crisp("run", spec_file, "--out", one, "--jobs", 2, **threads).returncode == 0
+    assert crisp("run", spec_file, "--out", two, "--jobs", 2, **threads).returncode == 0
+    assert results(one) == results(two)
+
+
+def mistakes():
+    """What a user gets wrong, and what the answer must name."""
+    return {
+        "sparsity": (("sparsity = 0.8", "sparsity = 1.2"), ["sparsity must be in [0, 1)", "1.2"]),
+        "rule": (('rule = "percentile"', 'rule = "percentil"'), ["'percentil'", "Did you mean 'percentile'"]),
+        "key": (("epochs =", "epocs ="), ["'training.epocs'", "Did you mean 'epochs'"]),
+        "arm": (('arm = "percentile-80"', 'arm = "percentil-80"'), ["Did you mean 'percentile-80'"]),
+        "toml": (("[training]", "[training"), ["not valid TOML"]),
+        "column": (("train_examples", 'text = "sentence"\ntrain_examples'), ["no text column 'sentence'", "text"]),
+        "too many": (("test_examples = 24", "test_examples = 5000"), ["5000 evaluation examples"]),
+        "seeds": (("seeds = 2", "seeds = 0"), ["seeds", "got 0"]),
+    }
+
+
+@pytest.mark.parametrize("mistake", sorted(mistakes()))
+def test_bad_specifications_exit_with_2_and_write_nothing(spec_file, tmp_path, mistake):
+    (old, new), expected = mistakes()[mistake]
+    text = spec_file.read_text(encoding="utf-8")
+    assert old in text
+    spec_file.write_text(text.replace(old, new), encoding="utf-8")
+    folder = tmp_path / "out"
+    done = crisp("run", spec_file, "--out", folder)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error:")
+    assert "Traceback" not in done.stderr
+    for part in expected:
+        assert part in done.stderr
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("problem", ["one class", "empty", "not utf-8", "missing"])
+def test_bad_data_exits_with_2_and_writes_nothing(spec_file, csv_file, tmp_path, problem):
+    file = tmp_path / "bad.csv"
+    if problem == "one class":
+        file.write_text("text,label\n" + "good film,1\n" * 50, encoding="utf-8")
+    elif problem == "empty":
+        file.write_text("text,label\n", encoding="utf-8")
+    elif problem == "not utf-8":
+        file.write_bytes("text,label\ncaf\xe9,1\n".encode("latin-1"))
+    spec_file.write_text(spec_file.read_text().replace(str(csv_file), str(file)), encoding="utf-8")
+    done = crisp("run", spec_file, "--out", tmp_path / "out")
+    wanted = {"one class": "got one: '1'", "empty": "empty", "not utf-8": "not UTF-8"}
+    assert done.returncode == 2
+    assert wanted.get(problem, "No such data file") in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_would_not_be_touched_exits_with_2(spec_file, tmp_path, tiny_folders, tokenizer_folder):
+    import shutil
+
+    from transformers import MPNetConfig, MPNetForSequenceClassification
+
+    config = MPNetConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64, vocab_size=30
+    )
+    folder = tmp_path / "mpnet"
+    MPNetForSequenceClassification(config).save_pretrained(folder)
+    for item in tokenizer_folder.iterdir():
+        shutil.copy(item, folder)
+    spec_file.write_text(spec_file.read_text().replace(str(tiny_folders["bert"]), str(folder)), encoding="utf-8")
+    for command in (["run", spec_file, "--out", tmp_path / "out"], ["check", folder]):
+        done = crisp(*command)
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert "would change nothing" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_foreign_and_damaged_directories_exit_with_2(spec_file, tmp_path):
+    from crisp_attention.experiment import data, model
+    from crisp_attention.experiment.spec import expand, read
+    from crisp_attention.experiment.store import Store
+
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.tex").write_text("mine")
+    done = crisp("run", spec_file, "--out", foreign)
+    assert done.returncode == 2
+    assert "is not a run directory" in done.stderr
+    assert [path.name for path in foreign.iterdir()] == ["thesis.tex"]
+
+    spec = read(spec_file)
+    checkpoint, dataset = model.resolve(spec.model), data.load(spec.data)
+    folder = tmp_path / "out"
+    Store(folder).open(spec, checkpoint.fingerprint, dataset.fingerprint)
+    other = tmp_path / "other.toml"
+    other.write_text(spec_file.read_text().replace("sparsity = 0.8", "sparsity = 0.7"), encoding="utf-8")
+    study = (folder / "study.json").read_bytes()
+    done = crisp("run", other, "--out", folder)
+    assert done.returncode == 2
+    assert "holds another experiment (different arms)" in done.stderr
+    assert (folder / "study.json").read_bytes() == study
+
+    first = next(expand(spec, checkpoint.fingerprint, dataset.fingerprint)).config.run_id
+    (folder / "records" / f"{first}.json").write_text('{"schema": 1, "run_id"', encoding="utf-8")
+    for command in (["run", spec_file, "--out", folder], ["report", folder]):
+        done = crisp(*command)
+        assert done.returncode == 2
+        assert f"{first}.json is damaged" in done.stderr
+        assert "Delete it to have that run done again" in done.stderr
+    assert not (folder / "report.html").exists()
+
+
+def test_the_paper_preset_without_a_hub_fails_at_once_and_names_the_alternative(tmp_path):
+    done = crisp("reproduce", "--preset", "paper", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "distilbert-base-uncased" in done.stderr
+    assert "--model minilm-l6" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_presets_and_jobs_are_named(tmp_path, spec_file):
+    done = crisp("reproduce", "--preset", "papre", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Did you mean 'paper'" in done.stderr
+    done = crisp("run", spec_file, "--jobs", 4096, "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert "4096" in done.stderr
+    assert not (tmp_path / "out").exists()
