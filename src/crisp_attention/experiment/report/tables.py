@@ -31,8 +31,9 @@ def arms(analysis: Analysis) -> Table:
     """One row an arm: how many runs, how accurate, how sparse, how large the gap."""
     return Table(
         "Arms, at the last epoch of a fixed schedule: means over seeds, accuracy in % "
-        "(± standard deviation over seeds), loss in nats.",
-        ("arm", "runs", "correct", "accuracy", "IQM", "test loss", "train loss", "gap", "sparsity train", "test"),
+        "(± standard deviation over seeds), loss in nats, gap = train - test accuracy in points, "
+        "sparse = share of valid pairs removed.",
+        ("arm", "runs", "correct", "accuracy", "IQM", "test loss", "train loss", "gap", "sparse train", "sparse test"),
         tuple(_arm_row(arm) for arm in analysis.arms),
     )
 
@@ -66,15 +67,15 @@ def contrasts(analysis: Analysis) -> Table:
     """One row a contrast, the primary one first."""
     return Table(
         f"Differences from {analysis.spec.primary.baseline} over paired seeds, in points. The first interval resamples "
-        "seeds and examples; the second seeds only (on these examples). p: sign-flip test; Holm over the secondary "
-        "contrasts; TOST: equivalence within ±0.5 points; detectable: with 80% power.",
+        "seeds and examples; the second is over seeds alone, on these examples. p: sign-flip test; Holm over the "
+        "secondary contrasts; TOST: equivalence within ±0.5 points; detectable: with 80% power.",
         (
             "contrast",
             "seeds",
             "difference",
             "examples",
-            "95% seeds x examples",
-            "95% seeds",
+            "95% interval",
+            "on these examples",
             "p",
             "p Holm",
             "d_z",
