@@ -62,7 +62,7 @@ def provenance(**changes: Any) -> Provenance:
     return Provenance(**(values | changes))
 
 
-def draws(accuracy: dict[str, float], examples: int = 60, seed: int = 0) -> Outcome:
+def draws(accuracy: dict[str, float], examples: int = 40, seed: int = 0) -> Outcome:
     """Outcomes in which each example is right with the arm's probability, independently."""
 
     def outcome(arm: str, index: int) -> np.ndarray:
