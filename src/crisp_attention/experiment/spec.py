@@ -21,11 +21,15 @@ from crisp_attention.errors import ConfigurationError, CrispError, nearest
 
 _ATTENTION_FIELDS = tuple(item.name for item in dataclasses.fields(SparsityConfig))
 
+MAX_SEEDS = 1000
+"""Most seeds that an experiment may ask for."""
+
 Padding = Literal["longest", "max_length"]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Strict: "3" or true is no number of seeds.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class DataSpec(_Section):
@@ -89,13 +93,15 @@ class ArmSpec(_Section):
             return value
         if isinstance(value, Mapping) and value and "sparsity" not in value:
             raise ValueError(f"an arm that sets {', '.join(sorted(value))} must set sparsity too")
-        return SparsityConfig.from_dict(value or {"sparsity": 0.0})
+        return SparsityConfig.from_dict({"sparsity": 0.0} if value == {} else value)
 
     def to_toml_dict(self) -> dict[str, Any]:
         """The arm as it is written in TOML: only what differs from the defaults."""
         defaults = SparsityConfig(sparsity=0.0)
         attention = {key: value for key, value in self.attention.to_dict().items() if value != getattr(defaults, key)}
         own = self.model_dump(exclude={"attention"}, exclude_defaults=True)
+        if attention:
+            attention["sparsity"] = self.attention.sparsity
         return {**own, **attention}
 
 
@@ -112,14 +118,14 @@ class ExperimentSpec(_Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)]
     description: str = ""
     choices: tuple[str, ...] = Field(
-        (), description="settings that are our choice, not a source's; shown in the report"
+        (), strict=False, description="settings that are our choice, not a source's; shown in the report"
     )
     model: str = Field(description="a packaged model, a folder with weights, or a hub name")
-    seeds: Annotated[int, Field(ge=1, le=1000)] = Field(10, description="runs per arm, seeds 0, 1, ...")
+    seeds: Annotated[int, Field(ge=1, le=MAX_SEEDS)] = Field(10, description="runs per arm, seeds 0, 1, ...")
     primary: PrimarySpec
     data: DataSpec
     training: TrainingSpec = TrainingSpec()
-    arms: Annotated[tuple[ArmSpec, ...], Field(min_length=2)]
+    arms: Annotated[tuple[ArmSpec, ...], Field(min_length=2, strict=False)]
 
     @model_validator(mode="after")
     def _check_arms(self) -> ExperimentSpec:

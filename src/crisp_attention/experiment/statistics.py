@@ -99,11 +99,12 @@ def contrast(
     """
     if correct_arm.shape != correct_baseline.shape or correct_arm.ndim != 2 or not correct_arm.size:
         raise ValueError(f"expected two [S, N] arrays, got {correct_arm.shape} and {correct_baseline.shape}")
-    accuracy_arm = 100 * correct_arm.mean(axis=1)
-    accuracy_baseline = 100 * correct_baseline.mean(axis=1)
-    differences = accuracy_arm - accuracy_baseline
-    several = len(differences) > 1
-    spread = float(differences.std(ddof=1)) if several else None
+    # Whole counts first: equal differences are then equal to the last digit.
+    counts_arm, counts_baseline = correct_arm.sum(axis=1), correct_baseline.sum(axis=1)
+    counts = counts_arm - counts_baseline
+    differences = 100 * counts / correct_arm.shape[1]
+    several = len(counts) > 1
+    spread = (float(differences.std(ddof=1)) if np.ptp(counts) else 0.0) if several else None
     return Contrast(
         arm=arm,
         baseline=baseline,
@@ -117,7 +118,7 @@ def contrast(
         interval=crossed_bootstrap(correct_arm, correct_baseline, random),
         seed_interval=t_interval(differences) if several else None,
         effect_size=float(differences.mean()) / spread if spread else None,
-        probability_better=probability_better(accuracy_arm, accuracy_baseline),
+        probability_better=probability_better(counts_arm, counts_baseline),
         p_equivalence=equivalence_p(differences, EQUIVALENCE_MARGIN) if several else None,
         detectable=detectable_effect(spread, len(differences)) if spread is not None else None,
     )
@@ -130,16 +131,17 @@ def sign_flip_p(differences: Array, random: np.random.Generator) -> float:
         differences: `[S]`, paired differences.
         random: For the draws.
     """
-    if not np.any(differences):
-        return 1.0
-    flips = np.inf if len(differences) <= _EXACT_SEEDS else _FLIPS
-    # A single seed has two arrangements; scipy's permutation test wants two observations.
-    if len(differences) == 1:
-        return 1.0
-    result = stats.permutation_test(
-        (differences,), np.mean, permutation_type="samples", n_resamples=flips, rng=random, vectorized=True
-    )
-    return float(result.pvalue)
+    seeds = len(differences)
+    exact = seeds <= _EXACT_SEEDS
+    if exact:
+        patterns = (np.arange(2**seeds)[:, None] >> np.arange(seeds)) & 1
+    else:
+        patterns = random.integers(0, 2, size=(_FLIPS, seeds))
+    sums = np.abs((1 - 2 * patterns) @ differences)
+    # Accuracies are whole counts: sums that differ by rounding alone are ties, and count as such.
+    as_far = sums >= abs(differences.sum()) - 1e-9 * np.abs(differences).sum()
+    # A sampled test counts the observed pattern among the draws, so that p is never 0.
+    return float(as_far.mean() if exact else (as_far.sum() + 1) / (_FLIPS + 1))
 
 
 def crossed_bootstrap(
@@ -226,7 +228,20 @@ def seeds_needed(effect: float, spread: float) -> int:
     Returns:
         At least `MIN_SEEDS`.
     """
-    if spread == 0 or effect / spread > 10:
-        return MIN_SEEDS
-    pairs = TTestPower().solve_power(effect_size=effect / spread, nobs=None, alpha=ALPHA, power=POWER)
-    return max(MIN_SEEDS, math.ceil(float(np.squeeze(pairs))))
+    lowest, highest = MIN_SEEDS, MIN_SEEDS
+    while spread and _power(effect / spread, highest) < POWER:
+        lowest, highest = highest, 2 * highest
+    # The least number with the power, by bisection: statsmodels' own search for it fails far out.
+    while lowest < highest:
+        middle = (lowest + highest) // 2
+        if _power(effect / spread, middle) < POWER:
+            lowest = middle + 1
+        else:
+            highest = middle
+    return highest
+
+
+def _power(size: float, seeds: int) -> float:
+    power = float(TTestPower().power(size, nobs=seeds, alpha=ALPHA))
+    # Far out the noncentral t has no number any more: the effect is then found always.
+    return 1.0 if math.isnan(power) else power

@@ -24,7 +24,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from crisp_attention.errors import RecordError
+from crisp_attention.errors import ConfigurationError, RecordError
 from crisp_attention.experiment.record import SCHEMA, Arrays, Record
 from crisp_attention.experiment.spec import ExperimentSpec, PlannedRun, expand, parse, to_plain
 
@@ -89,7 +89,11 @@ class Store:
             RecordError: If there is no readable study.
         """
         study = self._read_study()
-        spec = parse(study["spec"], str(self.folder / _STUDY))
+        path = self.folder / _STUDY
+        try:
+            spec = parse(study["spec"], str(path))
+        except ConfigurationError as error:
+            raise _damaged(path, str(error)) from None
         return spec, list(expand(spec, study["model"], study["data"])), study["seeds_asked"]
 
     def load(self, run_id: str) -> Record | None:
@@ -110,10 +114,7 @@ class Store:
             if not isinstance(content, dict):
                 raise _damaged(path, "not a JSON object")
             if content.get("schema") != SCHEMA:
-                raise RecordError(
-                    f"{path} has record schema {content.get('schema')!r}, this version reads {SCHEMA}. "
-                    "Update crisp-attention, or use the version that wrote it."
-                )
+                raise _unknown_schema(path, content.get("schema"))
             record = Record.model_validate(content)
         except json.JSONDecodeError as error:
             raise _damaged(path, f"not valid JSON ({error.msg} at character {error.pos}); truncated?") from None
@@ -184,8 +185,10 @@ class Store:
         except (OSError, ValueError) as error:
             raise _damaged(path, str(error)) from None
         wanted = {"schema", "spec", "model", "data", "identity", "seeds_asked"}
-        if not isinstance(study, dict) or not wanted <= set(study):
-            raise _damaged(path, f"expected the keys {', '.join(sorted(wanted))}")
+        if not isinstance(study, dict) or not wanted <= set(study) or not study["seeds_asked"]:
+            raise _damaged(path, f"expected the keys {', '.join(sorted(wanted))}, none of them empty")
+        if study["schema"] != SCHEMA:
+            raise _unknown_schema(path, study["schema"])
         return study
 
 
@@ -235,6 +238,13 @@ def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 def _damaged(path: Path, why: str) -> RecordError:
     advice = "Delete it to have that run done again." if path.parent.name == "records" else _HINT
     return RecordError(f"{path} is damaged: {why}. {advice}")
+
+
+def _unknown_schema(path: Path, found: object) -> RecordError:
+    return RecordError(
+        f"{path} has record schema {found!r}, this version reads {SCHEMA}. "
+        "Update crisp-attention, or use the version that wrote it."
+    )
 
 
 def _to_json(content: Any) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from crisp_attention.experiment.spec import MAX_SEEDS
 from crisp_attention.experiment.statistics import (
     ALPHA,
     EQUIVALENCE_MARGIN,
@@ -103,8 +104,12 @@ def _seeds_for(contrast: Contrast) -> tuple[str, ...]:
     if not contrast.spread:
         return ()
     wanted = seeds_needed(_EFFECT_OF_INTEREST, contrast.spread)
-    return (
+    estimate = (
         f"At the spread seen so far ({contrast.spread:.2f} points a pair) about {wanted} seeds would detect a "
-        f"difference of {_EFFECT_OF_INTEREST:g} point with 80% power. Ask for them with --seeds {wanted}; "
-        "finished runs are kept.",
+        f"difference of {_EFFECT_OF_INTEREST:g} point with 80% power."
     )
+    if wanted > MAX_SEEDS:
+        return (f"{estimate} That is out of reach: more examples, or a larger effect, would be needed.",)
+    if wanted <= contrast.seeds:
+        return ()
+    return (f"{estimate} Ask for them with --seeds {wanted}; finished runs are kept.",)

@@ -1,0 +1,422 @@
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import tomllib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crisp_attention import ConfigurationError, SparsityConfig
+from crisp_attention.config import APPLY, RULES, SCOPES
+from crisp_attention.experiment.spec import (
+    ArmSpec,
+    RunConfig,
+    TrainingSpec,
+    expand,
+    parse,
+    preset,
+    presets,
+    read,
+    to_plain,
+)
+from record_builders import DATA, MODEL, make_spec
+
+GOOD = """
+name = "mine"
+model = "minilm-l6"
+seeds = 3
+
+[primary]
+arm = "topk"
+
+[data]
+source = "films.csv"
+
+[training]
+epochs = 2
+
+[[arms]]
+name = "dense"
+
+[[arms]]
+name = "topk"
+sparsity = 0.5
+"""
+
+
+def read_text(folder, text):
+    file = folder / "mine.toml"
+    file.write_text(text, encoding="utf-8")
+    return read(file)
+
+
+# A specification file
+
+
+def test_reads_what_a_file_says_and_leaves_the_rest_to_the_defaults(tmp_path):
+    spec = read_text(tmp_path, GOOD)
+    assert (spec.name, spec.model, spec.seeds, spec.data.source) == ("mine", "minilm-l6", 3, "films.csv")
+    assert spec.training == TrainingSpec(epochs=2)
+    assert (spec.primary.arm, spec.primary.baseline) == ("topk", "dense")
+    assert [arm.attention for arm in spec.arms] == [SparsityConfig(sparsity=0.0), SparsityConfig(sparsity=0.5)]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("seeds = 3", "seed = 3", "Unknown key 'seed'. Did you mean 'seeds'"),
+        ("[training]", "[trainning]", "Unknown key 'trainning'. Did you mean 'training'"),
+        ("epochs = 2", "epoch = 2", "Unknown key 'training.epoch'. Did you mean 'epochs'"),
+        ("epochs = 2", "epochs = 0", r"training\.epochs: .*greater than or equal to 1, got 0"),
+        ("epochs = 2", "epochs = 2.5", r"training\.epochs: .*got 2\.5"),
+        ("epochs = 2", "learning_rate = 0", r"training\.learning_rate: .*greater than 0, got 0"),
+        ("epochs = 2", "learning_rate = nan", r"training\.learning_rate: .*got nan"),
+        ("epochs = 2", "warmup_share = 1.0", r"training\.warmup_share: .*less than 1, got 1\.0"),
+        ("epochs = 2", "lr_schedule = 'linaer'", r"training\.lr_schedule: .*'linear'.*got 'linaer'"),
+        ('source = "films.csv"', 'sorce = "films.csv"', "Unknown key 'data.sorce'. Did you mean 'source'"),
+        ('source = "films.csv"', "", r"Missing key 'data\.source'"),
+        ("[data]", "[data]\npadding = 'longst'", r"data\.padding: .*'longest'.*got 'longst'"),
+        ("[data]", "[data]\nmax_length = 3", r"data\.max_length: .*got 3"),
+        ("[data]", "[data]\ntest_share = 1.0", r"data\.test_share: .*got 1\.0"),
+        ("[data]", "[data]\ntrain_examples = 0", r"data\.train_examples: .*got 0"),
+        ('arm = "topk"', 'arm = "topc"', r"primary\.arm = 'topc' is not an arm\. Did you mean 'topk'"),
+        ('arm = "topk"', 'arm = "topk"\nbaseline = "dens"', r"primary\.baseline = 'dens'.*Did you mean 'dense'"),
+        ('arm = "topk"', 'arm = "dense"', r"primary\.arm and primary\.baseline must differ"),
+        ('arm = "topk"', 'arms = "topk"', "Unknown key 'primary.arms'. Did you mean 'arm'"),
+        ('arm = "topk"', "", r"Missing key 'primary\.arm'"),
+        ("sparsity = 0.5", "sparcity = 0.5", r"Unknown key 'arms\.1\.sparcity'. Did you mean 'sparsity'"),
+        ("sparsity = 0.5", "sparsity = 1.0", r"arms\.1\.attention: sparsity must be in \[0, 1\)"),
+        ("sparsity = 0.5", "sparsity = '0.5'", r"sparsity must be a finite number, got '0\.5'"),
+        ("sparsity = 0.5", "sparsity = 0.5\nrule = 'percentil'", "Unknown rule 'percentil'. Did you mean 'percentile'"),
+        ("sparsity = 0.5", "sparsity = 0.5\nscope = 'row'", "'topk' would ignore scope='row'"),
+        ("sparsity = 0.5", "sparsity = 0.5\nseed_offset = -1", r"arms\.1\.seed_offset: .*got -1"),
+        ("sparsity = 0.5", "sparsity = 0.5\npadding = 'max'", r"arms\.1\.padding: .*'max_length'.*got 'max'"),
+        ('name = "topk"', 'name = "dense"', "arm names must differ; repeated: dense"),
+        ('name = "topk"', 'name = "../topk"', r"arms\.1\.name: .*got '\.\./topk'"),
+        ('name = "topk"', "", r"Missing key 'arms\.1\.name'"),
+        ('name = "mine"', 'name = "a/b"', r"name: .*got 'a/b'"),
+        ('name = "mine"', "", "Missing key 'name'"),
+        ('model = "minilm-l6"', "model = 6", r"model: .*string, got 6"),
+        ("seeds = 3", "seeds = 1001", r"seeds: .*less than or equal to 1000, got 1001"),
+        ("seeds = 3", "choices = 'ours'", r"choices: .*got 'ours'"),
+        ("seeds = 3", "seeds = ", "is not valid TOML"),
+        ("seeds = 3", "seeds = 3\nseeds = 4", "is not valid TOML"),
+        ("[data]", "[[data]]", r"data: .*dictionary"),
+    ],
+)
+def test_each_mistake_is_named_with_the_nearest_valid_name(tmp_path, old, new, message):
+    assert GOOD.count(old) == 1
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        read_text(tmp_path, GOOD.replace(old, new))
+    assert "mine.toml" in str(caught.value)
+    assert "pydantic" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "key"),
+    [
+        ("seeds = 3", "seeds = true", "seeds"),
+        ("seeds = 3", 'seeds = "3"', "seeds"),
+        ("epochs = 2", "epochs = true", "training.epochs"),
+        ("epochs = 2", 'learning_rate = "5e-5"', "training.learning_rate"),
+        ("epochs = 2", "learning_rate = true", "training.learning_rate"),
+        ("epochs = 2", "learning_rate = inf", "training.learning_rate"),
+        ("epochs = 2", "weight_decay = inf", "training.weight_decay"),
+        ("sparsity = 0.5", "attention = 0", "attention"),
+        ("sparsity = 0.5", "attention = []", "attention"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused_rather_than_reinterpreted(tmp_path, old, new, key):
+    with pytest.raises(ConfigurationError, match=key.replace(".", r"\.")):
+        read_text(tmp_path, GOOD.replace(old, new))
+
+
+def test_several_mistakes_are_told_at_once(tmp_path):
+    text = GOOD.replace("epochs = 2", "epoch = 2").replace('source = "films.csv"', "")
+    with pytest.raises(ConfigurationError, match=r"Missing key 'data\.source'.*Unknown key 'training\.epoch'"):
+        read_text(tmp_path, text)
+
+
+def test_one_arm_is_no_experiment():
+    with pytest.raises(ConfigurationError, match=r"arms: .*at least 2"):
+        make_spec(arms=[{"name": "dense"}])
+
+
+@pytest.mark.parametrize("make", ["missing", "folder", "bytes"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path, make):
+    file = tmp_path / "mine.toml"
+    if make == "folder":
+        file.mkdir()
+    if make == "bytes":
+        file.write_bytes(b'name = "\xff"')
+    with pytest.raises(ConfigurationError, match=r"Cannot read the specification .*mine\.toml"):
+        read(file)
+
+
+# Arms
+
+
+def test_an_arm_without_settings_is_dense():
+    arm = ArmSpec.model_validate({"name": "x"})
+    assert arm.attention == SparsityConfig(sparsity=0.0)
+    assert not arm.attention.active(training=True)
+    assert not arm.attention.active(training=False)
+
+
+@pytest.mark.parametrize("settings", [{"rule": "percentile"}, {"min_keep": 2}, {"apply": "train", "rule": "topk"}])
+def test_an_arm_with_settings_must_say_how_sparse(settings):
+    names = ", ".join(sorted(settings))
+    with pytest.raises(ConfigurationError, match=rf"an arm that sets {names} must set sparsity too"):
+        make_spec(arms=[{"name": "dense"}, {"name": "topk-50", **settings}])
+
+
+def test_arms_can_be_found_by_name():
+    spec = make_spec()
+    assert spec.arm("percentile-80") is spec.arms[2]
+
+
+@st.composite
+def arms(draw, name="arm"):
+    rule = draw(st.sampled_from(sorted(RULES)))
+    settings = RULES[rule].settings
+    arm = {"name": name, "rule": rule, "sparsity": draw(st.sampled_from([0.0, 0.2, 0.5, 0.875]))}
+    arm["min_keep"] = draw(st.integers(1, 4))
+    arm["apply"] = draw(st.sampled_from(APPLY))
+    arm["seed_offset"] = draw(st.integers(0, 2000))
+    optional = {
+        "count_padding": st.booleans(),
+        "scope": st.none() | st.sampled_from(SCOPES),
+        "seed": st.none() | st.integers(0, 9),
+    }
+    arm |= {key: draw(values) for key, values in optional.items() if key in settings}
+    arm["padding"] = draw(st.sampled_from([None, "longest", "max_length"]))
+    return {key: value for key, value in arm.items() if value is not None}
+
+
+@given(
+    first=arms("first"),
+    second=arms("second"),
+    seeds=st.integers(1, 1000),
+    description=st.text(),
+    choices=st.lists(st.text(), max_size=3),
+    rate=st.floats(1e-9, 10),
+    examples=st.none() | st.integers(1, 10**6),
+)
+def test_round_trips_through_json(first, second, seeds, description, choices, rate, examples):
+    spec = make_spec(
+        arms=[first, second],
+        primary={"arm": "second", "baseline": "first"},
+        seeds=seeds,
+        description=description,
+        choices=choices,
+        training={"learning_rate": rate},
+        data={"source": "x.csv", "train_examples": examples},
+    )
+    assert parse(json.loads(json.dumps(to_plain(spec))), "again") == spec
+
+
+@given(arm=arms())
+def test_an_arm_written_as_toml_reads_back_as_itself(arm):
+    arm = ArmSpec.model_validate(arm)
+    assert ArmSpec.model_validate(arm.to_toml_dict()) == arm
+
+
+def test_an_arm_is_written_without_its_defaults():
+    arm = ArmSpec.model_validate({"name": "x", "sparsity": 0.5, "rule": "topk", "min_keep": 1, "seed_offset": 0})
+    assert arm.to_toml_dict() == {"name": "x", "sparsity": 0.5}
+
+
+# Presets
+
+
+def test_every_preset_loads_and_names_itself():
+    found = presets()
+    assert {"paper", "quick"} <= set(found)
+    for name, spec in found.items():
+        assert spec.name == name
+        assert spec.description
+        assert spec == preset(name)
+        assert not spec.arm(spec.primary.baseline).attention.removes
+        assert spec.arm(spec.primary.arm).attention.removes
+
+
+def test_an_unknown_preset_is_refused_by_name():
+    with pytest.raises(ConfigurationError, match=r"Unknown preset 'papper'\. Did you mean 'paper'"):
+        preset("papper")
+
+
+def test_the_paper_preset_can_be_evidence():
+    spec = preset("paper")
+    dense = spec.arm("dense")
+    assert spec.seeds == 10
+    placebos = [
+        arm
+        for arm in spec.arms
+        if arm.attention == dense.attention and arm.padding == dense.padding and arm.seed_offset >= spec.seeds
+    ]
+    assert len(placebos) == 1
+    assert spec.primary.arm != placebos[0].name
+    primary = spec.arm(spec.primary.arm).attention
+    assert (primary.rule, primary.sparsity, primary.count_padding) == ("percentile", 0.8, False)
+    assert (spec.model, spec.data.source) == ("distilbert-base-uncased", "sst2")
+    assert (spec.data.train_examples, spec.data.test_examples) == (None, None)
+    naive = [arm for arm in spec.arms if arm.attention.count_padding]
+    assert [(arm.attention.sparsity, arm.padding) for arm in naive] == [(0.8, "max_length")]
+
+
+def test_the_paper_preset_says_which_settings_are_our_choice():
+    spec = preset("paper")
+    ours = " ".join(spec.choices)
+    for words in (f"{spec.training.learning_rate:g}".replace("e-05", "e-5"), f"{spec.training.epochs} epochs"):
+        assert words in ours
+    for words in (f"batch {spec.training.batch_size}", f"length {spec.data.max_length}", "sparsities", "ten seeds"):
+        assert words in ours
+    for words in ("padding", "naive-80", "weight decay", "warm-up", "evaluation"):
+        assert words in ours
+    assert "91.59" in spec.description
+    assert "90.62" in spec.description
+
+
+def test_the_quick_preset_does_not_pretend_to_a_verdict():
+    spec = preset("quick")
+    assert spec.seeds < 6
+    assert "cannot carry a verdict" in " ".join(spec.description.split())
+
+
+# Runs and their ids
+
+CONFIG = RunConfig(
+    model=MODEL,
+    data=DATA,
+    max_length=128,
+    padding="longest",
+    training=TrainingSpec().model_dump(mode="json"),
+    attention=SparsityConfig(sparsity=0.5).to_dict(),
+    seed=0,
+)
+
+
+def test_a_run_id_is_the_hash_of_the_content():
+    """Written out once: a change of the format would orphan every record there is."""
+    config = RunConfig(
+        model="m", data="d", max_length=8, padding="longest", training={"b": 1, "a": 5e-5}, attention={}, seed=3
+    )
+    canonical = (
+        '{"attention":{},"data":"d","max_length":8,"model":"m","padding":"longest","seed":3,'
+        '"training":{"a":5e-05,"b":1}}'
+    )
+    assert config.run_id == hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def test_equal_configs_have_equal_ids_whatever_the_order_of_keys():
+    shuffled = {key: CONFIG.training[key] for key in reversed(CONFIG.training)}
+    assert dataclasses.replace(CONFIG, training=shuffled).run_id == CONFIG.run_id
+
+
+def changed_configs():
+    yield "model", dataclasses.replace(CONFIG, model="c" * 64)
+    yield "data", dataclasses.replace(CONFIG, data="c" * 64)
+    yield "max_length", dataclasses.replace(CONFIG, max_length=127)
+    yield "padding", dataclasses.replace(CONFIG, padding="max_length")
+    yield "seed", dataclasses.replace(CONFIG, seed=1)
+    for key, value in CONFIG.training.items():
+        other = "cosine" if key == "lr_schedule" else value * 2 + 1
+        yield f"training.{key}", dataclasses.replace(CONFIG, training=CONFIG.training | {key: other})
+    other = {"sparsity": 0.25, "rule": "random", "min_keep": 2, "apply": "eval", "count_padding": True}
+    for key in CONFIG.attention:
+        value = other.get(key, "changed")
+        yield f"attention.{key}", dataclasses.replace(CONFIG, attention=CONFIG.attention | {key: value})
+
+
+def test_any_changed_field_gives_another_id():
+    ids = {"": CONFIG.run_id} | {name: config.run_id for name, config in changed_configs()}
+    assert len(ids) == 1 + 5 + len(TrainingSpec.model_fields) + len(dataclasses.fields(SparsityConfig))
+    assert len(set(ids.values())) == len(ids)
+
+
+def ids_of(spec):
+    return [run.config.run_id for run in expand(spec, MODEL, DATA)]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "other"},
+        {"description": "other"},
+        {"choices": ["other"]},
+        {"model": "elsewhere/minilm"},
+        {"data": {"source": "elsewhere.csv"}},
+        {"primary": {"arm": "percentile-80"}},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_what_decides_no_result_is_not_part_of_the_id(changes):
+    assert ids_of(make_spec(**changes)) == ids_of(make_spec())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"training": {"epochs": 4}},
+        {"training": {"train_probe": 7}},
+        {"data": {"source": "movie-snippets", "max_length": 64}},
+        {"data": {"source": "movie-snippets", "padding": "max_length"}},
+    ],
+)
+def test_what_decides_a_result_is_part_of_every_id(changes):
+    assert not set(ids_of(make_spec(**changes))) & set(ids_of(make_spec()))
+
+
+def test_an_arm_of_another_name_is_the_same_run():
+    renamed = [{"name": "dense"}, {"name": "other-name", "sparsity": 0.5}]
+    plain = make_spec(arms=renamed, primary={"arm": "other-name"})
+    named = make_spec(arms=[{"name": "dense"}, {"name": "topk-50", "sparsity": 0.5}])
+    assert ids_of(plain) == ids_of(named)
+    assert [run.arm for run in expand(plain, MODEL, DATA)] != [run.arm for run in expand(named, MODEL, DATA)]
+
+
+def test_two_arms_of_equal_settings_share_their_runs():
+    twins = [{"name": "dense"}, {"name": "topk-50", "sparsity": 0.5}, {"name": "twin", "sparsity": 0.5, "min_keep": 1}]
+    runs = list(expand(make_spec(arms=twins), MODEL, DATA))
+    by_arm = {name: [run.config.run_id for run in runs if run.arm == name] for name in ("dense", "topk-50", "twin")}
+    assert by_arm["twin"] == by_arm["topk-50"]
+    assert not set(by_arm["twin"]) & set(by_arm["dense"])
+
+
+def test_runs_come_seed_by_seed_with_all_arms_of_a_seed_together():
+    spec = make_spec(seeds=3)
+    order = [(run.index, run.arm) for run in expand(spec, MODEL, DATA)]
+    assert order == [(index, arm.name) for index in range(3) for arm in spec.arms]
+
+
+def test_seed_offset_moves_the_seed_and_not_the_pairing():
+    spec = make_spec(seeds=3, arms=[{"name": "dense"}, {"name": "topk-50", "sparsity": 0.5, "seed_offset": 1000}])
+    runs = list(expand(spec, MODEL, DATA))
+    assert [run.config.seed for run in runs if run.arm == "dense"] == [0, 1, 2]
+    assert [run.config.seed for run in runs if run.arm == "topk-50"] == [1000, 1001, 1002]
+    assert [run.index for run in runs if run.arm == "topk-50"] == [0, 1, 2]
+
+
+def test_more_seeds_keep_the_runs_there_are():
+    assert ids_of(make_spec(seeds=5))[: 3 * 3] == ids_of(make_spec(seeds=3))
+
+
+def test_padding_of_an_arm_overrides_the_datas():
+    arms = [{"name": "dense"}, {"name": "topk-50", "sparsity": 0.5, "padding": "longest"}]
+    spec = make_spec(seeds=1, arms=arms, data={"source": "x.csv", "padding": "max_length"})
+    assert [run.config.padding for run in expand(spec, MODEL, DATA)] == ["max_length", "longest"]
+
+
+def test_identity_leaves_out_what_decides_no_run():
+    spec = make_spec()
+    same = make_spec(name="other", description="other", choices=["other"], seeds=3)
+    assert same.identity() == spec.identity()
+    assert make_spec(training={"epochs": 9}).identity() != spec.identity()
+    assert make_spec(primary={"arm": "percentile-80"}).identity() != spec.identity()
+
+
+def test_a_toml_file_and_its_content_say_the_same(tmp_path):
+    assert read_text(tmp_path, GOOD) == parse(tomllib.loads(GOOD), "x")

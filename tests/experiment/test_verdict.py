@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crisp_attention.experiment.spec import ExperimentSpec
+from crisp_attention.experiment.statistics import MIN_SEEDS, contrast
+from crisp_attention.experiment.verdict import Verdict, judge
+
+EXAMPLES = 400
+
+
+def compare(counts, baseline=300, examples=EXAMPLES, spread_over=True):
+    """A contrast whose arm gets `counts` more examples right than the baseline, by seed.
+
+    Args:
+        counts: Difference in examples, one a seed.
+        baseline: Examples the baseline gets right.
+        examples: Of the evaluation split.
+        spread_over: The examples that change differ from seed to seed.
+    """
+    shape = len(counts), examples
+    arm, dense = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
+    dense[:, :baseline] = True
+    for seed, count in enumerate(counts):
+        arm[seed, : baseline + count] = True
+        if spread_over:
+            arm[seed], dense[seed] = np.roll(arm[seed], 37 * seed), np.roll(dense[seed], 37 * seed)
+    return contrast("topk-50", "dense", arm, dense, np.random.default_rng(0))
+
+
+def text_of(verdict):
+    return "\n".join((verdict.headline, *verdict.details))
+
+
+def verdict_on(counts, planned=None, **settings):
+    return judge(compare(counts, **settings), "topk-50", "dense", planned or len(counts))
+
+
+SPREAD = [4, -6, 8, -5, 3, -4, 7, -3]
+
+
+@pytest.mark.parametrize(
+    ("counts", "word"),
+    [
+        ([20, 22, 25, 19, 30, 24, 21, 26], "helps"),
+        ([20, 22, 25, 19, 30, 24], "helps"),
+        ([-20, -22, -25, -19, -30, -24, -21, -26], "hurts"),
+        ([0, 1, -1, 0, 0, 1, 0, -1], "equivalent"),
+        ([0] * 8, "equivalent"),
+        (SPREAD, "inconclusive"),
+        ([12, -9, 14, 20, -8, 8, -11, 25], "inconclusive"),
+        ([20, 22, 25, 19, 30], "no verdict"),
+        ([0] * 5, "no verdict"),
+        ([50], "no verdict"),
+    ],
+)
+def test_each_word_where_it_belongs(counts, word):
+    found = verdict_on(counts)
+    assert found.word == word
+    assert word in found.headline.lower()
+
+
+def test_the_headline_of_a_verdict_is_one_sentence_with_both_names():
+    for counts in ([20, 22, 25, 19, 30, 24], [-20, -22, -25, -19, -30, -24], [0] * 8, SPREAD):
+        headline = verdict_on(counts).headline
+        assert headline.count(".") - len(re.findall(r"\d\.\d", headline)) == 1
+        assert "topk-50" in headline
+        assert "dense" in headline
+
+
+def test_significance_alone_is_not_enough_where_other_sentences_could_tell_otherwise():
+    """All seeds agree on one example: p is small, but the interval over examples holds 0."""
+    found = compare([1] * 8, spread_over=False)
+    assert found.p_value < 0.05
+    assert found.interval.low <= 0
+    assert judge(found, "topk-50", "dense", 8).word == "equivalent"
+    wide = dataclasses.replace(found, p_equivalence=0.5)
+    assert judge(wide, "topk-50", "dense", 8).word == "inconclusive"
+
+
+def test_an_interval_alone_is_not_enough_either():
+    found = dataclasses.replace(compare([20, 22, 25, 19, 30, 24, 21, 26]), p_value=0.06, p_equivalence=0.9)
+    assert found.interval.low > 0
+    assert judge(found, "topk-50", "dense", 8).word == "inconclusive"
+
+
+def test_helps_and_hurts_are_not_mixed_up_when_the_arms_are_swapped():
+    better = compare([20, 22, 25, 19, 30, 24, 21, 26])
+    worse = compare([-20, -22, -25, -19, -30, -24, -21, -26])
+    assert judge(better, "topk-50", "dense", 8).headline == "topk-50 helps: better than dense."
+    assert judge(worse, "topk-50", "dense", 8).headline == "topk-50 hurts: worse than dense."
+
+
+def test_without_a_finished_pair_there_is_no_verdict():
+    found = judge(None, "topk-50", "dense", 10)
+    assert found == Verdict("no verdict", "No verdict: no seed has finished both topk-50 and dense.", ())
+
+
+@settings(max_examples=25)
+@given(counts=st.lists(st.integers(-20, 20), min_size=1, max_size=9), planned=st.integers(1, 20))
+def test_what_holds_of_every_verdict(counts, planned):
+    found = compare(counts, examples=50, baseline=25)
+    verdict = judge(found, "topk-50", "dense", planned)
+    told = text_of(verdict)
+    assert "no effect" not in told.lower()
+    assert "no difference" not in told.lower()
+    assert "significant" not in told.lower()
+    assert (verdict.word == "no verdict") == (len(counts) < MIN_SEEDS)
+    assert re.search(rf"\b{len(counts)} paired seeds?\b", told)
+    assert "of 50 examples" in told
+    assert f"{found.difference:+.2f} points" in told
+    assert f"{found.interval.low:+.2f} to {found.interval.high:+.2f}" in told
+    assert "nan" not in told
+    assert not re.search(r"\b1 seeds\b", told)
+    if len(counts) >= MIN_SEEDS:
+        assert f"p = {found.p_value:.3g}" in told
+        assert (f"Only {len(counts)} of {planned} planned pairs have finished." in told) == (len(counts) < planned)
+
+
+@pytest.mark.parametrize("seeds", range(1, MIN_SEEDS))
+def test_below_six_seeds_there_is_never_a_verdict_and_it_says_why(seeds):
+    for counts in ([40] * seeds, [-40] * seeds, [0] * seeds, [30 + 3 * seed for seed in range(seeds)]):
+        verdict = verdict_on(counts, examples=100, baseline=50)
+        assert verdict.word == "no verdict"
+        assert verdict.headline.startswith("No verdict: ")
+        assert not re.search(r"\b(helps|hurts|equivalent|better|worse)\b", text_of(verdict))
+        assert f"cannot go below p = {2 / 2**seeds:.3g}" in text_of(verdict)
+        assert f"{MIN_SEEDS} is the least and 10 the default" in text_of(verdict)
+
+
+def test_inconclusive_says_what_could_have_been_detected_and_what_remains_possible():
+    found = compare(SPREAD)
+    told = text_of(judge(found, "topk-50", "dense", 8))
+    assert f"could have detected a difference of {found.detectable:.2f} points or more (80% power)" in told
+    assert f"compatible with {found.interval.low:+.2f} to {found.interval.high:+.2f}" in told
+
+
+def test_equivalent_states_its_margin_and_its_p():
+    found = compare([0, 1, -1, 0, 0, 1, 0, -1])
+    told = text_of(judge(found, "topk-50", "dense", 8))
+    assert "equivalent to within 0.5 points" in told
+    assert f"within 0.5 points either way (p = {found.p_equivalence:.3g})" in told
+
+
+def advised(verdict):
+    found = re.findall(r"--seeds (\d+)", text_of(verdict))
+    return [int(number) for number in found]
+
+
+def test_too_few_seeds_come_with_how_many_would_do():
+    verdict = verdict_on([4, -6, 8])
+    assert len(advised(verdict)) == 1
+    assert advised(verdict)[0] > MIN_SEEDS
+    assert f"about {advised(verdict)[0]} seeds would detect a difference of 1 point with 80% power" in text_of(verdict)
+    assert "finished runs are kept" in text_of(verdict)
+
+
+def test_without_a_spread_no_number_of_seeds_is_made_up():
+    assert advised(verdict_on([4])) == []
+    assert advised(verdict_on([0, 0, 0])) == []
+
+
+def test_advice_never_asks_for_fewer_seeds_than_there_are():
+    counts = [1, 5, -2, 4, -1, 6, 0, 5, -3, 4]
+    found = verdict_on(counts)
+    assert found.word == "inconclusive"
+    assert all(seeds > len(counts) for seeds in advised(found))
+
+
+def test_advice_never_asks_for_more_seeds_than_an_experiment_may_have():
+    most = next(item.le for item in ExperimentSpec.model_fields["seeds"].metadata if hasattr(item, "le"))
+    verdict = verdict_on([9, -8, 4], examples=20, baseline=10)
+    assert all(seeds <= most for seeds in advised(verdict))
+
+
+def test_two_seeds_that_nearly_agree_can_be_put_into_words():
+    """Differences of 35 and 36 examples of 400, a spread of 0.18 points."""
+    assert verdict_on([35, 36]).word == "no verdict"
+
+
+@pytest.mark.parametrize("seeds", [3, 10])
+def test_any_spread_can_be_put_into_words(seeds):
+    found = compare([0, 1, -1] if seeds == 3 else [*SPREAD, 2, -1])
+    for spread in (0.05, 0.11, 0.12, 0.13, 0.15, 0.16, 1 / 6, 0.18, 0.2, 0.5, 3.0, 20.0):
+        changed = dataclasses.replace(found, spread=spread, p_value=0.5, p_equivalence=0.5)
+        assert judge(changed, "topk-50", "dense", seeds).word == ("no verdict" if seeds == 3 else "inconclusive")
