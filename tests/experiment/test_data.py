@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import sentence_rows
@@ -303,6 +303,7 @@ def test_a_larger_share_only_moves_texts_from_training_to_test(tmp_path):
     assert small < large
 
 
+@settings(max_examples=25)
 @given(order=st.randoms(use_true_random=False), repeats=st.integers(0, 30))
 def test_a_text_has_one_side_whatever_the_order_of_rows(tmp_path_factory, order, repeats):
     folder = tmp_path_factory.mktemp("order")
@@ -382,6 +383,7 @@ def test_more_examples_than_there_are_cannot_be_had(tmp_path, key, side, name):
     assert load_file(file, **{key: there}).fingerprint == load_file(file).fingerprint
 
 
+@settings(max_examples=25)
 @given(small=st.integers(8, 40), more=st.integers(0, 20), seed=st.integers(0, 50))
 def test_limited_splits_are_nested_and_repeatable(csv_file, small, more, seed):
     first, again, larger = (

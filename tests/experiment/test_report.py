@@ -19,7 +19,7 @@ from crisp_attention.experiment.report import tables
 from crisp_attention.experiment.report.pages import spec_as_toml
 from crisp_attention.experiment.spec import parse, preset, presets
 from crisp_attention.experiment.store import Store
-from record_builders import ARMS, PLACEBO, draws, fill, make_spec, planned, provenance, troubled
+from record_builders import ARMS, EXAMPLES, PLACEBO, draws, fill, make_spec, planned, provenance, troubled
 
 ACCURACY = {"dense": 0.8, "topk-50": 0.85, "percentile-80": 0.5, "dense-again": 0.8}
 EVEN = draws(ACCURACY)
@@ -47,6 +47,11 @@ def store(tmp_path_factory):
 
     spec = make_spec(arms=[*ARMS, PLACEBO], description="What this is about.", choices=["the milder sparsity"])
     return fill(tmp_path_factory.mktemp("report"), spec, outcome)
+
+
+@pytest.fixture(scope="module")
+def result(store):
+    return analyse(store)
 
 
 @pytest.fixture(scope="module")
@@ -178,9 +183,8 @@ def test_markup_in_data_is_text(tmp_path):
 # What it says
 
 
-def test_both_pages_say_the_same(store, pages):
+def test_both_pages_say_the_same(result, pages):
     page, markdown = pages
-    result = analyse(store)
     text = " ".join("".join(Page(page).text).split())
     plain = " ".join(markdown.replace("`", "").split())
     sentences = [result.verdict.headline, *result.verdict.details, *result.cautions, result.spec.description]
@@ -192,8 +196,7 @@ def test_both_pages_say_the_same(store, pages):
         assert sentence in plain, sentence
 
 
-def test_the_verdict_is_in_the_title_and_first(store, pages):
-    result = analyse(store)
+def test_the_verdict_is_in_the_title_and_first(result, pages):
     assert f"<title>made-up: {result.verdict.word}</title>" in pages[0]
     assert pages[1].split("\n")[:3] == ["# made-up", "", f"**{result.verdict.headline}**"]
     for page in pages:
@@ -201,45 +204,42 @@ def test_the_verdict_is_in_the_title_and_first(store, pages):
         assert "no effect" not in page.lower()
 
 
-def test_every_cell_of_arms_states_its_n_and_counts(store):
-    result = analyse(store)
+def test_every_cell_of_arms_states_its_n_and_counts(result):
     rows = {row[0]: row for row in tables.arms(result).rows}
     right = [int(EVEN("topk-50", index).sum()) for index in (0, 1, 2, 3, 4, 5, 7)]
     arm = dict(zip(tables.arms(result).header, rows["topk-50"], strict=True))
     assert arm["runs"] == "7 of 8 (1 diverged or failed)"
-    assert arm["correct"] == f"{np.mean(right):.1f} of 40"
-    shares = 100 * np.array(right) / 40
+    assert arm["correct"] == f"{np.mean(right):.1f} of {EXAMPLES}"
+    shares = 100 * np.array(right) / EXAMPLES
     assert arm["accuracy"] == f"{shares.mean():.2f} ± {shares.std(ddof=1):.2f}"
     assert arm["sparse train"] == "37.5%"
     assert rows["percentile-80"][1] == "6 of 8 (1 diverged or failed)"
     assert rows["dense"][1] == "8 of 8"
 
 
-def test_every_run_is_listed_with_integer_counts_or_its_trouble(store, pages):
-    result = analyse(store)
+def test_every_run_is_listed_with_integer_counts_or_its_trouble(result, pages):
     rows = {(row[0], row[1]): row for row in tables.runs(result).rows}
     assert len(rows) == 4 * 8
     for (arm, seed), row in rows.items():
         index = int(seed) % 1000
         assert seed == str(index + (1000 if arm == "dense-again" else 0))
         if row[2] == "finished":
-            assert row[3] == f"{int(EVEN(arm, index).sum())} of 40"
+            assert row[3] == f"{int(EVEN(arm, index).sum())} of {EXAMPLES}"
     assert rows["topk-50", "6"][2:5] == ("diverged: made to be diverged", "-", "-")
     assert rows["percentile-80", "1"][2:5] == ("failed: made to be failed", "-", "-")
     assert rows["percentile-80", "7"][2:] == ("not done", "-", "-", "-", "-")
 
 
-def test_the_primary_contrast_is_marked_and_only_the_others_are_adjusted(store):
-    made = tables.contrasts(analyse(store))
+def test_the_primary_contrast_is_marked_and_only_the_others_are_adjusted(result):
+    made = tables.contrasts(result)
     rows = [dict(zip(made.header, row, strict=True)) for row in made.rows]
     assert [row["contrast"] for row in rows] == ["topk-50 (primary)", "percentile-80", "dense-again"]
     assert [row["seeds"] for row in rows] == ["7", "6", "8"]
     assert [row["p Holm"] == "-" for row in rows] == [True, False, False]
-    assert all(row["examples"].endswith(" of 40") for row in rows)
+    assert all(row["examples"].endswith(f" of {EXAMPLES}") for row in rows)
 
 
-def test_the_terminals_summary_has_a_row_an_arm(store):
-    result = analyse(store)
+def test_the_terminals_summary_has_a_row_an_arm(result):
     made = tables.summary(result)
     rows = {row[0]: dict(zip(made.header, row, strict=True)) for row in made.rows}
     assert list(rows) == ["dense", "topk-50", "percentile-80", "dense-again"]
@@ -334,9 +334,9 @@ def test_many_arms_have_room(tmp_path):
 # The specification in the report
 
 
-def test_the_specification_in_the_report_asks_for_the_same_experiment(store, pages):
+def test_the_specification_in_the_report_asks_for_the_same_experiment(result, pages):
     text = re.search(r"```toml\n(.*?)^```$", pages[1], re.DOTALL | re.MULTILINE).group(1)
-    spec = analyse(store).spec
+    spec = result.spec
     assert parse(tomllib.loads(text), "report") == spec
     assert tomllib.loads(text)["arms"] == [
         {"name": "dense"},

@@ -134,6 +134,16 @@ def test_a_value_of_the_wrong_type_is_refused_rather_than_reinterpreted(tmp_path
         read_text(tmp_path, GOOD.replace(old, new))
 
 
+def test_a_whole_number_serves_where_any_number_does(tmp_path):
+    whole, broken = (
+        read_text(tmp_path, GOOD.replace("epochs = 2", f"learning_rate = {rate}").replace("0.5", share))
+        for rate, share in (("1", "0"), ("1.0", "0.0"))
+    )
+    assert whole == broken
+    assert whole.training.learning_rate == 1.0
+    assert ids_of(whole) == ids_of(broken)
+
+
 def test_several_mistakes_are_told_at_once(tmp_path):
     text = GOOD.replace("epochs = 2", "epoch = 2").replace('source = "films.csv"', "")
     with pytest.raises(ConfigurationError, match=r"Missing key 'data\.source'.*Unknown key 'training\.epoch'"):

@@ -128,7 +128,7 @@ def test_many_seeds_are_sampled_from_the_given_generator():
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["normal", "skewed pairs", "counts"])
 def test_the_error_rate_at_ten_seeds_is_what_it_promises(kind):
-    random, runs = generator(7), 500
+    random, runs = generator(7), 300
     rejections = 0
     for _ in range(runs):
         if kind == "normal":

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 
 import numpy as np
@@ -8,11 +9,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from crisp_attention.experiment import statistics
 from crisp_attention.experiment.spec import ExperimentSpec
 from crisp_attention.experiment.statistics import MIN_SEEDS, contrast
 from crisp_attention.experiment.verdict import Verdict, judge
 
 EXAMPLES = 400
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fewer_resamples():
+    """The words are tested here, not the last digit of an interval."""
+    with pytest.MonkeyPatch.context() as patch:
+        quick = functools.partial(statistics.crossed_bootstrap, resamples=2000)
+        patch.setattr(statistics, "crossed_bootstrap", quick)
+        yield
 
 
 def compare(counts, baseline=300, examples=EXAMPLES, spread_over=True):

@@ -77,10 +77,11 @@ def keep_mask(scores: Tensor, pairs: Pairs, selection: Threshold) -> Tensor:
 @torch.no_grad()
 def threshold(ranking: Tensor, pairs: Pairs, selection: Threshold) -> Tensor:
     """Tau of each query, broadcastable to `[B, H, Q, 1]`."""
-    pool = ranking if selection.pool is None else ranking.masked_fill(~selection.pool, -torch.inf)
     if selection.scope == "row":
-        return _kth_largest(pool, selection.keep, selection.keep_bound)
-    tau = _kth_largest(pool.flatten(-2).unsqueeze(-2), selection.keep, selection.keep_bound)
+        return _kth_largest(ranking, selection.pool, selection.keep, selection.keep_bound)
+    flat = ranking.flatten(-2).unsqueeze(-2)
+    pool = None if selection.pool is None else selection.pool.flatten(-2).unsqueeze(-2)
+    tau = _kth_largest(flat, pool, selection.keep, selection.keep_bound)
     rows = ranking if pairs.valid is None else ranking.masked_fill(~pairs.valid, -torch.inf)
     min_keep = min(selection.min_keep, rows.shape[-1])
     # The min_keep-th best key of each row; -inf, and so no limit, where a row has fewer valid keys.
@@ -88,9 +89,19 @@ def threshold(ranking: Tensor, pairs: Pairs, selection: Threshold) -> Tensor:
     return torch.minimum(tau, row_tau)
 
 
-def _kth_largest(values: Tensor, k: Tensor, bound: int) -> Tensor:
-    """The k-th largest entry of the last dimension, `k <= bound` differing by row; inf for k = 0."""
-    few = 2 * bound <= values.shape[-1]
-    ordered = values.topk(max(bound, 1), dim=-1).values if few else values.sort(dim=-1, descending=True).values
-    tau = ordered.gather(-1, (k - 1).clamp(min=0).expand(*values.shape[:-1], 1))
-    return tau.masked_fill(k == 0, torch.inf)
+def _kth_largest(values: Tensor, pool: Tensor | None, k: Tensor, bound: int) -> Tensor:
+    """The k-th largest of the last dimension's pool, `k <= bound` differing by row.
+
+    inf for k = 0; -inf where k exceeds the pool. Quickselect wants one k for all rows: a row whose k
+    is smaller gets as many entries of +inf, in places outside its pool, as it lacks. There are
+    always enough, since `bound - k` never exceeds the number of those places.
+    """
+    size = values.shape[-1]
+    if bound == 0:
+        return torch.full_like(values[..., :1], torch.inf)
+    if pool is not None:
+        outside = ~pool
+        lacking = outside & (outside.cumsum(dim=-1) <= bound - k)
+        filler = torch.where(lacking, torch.inf, -torch.inf).to(values.dtype)
+        values = torch.where(pool, values, filler)
+    return values.kthvalue(size - bound + 1, dim=-1, keepdim=True).values
