@@ -77,6 +77,17 @@ def test_data_lists_and_shows(csv_file):
     assert "negative" in shown.stdout
 
 
+def test_text_and_label_name_columns_of_a_data_set(tmp_path):
+    done = crisp("reproduce", "--text", "review", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--dataset, which is missing" in done.stderr
+    (tmp_path / "films.csv").write_text("review,stars\ngood,1\nbad,0\n", encoding="utf-8")
+    done = crisp("reproduce", "--dataset", "films.csv", "--text", "revew", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Did you mean 'review'" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["films.csv"]
+
+
 def test_check_prints_each_layer(tiny_folders):
     done = crisp("check", tiny_folders["distilbert"], "--sparsity", 0.5, "--rule", "percentile")
     assert done.returncode == 0, done.stderr

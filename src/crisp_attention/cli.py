@@ -18,7 +18,7 @@ except ModuleNotFoundError as missing:  # the core installs without the command 
         "pip install 'crisp-attention[experiment]'"
     )
 
-from crisp_attention.errors import CrispError
+from crisp_attention.errors import ConfigurationError, CrispError
 
 if TYPE_CHECKING:
     from crisp_attention.experiment.spec import ExperimentSpec
@@ -37,6 +37,8 @@ Out = Annotated[Path | None, typer.Option(help="Run directory (default: runs/NAM
 Jobs = Annotated[
     int | None, typer.Option(min=1, help="Runs side by side; the cores are split between them (default: one a core).")
 ]
+Text = Annotated[str | None, typer.Option(help="Column of the text (default: found by its usual names).")]
+Label = Annotated[str | None, typer.Option(help="Column of the label (default: found by its usual names).")]
 Retry = Annotated[bool, typer.Option("--retry", help="Do diverged and failed runs again.")]
 
 
@@ -50,6 +52,8 @@ def reproduce(
         str | None,
         typer.Option(help="A packaged data set, a GLUE folder, a CSV/TSV/JSONL/Parquet file, or a hub name."),
     ] = None,
+    text: Text = None,
+    label: Label = None,
     seeds: Seeds = None,
     out: Out = None,
     jobs: Jobs = None,
@@ -62,6 +66,8 @@ def reproduce(
 
       crisp reproduce --seeds 10
 
+      crisp reproduce --dataset reviews.csv --text review --label stars
+
       crisp reproduce --preset paper --model minilm-l6 --dataset path/to/SST-2
     """
     from crisp_attention.experiment.spec import preset as find
@@ -71,7 +77,12 @@ def reproduce(
     if model is not None:
         changes["model"] = model
     if dataset is not None:
-        changes["data"] = spec.data.model_copy(update={"source": dataset, "subset": None})
+        from crisp_attention.experiment.data import fit_limits
+
+        own = {"source": dataset, "subset": None, "text": text, "label": label}
+        changes["data"] = fit_limits(spec.data.model_copy(update=own), lambda message: typer.echo(message))
+    elif text is not None or label is not None:
+        raise ConfigurationError("--text and --label name columns of --dataset, which is missing.")
     named = [Path(name).name for name in (model, dataset) if name is not None]
     changes["name"] = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join([preset, *named]))[:60]
     _run(spec.model_copy(update=changes), seeds, out, jobs, retry)
@@ -143,8 +154,8 @@ def check(
 @app.command()
 def data(
     name: Annotated[str | None, typer.Argument(help="A packaged data set, a folder, a file, or a hub name.")] = None,
-    text: Annotated[str | None, typer.Option(help="Column of the text.")] = None,
-    label: Annotated[str | None, typer.Option(help="Column of the label.")] = None,
+    text: Text = None,
+    label: Label = None,
 ) -> None:
     """List the packaged data sets, or show what one source looks like.
 

@@ -701,3 +701,12 @@ def test_hidden_labels_of_the_hub_are_no_examples(hub):
     hub(train=columns(20), test=hidden)
     with pytest.raises(DataError, match="evaluation split is empty"):
         load(DataSpec(source="org/set"))
+
+
+def test_limits_of_another_source_are_lowered_to_what_there_is(tmp_path):
+    file = write(tmp_path, "films.csv", ROWS)
+    whole = load_file(file)
+    wanted = DataSpec(source=str(file), train_examples=10_000, test_examples=3)
+    fitted = data.fit_limits(wanted)
+    assert (fitted.train_examples, fitted.test_examples) == (len(whole.train), 3)
+    assert data.fit_limits(DataSpec(source=str(file))).train_examples is None

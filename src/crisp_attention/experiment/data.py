@@ -158,6 +158,21 @@ def load(spec: DataSpec, announce: Callable[[str], None] = lambda _: None) -> Da
     return Dataset(Path(spec.source).resolve().name, classes, train, test, tuple(notes))
 
 
+def fit_limits(spec: DataSpec, announce: Callable[[str], None] = lambda _: None) -> DataSpec:
+    """Lower the limits of a specification to what its source holds.
+
+    For limits that were chosen for another source, as a preset's.
+
+    Args:
+        spec: What to read.
+        announce: Told before something slow happens.
+    """
+    whole = load(spec.model_copy(update={"train_examples": None, "test_examples": None}), announce)
+    sizes = {"train_examples": len(whole.train), "test_examples": len(whole.test)}
+    lowered = {name: size for name, size in sizes.items() if (getattr(spec, name) or 0) > size}
+    return spec.model_copy(update=lowered)
+
+
 def _read(spec: DataSpec, announce: Callable[[str], None]) -> _Table:
     path = Path(spec.source).expanduser()
     if spec.test is not None and (spec.source in PACKAGED or not path.is_file()):

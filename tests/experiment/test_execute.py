@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import multiprocessing
+
+import pytest
+import tiny_study
+
+import crisp_attention as crisp
+from crisp_attention.experiment import data, execute, model
+from crisp_attention.experiment.spec import expand
+from crisp_attention.experiment.store import Store
+
+
+@pytest.mark.parametrize(
+    ("cores", "jobs", "pending", "expected"),
+    [(2, None, 12, (2, 1)), (8, None, 3, (3, 2)), (8, 2, 12, (2, 4)), (1, None, 5, (1, 1)), (4, None, 0, (1, 4))],
+)
+def test_cores_are_split_between_workers(monkeypatch, cores, jobs, pending, expected):
+    monkeypatch.setattr(execute, "available_cores", lambda: cores)
+    division = execute.divide(jobs, pending)
+    assert (division.jobs, division.threads) == expected
+
+
+@pytest.mark.parametrize("jobs", [0, -1, 3])
+def test_more_workers_than_cores_are_refused(monkeypatch, jobs):
+    monkeypatch.setattr(execute, "available_cores", lambda: 2)
+    with pytest.raises(crisp.ConfigurationError, match=f"between 1 and the 2 cores of this machine, got {jobs}"):
+        execute.divide(jobs, 5)
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_takes_only_its_run_with_it(tmp_path, tiny_folders, csv_file):
+    spec = tiny_study.spec(tiny_folders["bert"], csv_file, seeds=1)
+    checkpoint, dataset = model.resolve(spec.model), data.load(spec.data)
+    store = Store(tmp_path / "out")
+    store.open(spec, checkpoint.fingerprint, dataset.fingerprint)
+    runs = list(expand(spec, checkpoint.fingerprint, dataset.fingerprint))
+    events = []
+
+    def receive(planned, event):
+        if event.kind == "progress" and not any(kind == "failed" for kind, _ in events):
+            for child in multiprocessing.active_children():
+                child.kill()
+        elif event.kind not in ("progress", "ready"):
+            events.append((event.kind, event.run_id))
+            if event.kind == "failed":
+                assert "worker process died (exit code -9" in event.reason
+
+    execute.execute(runs, store, checkpoint, dataset, execute.Division(1, 1), receive)
+    failed = [run_id for kind, run_id in events if kind == "failed"]
+    assert failed == [runs[0].config.run_id]
+    assert sorted(run_id for kind, run_id in events if kind == "finished") == sorted(
+        run.config.run_id for run in runs[1:]
+    )
+    assert store.load(failed[0]) is None  # pending next time, not lost
+    assert all(store.load(run.config.run_id).status == "finished" for run in runs[1:])
