@@ -3,9 +3,9 @@ from __future__ import annotations
 import multiprocessing
 
 import pytest
-import tiny_study
 
 import crisp_attention as crisp
+import tiny_study
 from crisp_attention.experiment import data, execute, model
 from crisp_attention.experiment.spec import expand
 from crisp_attention.experiment.store import Store
