@@ -80,12 +80,12 @@ def layer_state(module: nn.Module) -> LayerState:
             f"{SETTINGS!r} settings. Call crisp_attention.sparsify(model, sparsity=...) first."
         )
     parsed = SparsityConfig.from_dict(settings)
-    index = getattr(module, "layer_idx", None)
-    if index is None and parsed.rule == "random":
+    if parsed.rule == "random":
         raise ConfigurationError(
-            f"Rule 'random' draws by layer, and {type(module).__name__} does not know its own. "
-            "Load the model with crisp_attention.load, or call crisp_attention.sparsify."
+            "Rule 'random' draws by layer and step, which a model knows only after crisp_attention.load or "
+            "crisp_attention.sparsify. Use one of them."
         )
+    index = getattr(module, "layer_idx", None)
     mark_config(config, parsed)
     name = type(module).__name__ if index is None else f"{type(module).__name__}.{index}"
     state = LayerState(name, index or 0, ModelState(parsed))
