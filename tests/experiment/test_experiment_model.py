@@ -94,6 +94,12 @@ def test_moving_bytes_from_one_file_to_the_next_changes_the_fingerprint(checkpoi
     assert fingerprint(checkpoint) != before
 
 
+def test_the_same_bytes_under_another_name_are_another_tokenizer(checkpoint):
+    before = fingerprint(checkpoint)
+    (checkpoint / "tokenizer.json").rename(checkpoint / "vocab.txt")
+    assert fingerprint(checkpoint) != before
+
+
 @pytest.mark.parametrize(
     ("missing", "has"), [("config.json", "model.safetensors"), ("model.safetensors", "config.json")]
 )

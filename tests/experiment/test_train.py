@@ -68,12 +68,16 @@ def test_sparse_in_training_only_is_dense_in_evaluation(workplace):
     assert all(share == 0 for share in record.realised_sparsity.test.values())
 
 
-def test_fine_tuning_learns(workplace):
+@pytest.mark.parametrize("arm", ["dense", "percentile-80"])
+def test_fine_tuning_learns(tiny_folders, csv_file, arm):
     """The made-up classes follow from one word: a model that trains tells them apart."""
-    bench, runs = workplace
-    record, _, _ = run(bench, find(runs, "dense"))
-    assert record.epochs[-1].running_loss < record.epochs[0].running_loss
-    assert record.final.train.accuracy > 0.7
+    spec = tiny_study.spec(tiny_folders["bert"], csv_file, epochs=12, learning_rate=2e-3)
+    checkpoint, dataset = model.resolve(spec.model), data.load(spec.data)
+    runs = list(expand(spec, checkpoint.fingerprint, dataset.fingerprint))
+    record, _, _ = run(train.Workbench(checkpoint, dataset), find(runs, arm))
+    assert record.epochs[-1].running_loss < 0.5 * record.epochs[0].running_loss
+    assert record.final.train.accuracy == 1.0
+    assert record.final.test.accuracy > 0.9
 
 
 def test_arms_share_weights_order_and_dropout_per_seed(workplace, monkeypatch):
