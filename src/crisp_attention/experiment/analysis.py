@@ -181,7 +181,9 @@ def _cautions(spec: ExperimentSpec, arms: tuple[ArmResult, ...], seeds_asked: li
         )
     troubled = sum(len(arm.troubled) for arm in arms)
     if troubled:
-        cautions.append(f"{troubled} runs diverged or failed; they are counted here and left out of all means.")
+        cautions.append(
+            f"{troubled} run{'s' if troubled > 1 else ''} diverged or failed; counted here and left out of all means."
+        )
     missing = sum(arm.missing for arm in arms)
     if missing:
         cautions.append(f"{missing} of {sum(arm.planned for arm in arms)} runs are not done yet.")

@@ -102,7 +102,10 @@ def fetch(asset: Asset, announce: Callable[[str], None] = lambda _: None) -> Pat
     target = _target(asset)
     if target.exists():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AssetError(f"The cache folder {cache_folder()} cannot be used: {error}. Set {CACHE_VARIABLE}.") from None
     with FileLock(target.parent / ".lock"):
         if target.exists():
             return target

@@ -155,7 +155,7 @@ def load(spec: DataSpec, announce: Callable[[str], None] = lambda _: None) -> Da
     for side, split in (("training", train), ("evaluation", test)):
         if len(np.unique(split.labels)) < 2:
             raise DataError(f"{spec.source}: the {side} split of {len(split)} examples has one class only.")
-    return Dataset(Path(spec.source).resolve().name, classes, train, test, tuple(notes))
+    return Dataset(Path(spec.source).name or Path(spec.source).resolve().name, classes, train, test, tuple(notes))
 
 
 def fit_limits(spec: DataSpec, announce: Callable[[str], None] = lambda _: None) -> DataSpec:
@@ -271,12 +271,13 @@ def _from_frame(frame: pd.DataFrame, spec: DataSpec, origin: str, hidden: str | 
     # Whole numbers stay whole beside a missing one, which would make a plain column one of floats.
     used = frame[[text, label, *([pair] if pair else [])]].convert_dtypes()
     blank = used.isna() | (used.astype(str).apply(lambda cells: cells.str.strip()) == "")
-    kept = used[~blank.any(axis=1) & (used[label].astype(str) != hidden)]
-    notes: tuple[str, ...] = ()
-    if len(kept) < len(used):
-        notes = (
-            f"{len(used) - len(kept)} of {len(used)} rows of {Path(origin).name} were dropped: empty text or label.",
-        )
+    secret = ~blank.any(axis=1) & (used[label].astype(str) == hidden)
+    kept = used[~blank.any(axis=1) & ~secret]
+    name = Path(origin).name
+    reasons = {"empty text or label": int(blank.any(axis=1).sum()), "label kept secret": int(secret.sum())}
+    notes = tuple(
+        f"{count} of {len(used)} rows of {name} were dropped: {reason}." for reason, count in reasons.items() if count
+    )
     return _Table(
         texts=kept[text].astype(str).str.strip().tolist(),
         labels=kept[label].astype(str).str.strip().tolist(),

@@ -15,6 +15,16 @@ PACKAGED = ("minilm-l6",)
 
 _WEIGHTS = "*.safetensors"
 _WANTED = (_WEIGHTS, "*.json", "*.txt", "*.model")
+# Weights and whatever a tokenizer may be made of; config.json is read apart.
+_DECIDING = (
+    _WEIGHTS,
+    "*.model",
+    "added_tokens.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer*.json",
+    "vocab*",
+)
 
 
 @dataclass(frozen=True)
@@ -72,9 +82,8 @@ def _fingerprint(folder: Path) -> str:
     for key in ("_name_or_path", "transformers_version"):
         config.pop(key, None)
     digest.update(json.dumps(config, sort_keys=True).encode())
-    # Weights, and every file that a tokenizer may be made of.
-    for file in sorted({file for pattern in _WANTED for file in folder.glob(pattern)}):
-        if file.is_file() and file.name != "config.json":
+    for file in sorted({file for pattern in _DECIDING for file in folder.glob(pattern)}):
+        if file.is_file():
             digest.update(file.name.encode())
             with file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())

@@ -83,6 +83,6 @@ def _provenance(analysis: Analysis) -> list[tuple[str, str]]:
             if origin.git
             else "no checkout",
         )
-        add("platform", ", ".join(origin.platform.values()))
-        add("device", f"{origin.device}, {origin.threads} threads a run")
+        add("platform", ", ".join(origin.platform[key] for key in ("system", "machine", "python")))
+        add("device", f"{origin.device}, threads a run: {origin.threads}")
     return [(label, "; ".join(values)) for label, values in rows.items()]
