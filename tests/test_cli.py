@@ -159,8 +159,9 @@ def test_killed_and_resumed_loses_no_finished_run(tmp_path, tiny_folders, csv_fi
 
 
 @pytest.mark.slow
-def test_interrupted_by_ctrl_c_says_how_to_go_on(spec_file, tmp_path):
-    folder = tmp_path / "out"
+def test_interrupted_by_ctrl_c_says_how_to_go_on(tmp_path, tiny_folders, csv_file):
+    spec_file, folder = tmp_path / "spec.toml", tmp_path / "out"
+    spec_file.write_text(tiny_study.toml(tiny_folders["bert"], csv_file, epochs=25), encoding="utf-8")
     process = subprocess.Popen(
         [*CRISP, "run", str(spec_file), "--out", str(folder)], stdout=subprocess.PIPE, text=True, start_new_session=True
     )

@@ -83,13 +83,46 @@ def test_sparsity_zero_is_dense_attention(rule, dtype):
     torch.testing.assert_close(out.double(), dense, atol=budget, rtol=budget)
 
 
-@pytest.mark.parametrize("rule", ["topk", "random"])
-def test_causal_equals_an_explicit_mask(rule):
+def test_causal_equals_an_explicit_mask():
     q, k, v = qkv(queries=4, keys=7)
     mask = torch.ones(4, 7, dtype=torch.bool).tril(3)
-    a = crisp.attention(q, k, v, sparsity=0.5, rule=rule, causal=True)
-    b = crisp.attention(q, k, v, sparsity=0.5, rule=rule, valid=mask[None, None])
+    a = crisp.attention(q, k, v, sparsity=0.5, rule="topk", causal=True)
+    b = crisp.attention(q, k, v, sparsity=0.5, rule="topk", valid=mask[None, None])
     torch.testing.assert_close(a, b)
+
+
+def test_random_draws_by_position_or_refuses():
+    """A causal query draws alike with a cache or without; cross-attention has no positions to draw by."""
+    q, k, v = qkv(queries=7, keys=7)
+    whole = crisp.attention(q, k, v, sparsity=0.5, rule="random", causal=True)
+    last = crisp.attention(q[:, :, 4:], k, v, sparsity=0.5, rule="random", causal=True)
+    torch.testing.assert_close(last, whole[:, :, 4:])
+    with pytest.raises(crisp.ConfigurationError, match="4 queries over 7 keys"):
+        crisp.attention(q[:, :, :4], k, v, sparsity=0.5, rule="random")
+
+
+@pytest.mark.parametrize("lowest", [-torch.inf, torch.finfo(torch.float32).min])
+def test_a_bias_may_mark_invalid_pairs_by_infinity_or_the_lowest_value(lowest):
+    q, k, v = qkv(dtype=torch.float32)
+    bias = torch.zeros(7, 7).masked_fill(torch.arange(7) > 3, lowest)
+    a = crisp.attention(q, k, v, sparsity=0.5, bias=bias)
+    b = crisp.attention(q, k, v, sparsity=0.5, valid=(torch.arange(7) < 4).expand(2, 7))
+    torch.testing.assert_close(a, b)
+
+
+def test_a_bias_of_nan_shows():
+    q, k, v = qkv()
+    bias = torch.zeros(7, 7, dtype=torch.float64)
+    bias[2, 3] = torch.nan
+    assert torch.isnan(crisp.attention(q, k, v, sparsity=0.5, bias=bias)[:, :, 2]).all()
+
+
+def test_autocast_does_not_reach_the_selection():
+    q, k, v = qkv(batch=4, heads=8, queries=40, keys=40, width=32, dtype=torch.float32)
+    plain = crisp.attention(q, k, v, sparsity=0.8, rule="percentile", return_details=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = crisp.attention(q, k, v, sparsity=0.8, rule="percentile", return_details=True)
+    assert torch.equal(plain.keep, cast.keep)
 
 
 def test_grouped_query_attention_equals_repeated_heads():
@@ -233,6 +266,7 @@ def test_sparse_and_dense_share_one_dropout_stream():
         ({"dropout_p": 1.0}, "dropout_p must be in"),
         ({"backend": "tritn"}, "Unknown backend 'tritn'"),
         ({"valid": torch.ones(2, 7)}, "valid must be bool"),
+        ({"valid": torch.ones(2, 7), "bias": torch.ones(7, 7)}, "valid must be bool"),
         ({"valid": torch.ones(2, 1, 7, 6, dtype=torch.bool)}, r"broadcastable to \[B, H, Q, K\]"),
         ({"valid": torch.ones(2, 9, dtype=torch.bool)}, r"valid must be \[B, K\] = \(2, 7\)"),
         ({"query_valid": torch.ones(2, 6, dtype=torch.bool)}, r"query_valid must be bool \[B, Q\] = \(2, 7\)"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import sys
@@ -196,15 +197,24 @@ def _run(spec: ExperimentSpec, seeds: int | None, out: Path | None, jobs: int | 
         raise typer.Exit(130) from None
     show_result(console, analysis)
     console.print(f"Report: {page}", markup=False, highlight=False, soft_wrap=True)
+    if any(arm.troubled or arm.missing for arm in analysis.arms):
+        raise typer.Exit(1)
 
 
 def main() -> NoReturn:
     """Entry point: errors that the user can mend are one sentence and exit code 2."""
     # Results must not depend on telemetry or progress bars of libraries underneath.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         app()
-    except CrispError as error:
+    except BrokenPipeError:
+        # The reader (as `head`) has seen enough; keep Python from complaining when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (CrispError, OSError) as error:
         Console(stderr=True).print("[bold red]Error:[/bold red]", escape(str(error)), highlight=False, soft_wrap=True)
         sys.exit(2)
     sys.exit(0)

@@ -110,8 +110,8 @@ def attention(
         query_valid: Bool `[B, Q]`, True = not padding. Padded queries are computed but not counted
             in a percentile or in the realised sparsity. By default it follows from `valid` where
             Q = K: a position that no query may attend to is padding. Give it for cross-attention.
-        bias: Added to the scaled scores before ranking, broadcastable to `[B, H, Q, K]`; -inf marks
-            an invalid pair.
+        bias: Added to the scaled scores before ranking, broadcastable to `[B, H, Q, K]`; -inf, or
+            the dtype's lowest value, marks an invalid pair.
         causal: Query i attends to keys up to i + K - Q. Refused for rules that look at other rows.
         scale: Factor on q.k; 1 / sqrt(D) by default.
         dropout_p: Dropout on the attention weights, after the softmax, if `training`.
@@ -138,7 +138,11 @@ def attention(
     if not 0.0 <= dropout_p < 1.0:
         raise ConfigurationError(f"dropout_p must be in [0, 1), got {dropout_p!r}.")
     _check_shapes(q, k, v)
-    bias, valid = _split_bias(bias, valid, scores=(*q.shape[:3], k.shape[2]))
+    shape = (q.shape[0], q.shape[1], q.shape[2], k.shape[2])
+    valid = _read_valid(valid, shape)
+    bias, unmasked = _read_bias(bias, shape)
+    if unmasked is not None:
+        valid = _read_valid(unmasked if valid is None else valid & unmasked, shape)
     stream = None
     if generator is not None:
         stream = torch.randint(2**32, (), generator=generator, device=generator.device)
@@ -147,7 +151,7 @@ def attention(
         k,
         v,
         config=config if config.removes else None,
-        pairs=_pairs(q, k, valid, query_valid, causal),
+        pairs=_pairs(shape, q.device, valid, query_valid, causal),
         bias=bias,
         scale=scale,
         dropout_p=dropout_p if training else 0.0,
@@ -222,6 +226,22 @@ def padding_from_pairs(valid: Tensor, queries: int) -> Tensor | None:
     return valid.any(dim=1).any(dim=1)[:, keys - queries :]
 
 
+def split_mask(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Split an additive mask into a finite bias and the pairs that it leaves valid.
+
+    Invalid pairs are marked by -inf or the dtype's lowest value; half of the lowest separates those
+    from any bias that could be meant. NaN is neither: it stays in the bias, and shows.
+
+    Args:
+        mask: Floating point, any shape.
+
+    Returns:
+        The bias, 0 at invalid pairs, and a bool mask, True = valid; both of the mask's shape.
+    """
+    invalid = mask <= torch.finfo(mask.dtype).min / 2
+    return mask.masked_fill(invalid, 0.0), ~invalid
+
+
 def causal_refusal(rule: str) -> ConfigurationError:
     """The error for a rule that would let a causal model see the future."""
     return ConfigurationError(
@@ -248,41 +268,43 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
         raise ConfigurationError(f"q, k and v must share a dtype, got {q.dtype}, {k.dtype}, {v.dtype}.")
 
 
-def _split_bias(
-    bias: Tensor | None, valid: Tensor | None, scores: tuple[int, ...]
-) -> tuple[Tensor | None, Tensor | None]:
-    """Turn -inf entries of a bias into invalid pairs."""
+def _read_valid(valid: Tensor | None, shape: tuple[int, int, int, int]) -> Tensor | None:
+    """Bring a mask of valid pairs to `[B, 1 | H, Q, K]`."""
+    if valid is None:
+        return None
+    batch, heads, queries, keys = shape
+    if valid.dtype != torch.bool:
+        raise ConfigurationError(f"valid must be bool (True = may be attended), got {valid.dtype}.")
+    full = valid[:, None, None, :] if valid.dim() == 2 else valid
+    try:
+        return torch.broadcast_to(full, (batch, heads if full.shape[-3:-2] == (heads,) else 1, queries, keys))
+    except (RuntimeError, IndexError):
+        raise ConfigurationError(
+            f"valid must be [B, K] = {(batch, keys)} or broadcastable to [B, H, Q, K] = {shape}, "
+            f"got {tuple(valid.shape)}."
+        ) from None
+
+
+def _read_bias(bias: Tensor | None, shape: tuple[int, int, int, int]) -> tuple[Tensor | None, Tensor | None]:
+    """Split a bias into its finite part and the pairs that it leaves valid, both broadcast like it."""
     if bias is None:
-        return None, valid
+        return None, None
     if not bias.is_floating_point():
         raise ConfigurationError(f"bias must be floating point (use valid= for a bool mask), got {bias.dtype}.")
-    if bias.dim() > 4 or any(
-        size not in (1, full) for size, full in zip(reversed(bias.shape), reversed(scores), strict=False)
-    ):
-        raise ConfigurationError(f"bias must be broadcastable to [B, H, Q, K] = {scores}, got {tuple(bias.shape)}.")
-    bias = bias[(None,) * (4 - bias.dim())]
-    finite = bias > -torch.inf
-    if valid is not None:
-        finite = finite & (valid[:, None, None, :] if valid.dim() == 2 else valid)
-    return bias.masked_fill(bias == -torch.inf, 0.0), finite
+    sizes = zip(reversed(bias.shape), reversed(shape), strict=False)
+    if bias.dim() > 4 or any(size not in (1, full) for size, full in sizes):
+        raise ConfigurationError(f"bias must be broadcastable to [B, H, Q, K] = {shape}, got {tuple(bias.shape)}.")
+    return split_mask(bias[(None,) * (4 - bias.dim())])
 
 
-def _pairs(q: Tensor, k: Tensor, valid: Tensor | None, query_valid: Tensor | None, causal: bool) -> Pairs:
-    batch, heads, queries, _ = q.shape
-    keys = k.shape[2]
-    shape = (batch, heads, queries, keys)
-    if valid is not None:
-        if valid.dtype != torch.bool:
-            raise ConfigurationError(f"valid must be bool (True = may be attended), got {valid.dtype}.")
-        if valid.dim() == 2:
-            valid = valid[:, None, None, :]
-        try:
-            valid = torch.broadcast_to(valid, (batch, heads if valid.shape[-3:-2] == (heads,) else 1, queries, keys))
-        except (RuntimeError, IndexError):
-            raise ConfigurationError(
-                f"valid must be [B, K] = {(batch, keys)} or broadcastable to [B, H, Q, K] = {shape}, "
-                f"got {tuple(valid.shape)}."
-            ) from None
+def _pairs(
+    shape: tuple[int, int, int, int],
+    device: torch.device,
+    valid: Tensor | None,
+    query_valid: Tensor | None,
+    causal: bool,
+) -> Pairs:
+    batch, _, queries, keys = shape
     if query_valid is not None:
         if query_valid.dtype != torch.bool or query_valid.shape != (batch, queries):
             raise ConfigurationError(
@@ -292,6 +314,6 @@ def _pairs(q: Tensor, k: Tensor, valid: Tensor | None, query_valid: Tensor | Non
     elif valid is not None and queries == keys:
         query_valid = padding_from_pairs(valid, queries)
     if causal:
-        allowed = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
+        allowed = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
         valid = allowed.expand(batch, 1, queries, keys) if valid is None else valid & allowed
-    return Pairs(shape, q.device, valid, query_valid)
+    return Pairs(shape, device, valid, query_valid, causal)

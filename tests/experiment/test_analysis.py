@@ -216,13 +216,13 @@ def test_one_more_arm_changes_no_other_number(tmp_path, place, seeds):
     assert more.verdict == fewer.verdict
 
 
-def test_a_record_saved_by_another_arm_of_the_same_settings_serves_both(tmp_path):
-    twins = [*ARMS, {"name": "twin", "sparsity": 0.5}]
-    store = fill(tmp_path, make_spec(arms=twins), lambda arm, index: None if arm == "twin" else EVEN(arm, index))
+def test_seeds_that_two_arms_share_are_run_once_and_serve_both(tmp_path):
+    """An A/A arm one seed further on has all its runs but the last in common with the baseline."""
+    shifted = [*ARMS, {"name": "shifted", "seed_offset": 1}]
+    store = fill(tmp_path, make_spec(arms=shifted), lambda arm, index: None if arm == "shifted" else EVEN(arm, index))
     result = analyse(store)
-    twin, original = result.arms[3], result.arms[1]
-    assert (len(twin.records), twin.missing) == (8, 0)
-    np.testing.assert_array_equal(twin.accuracies, original.accuracies)
+    assert (len(result.arms[3].records), result.arms[3].missing) == (7, 1)
+    np.testing.assert_array_equal(result.arms[3].accuracies, result.arms[0].accuracies[1:])
 
 
 def test_a_damaged_record_is_no_missing_one(tmp_path):
@@ -259,10 +259,9 @@ def test_a_missing_placebo_is_told(tmp_path):
     [
         {"name": "other", "seed_offset": 1000, "sparsity": 0.2},
         {"name": "other", "seed_offset": 1000, "padding": "max_length"},
-        {"name": "other"},
         {"name": "other", "seed_offset": 1},
     ],
-    ids=["other sparsity", "other padding", "same seeds", "all seeds but one the same"],
+    ids=["other sparsity", "other padding", "all seeds but one the same"],
 )
 def test_only_the_baseline_with_other_seeds_is_a_placebo(tmp_path, other):
     result = analyse(fill(tmp_path, make_spec(arms=[*ARMS[:2], other], seeds=3), EVEN))

@@ -136,8 +136,13 @@ def test_a_value_of_the_wrong_type_is_refused_rather_than_reinterpreted(tmp_path
 
 def test_a_whole_number_serves_where_any_number_does(tmp_path):
     whole, broken = (
-        read_text(tmp_path, GOOD.replace("epochs = 2", f"learning_rate = {rate}").replace("0.5", share))
-        for rate, share in (("1", "0"), ("1.0", "0.0"))
+        read_text(
+            tmp_path,
+            GOOD.replace("epochs = 2", f"learning_rate = {rate}").replace(
+                "sparsity = 0.5", f"{offset}sparsity = {share}"
+            ),
+        )
+        for rate, share, offset in (("1", "0", "seed_offset = 9\n"), ("1.0", "0.0", "seed_offset = 9\n"))
     )
     assert whole == broken
     assert whole.training.learning_rate == 1.0
@@ -216,6 +221,7 @@ def arms(draw, name="arm"):
     examples=st.none() | st.integers(1, 10**6),
 )
 def test_round_trips_through_json(first, second, seeds, description, choices, rate, examples):
+    second |= {"seed_offset": first.get("seed_offset", 0) + 1}  # never the same arm twice
     spec = make_spec(
         arms=[first, second],
         primary={"arm": "second", "baseline": "first"},
@@ -388,12 +394,21 @@ def test_an_arm_of_another_name_is_the_same_run():
     assert [run.arm for run in expand(plain, MODEL, DATA)] != [run.arm for run in expand(named, MODEL, DATA)]
 
 
-def test_two_arms_of_equal_settings_share_their_runs():
-    twins = [{"name": "dense"}, {"name": "topk-50", "sparsity": 0.5}, {"name": "twin", "sparsity": 0.5, "min_keep": 1}]
-    runs = list(expand(make_spec(arms=twins), MODEL, DATA))
-    by_arm = {name: [run.config.run_id for run in runs if run.arm == name] for name in ("dense", "topk-50", "twin")}
-    assert by_arm["twin"] == by_arm["topk-50"]
-    assert not set(by_arm["twin"]) & set(by_arm["dense"])
+@pytest.mark.parametrize(
+    "twin",
+    [
+        {"name": "twin", "sparsity": 0.5, "min_keep": 1},
+        {"name": "twin"},
+        {"name": "twin", "sparsity": 0.0, "min_keep": 3},
+        {"name": "twin", "padding": "longest"},
+    ],
+    ids=["defaults spelled out", "dense", "dense in other words", "the data's own padding"],
+)
+def test_two_arms_of_equal_settings_are_no_contrast(twin):
+    arms = [{"name": "dense"}, {"name": "topk-50", "sparsity": 0.5}]
+    with pytest.raises(ConfigurationError, match="'twin' are the same; an A/A arm needs a seed_offset"):
+        make_spec(arms=[*arms, twin])
+    assert len(make_spec(arms=[*arms, twin | {"seed_offset": 1000}]).arms) == 3
 
 
 def test_runs_come_seed_by_seed_with_all_arms_of_a_seed_together():

@@ -137,4 +137,4 @@ def test_preflight_refuses_a_model_that_would_not_be_touched(tmp_path, tokenizer
         shutil.copy(file, tmp_path)
     dataset = data.load(tiny_study.spec(tmp_path, csv_file).data)
     with pytest.raises(crisp.UnsupportedModelError, match="never calls"):
-        train.preflight(model.resolve(str(tmp_path)), dataset, [crisp.SparsityConfig(sparsity=0.0)])
+        train.preflight(model.resolve(str(tmp_path)), dataset, [crisp.SparsityConfig(sparsity=0.0)], 64)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from crisp_attention.experiment import statistics
 from crisp_attention.experiment.spec import ExperimentSpec
-from crisp_attention.experiment.statistics import MIN_SEEDS, contrast
+from crisp_attention.experiment.statistics import MIN_SEEDS, Interval, contrast
 from crisp_attention.experiment.verdict import Verdict, judge
 
 EXAMPLES = 400
@@ -90,9 +90,17 @@ def test_significance_alone_is_not_enough_where_other_sentences_could_tell_other
     found = compare([1] * 8, spread_over=False)
     assert found.p_value < 0.05
     assert found.interval.low <= 0
+    # All seeds agree to the last example, but the interval over examples reaches beyond the margin.
+    assert found.p_equivalence == 0.0
+    assert found.interval.high > 0.5
+    assert judge(found, "topk-50", "dense", 8).word == "inconclusive"
+
+
+def test_equivalence_needs_both_the_seeds_and_the_examples_to_be_within_the_margin():
+    found = dataclasses.replace(compare(SPREAD), p_value=0.5, p_equivalence=0.01, interval=Interval(-0.4, 0.3))
     assert judge(found, "topk-50", "dense", 8).word == "equivalent"
-    wide = dataclasses.replace(found, p_equivalence=0.5)
-    assert judge(wide, "topk-50", "dense", 8).word == "inconclusive"
+    for changes in ({"p_equivalence": 0.06}, {"interval": Interval(-0.6, 0.3)}, {"interval": Interval(-0.4, 0.5)}):
+        assert judge(dataclasses.replace(found, **changes), "topk-50", "dense", 8).word == "inconclusive"
 
 
 def test_an_interval_alone_is_not_enough_either():
@@ -148,7 +156,7 @@ def test_below_six_seeds_there_is_never_a_verdict_and_it_says_why(seeds):
 def test_inconclusive_says_what_could_have_been_detected_and_what_remains_possible():
     found = compare(SPREAD)
     told = text_of(judge(found, "topk-50", "dense", 8))
-    assert f"could have detected a difference of {found.detectable:.2f} points or more (80% power)" in told
+    assert f"could have detected a difference of {found.detectable:.2f} points or more (paired t test" in told
     assert f"compatible with {found.interval.low:+.2f} to {found.interval.high:+.2f}" in told
 
 

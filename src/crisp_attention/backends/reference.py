@@ -61,7 +61,9 @@ def attention(
 def score(query: Tensor, key: Tensor, *, bias: Tensor | None, scale: float) -> Tensor:
     """Final scores q.k * scale + bias, `[B, H, Q, K]`, in fp32 or better."""
     dtype = torch.promote_types(query.dtype, torch.float32)
-    scores = (query.to(dtype) * scale) @ key.to(dtype).transpose(-2, -1)
+    # Autocast would take the product back to half precision, and ranks with it.
+    with torch.autocast(query.device.type, enabled=False):
+        scores = (query.to(dtype) * scale) @ key.to(dtype).transpose(-2, -1)
     return scores if bias is None else scores + bias.to(dtype)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -391,6 +392,7 @@ def _fold(text: str) -> str:
 def _natural(label: str) -> tuple[int, float, str]:
     """Numbers by value, then words by spelling."""
     try:
-        return (0, float(label), label)
+        value = float(label)
     except ValueError:
         return (1, 0.0, label)
+    return (1, 0.0, label) if math.isnan(value) else (0, value, label)

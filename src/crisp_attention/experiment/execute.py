@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from multiprocessing import connection
 from typing import Any
 
-from crisp_attention.errors import ConfigurationError
+from crisp_attention.errors import ConfigurationError, CrispError
 from crisp_attention.experiment.data import Dataset
 from crisp_attention.experiment.model import Checkpoint
 from crisp_attention.experiment.spec import PlannedRun
@@ -110,7 +110,7 @@ def execute(
                     if worker.run is None:
                         if worker.process.exitcode == 0:
                             continue
-                        raise RuntimeError(
+                        raise CrispError(
                             f"A worker process could not start (exit code {worker.process.exitcode}); "
                             f"see {store.folder / 'logs'}."
                         ) from None

@@ -53,6 +53,13 @@ class DataSpec(_Section):
     max_length: Annotated[int, Field(ge=4)] = Field(128, description="tokens after which a text is cut")
     padding: Padding = Field("longest", description="pad to the batch's longest text, or always to max_length")
 
+    @model_validator(mode="after")
+    def _check_columns(self) -> DataSpec:
+        named = [name for name in (self.text, self.text_pair, self.label) if name is not None]
+        if len(set(named)) < len(named):
+            raise ValueError(f"text, text_pair and label must be different columns, got {', '.join(named)}")
+        return self
+
 
 class TrainingSpec(_Section):
     """One fixed training schedule, shared by all arms."""
@@ -133,6 +140,13 @@ class ExperimentSpec(_Section):
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ValueError(f"arm names must differ; repeated: {', '.join(repeated)}")
+        twins: dict[str, str] = {}
+        for arm in self.arms:
+            # Settings that remove nothing are all the same attention.
+            attention = arm.attention if arm.attention.removes else None
+            twin = twins.setdefault(repr((attention, arm.seed_offset, arm.padding or self.data.padding)), arm.name)
+            if twin != arm.name:
+                raise ValueError(f"arms {twin!r} and {arm.name!r} are the same; an A/A arm needs a seed_offset")
         for role in ("arm", "baseline"):
             name = getattr(self.primary, role)
             if name not in names:

@@ -236,7 +236,9 @@ def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 
 def _damaged(path: Path, why: str) -> RecordError:
-    advice = "Delete it to have that run done again." if path.parent.name == "records" else _HINT
+    record = path.with_suffix(".json").name
+    again = f"Delete {record if path.suffix == '.npz' else 'it'} to have that run done again."
+    advice = again if path.parent.name == "records" else _HINT
     return RecordError(f"{path} is damaged: {why}. {advice}")
 
 

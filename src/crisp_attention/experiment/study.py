@@ -80,7 +80,7 @@ def run(
         display.announce("Checking that every arm can be run on this model")
         from crisp_attention.experiment import train
 
-        train.preflight(checkpoint, dataset, [arm.attention for arm in spec.arms])
+        train.preflight(checkpoint, dataset, [arm.attention for arm in spec.arms], spec.data.max_length)
     store.open(spec, checkpoint.fingerprint, dataset.fingerprint)
     if pending:
         plan = Plan(spec, folder, len(unique), tuple(pending), division, len(dataset.train), len(dataset.test))

@@ -22,7 +22,6 @@ import transformers
 from scipy.special import log_softmax
 from torch.utils.data import DataLoader
 from transformers import (
-    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
@@ -34,7 +33,7 @@ from transformers import (
 )
 
 from crisp_attention.config import SparsityConfig
-from crisp_attention.errors import UnsupportedModelError
+from crisp_attention.errors import ConfigurationError, UnsupportedModelError
 from crisp_attention.experiment import provenance
 from crisp_attention.experiment.batching import EncodedSplit, LengthGroupedBatches, by_length
 from crisp_attention.experiment.data import Dataset, Split
@@ -90,22 +89,34 @@ def quiet_transformers() -> None:
     logging.getLogger("accelerate").setLevel(logging.ERROR)
 
 
-def preflight(checkpoint: Checkpoint, dataset: Dataset, arms: Iterable[SparsityConfig]) -> None:
+def preflight(checkpoint: Checkpoint, dataset: Dataset, arms: Iterable[SparsityConfig], max_length: int) -> None:
     """Make sure, before anything is written, that every arm can be run on this model.
 
-    Builds the architecture with random weights and sparsifies it by each arm's settings.
+    Loads the model as a run does and sparsifies it by each arm's settings.
+
+    Args:
+        checkpoint: The model.
+        dataset: The examples.
+        arms: Each arm's settings.
+        max_length: Tokens that the model must have positions for.
 
     Raises:
         UnsupportedModelError: If the model would not be touched or does not classify text.
-        ConfigurationError: If a rule cannot serve it.
+        ConfigurationError: If a rule cannot serve it, or it has fewer positions than `max_length`.
     """
     quiet_transformers()
-    config = AutoConfig.from_pretrained(checkpoint.folder, num_labels=len(dataset.classes))
     try:
-        model = AutoModelForSequenceClassification.from_config(config)
+        model = _load(checkpoint, dataset.classes)
         AutoTokenizer.from_pretrained(checkpoint.folder)
-    except (ValueError, OSError) as error:
-        raise UnsupportedModelError(f"{checkpoint.name} cannot be fine-tuned to classify text: {error}") from None
+    except (ValueError, OSError, RuntimeError) as error:
+        raise UnsupportedModelError(
+            f"{checkpoint.name} cannot be fine-tuned to {len(dataset.classes)} classes of text: {error}"
+        ) from None
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and max_length > positions:
+        raise ConfigurationError(
+            f"data.max_length = {max_length}, but {checkpoint.name} has positions for {positions} tokens."
+        )
     for arm in arms:
         sparsify(model, arm)
 
@@ -126,13 +137,7 @@ def run(planned: PlannedRun, bench: Workbench, report: Callable[[Progress], None
     started = time.perf_counter()
     began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     set_seed(config.seed)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        bench.checkpoint.folder,
-        dtype=torch.float32,
-        num_labels=len(dataset.classes),
-        id2label=dict(enumerate(dataset.classes)),
-        label2id={name: index for index, name in enumerate(dataset.classes)},
-    )
+    model = _load(bench.checkpoint, dataset.classes)
     sparsify(model, SparsityConfig.from_dict(config.attention))
     collate = DataCollatorWithPadding(bench.tokenizer, padding=config.padding, max_length=config.max_length)
     train = bench.encoded("train", dataset.train, config.max_length)
@@ -316,6 +321,18 @@ class _Journal(TrainerCallback):
         if not math.isfinite(loss) and self.diverged is None:
             self.diverged = f"the loss was not finite at step {state.global_step} of {state.max_steps}"
             control.should_training_stop = True
+
+
+def _load(checkpoint: Checkpoint, classes: tuple[str, ...]) -> PreTrainedModel:
+    """The pretrained model in fp32 with a classification head, new where the checkpoint has none."""
+    model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
+        checkpoint.folder,
+        dtype=torch.float32,
+        num_labels=len(classes),
+        id2label=dict(enumerate(classes)),
+        label2id={name: index for index, name in enumerate(classes)},
+    )
+    return model
 
 
 def _probe(train: Split, count: int) -> Split:

@@ -61,10 +61,11 @@ def judge(contrast: Contrast | None, arm: str, baseline: str, planned: int) -> V
     if contrast.seeds < planned:
         details.append(f"Only {contrast.seeds} of {planned} planned pairs have finished.")
     word = _word(contrast)
-    if word == "inconclusive" and contrast.detectable is not None:
+    if word == "inconclusive" and contrast.detectable:
         details.append(
-            f"This design could have detected a difference of {contrast.detectable:.2f} points or more (80% power); "
-            f"the data are compatible with {contrast.interval.low:+.2f} to {contrast.interval.high:+.2f}."
+            f"This design could have detected a difference of {contrast.detectable:.2f} points or more "
+            "(paired t test over seeds, 80% power); the data are compatible with "
+            f"{contrast.interval.low:+.2f} to {contrast.interval.high:+.2f}."
         )
         details += _seeds_for(contrast)
     if word == "equivalent":
@@ -86,7 +87,9 @@ def _word(contrast: Contrast) -> Word:
         return "helps"
     if contrast.p_value < ALPHA and contrast.interval.high < 0:
         return "hurts"
-    if contrast.p_equivalence is not None and contrast.p_equivalence < ALPHA:
+    # TOST knows the spread over seeds only; other sentences must not be able to tell the arms apart either.
+    within = contrast.interval.low > -EQUIVALENCE_MARGIN and contrast.interval.high < EQUIVALENCE_MARGIN
+    if within and contrast.p_equivalence is not None and contrast.p_equivalence < ALPHA:
         return "equivalent"
     return "inconclusive"
 

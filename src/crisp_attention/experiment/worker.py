@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from crisp_attention.experiment.train import Workbench
 
 
+_GRACE_SECONDS = 5.0
+
+
 @dataclass(frozen=True)
 class Event:
     """What a worker says.
@@ -59,6 +62,8 @@ def serve(pipe: Any, folder: Path, checkpoint: Checkpoint, dataset: Dataset, thr
     """
     # Ctrl-C reaches the whole process group; the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # As an exception, so that scratch folders are removed on the way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     threading.Thread(target=_end_with_parent, daemon=True).start()
     stream = log.open("a", buffering=1, encoding="utf-8")
     os.dup2(stream.fileno(), 1)
@@ -99,7 +104,10 @@ def _run(planned: PlannedRun, store: Store, bench: Workbench, pipe: Any) -> Even
                 traceback.print_exc()
                 reason = f"{type(error).__name__}: {error}"
                 record, outputs = _failure(planned, bench, reason, time.perf_counter() - started), None
-            store.save(record, outputs)
+            try:
+                store.save(record, outputs)
+            except OSError as error:
+                return Event("failed", run_id, reason=f"its record could not be written: {error}")
         return Event(record.status, run_id, reason=record.reason)
     finally:
         lock.release()
@@ -136,4 +144,6 @@ def _end_with_parent() -> None:
     parent = parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_GRACE_SECONDS)
         os._exit(1)

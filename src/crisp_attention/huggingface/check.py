@@ -7,6 +7,7 @@ call it, and nothing but a call proves otherwise.
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from crisp_attention.config import SparsityConfig
-from crisp_attention.errors import ConfigurationError, UnsupportedModelError
+from crisp_attention.errors import ConfigurationError, CrispError, UnsupportedModelError
 from crisp_attention.huggingface.state import (
     SETTINGS,
     LayerState,
@@ -133,7 +134,7 @@ def probe(model: PreTrainedModel, inputs: Inputs | None, config: SparsityConfig)
     default_inputs = inputs is None
     try:
         with _evaluation(model), _running_attention_modules(model) as ran:
-            model(**(probe_inputs(model) if inputs is None else inputs))
+            _forward(model, inputs)
     finally:
         detach(model)
     called = {call.layer for call in recorder.calls}
@@ -144,7 +145,7 @@ def probe(model: PreTrainedModel, inputs: Inputs | None, config: SparsityConfig)
     if called and untouched:
         problems.append(f"these attention layers compute on their own and stay dense: {', '.join(untouched)}.")
     if default_inputs and model.main_input_name == "input_ids":
-        blind = [call.layer for call in recorder.calls if call.shape[3] == _PROBE_LENGTH and not call.padding_seen]
+        blind = [call.layer for call in recorder.calls if call.shape[2] == call.shape[3] and not call.padding_seen]
         if blind:
             problems.append(f"the padding mask does not reach: {', '.join(dict.fromkeys(blind))}.")
     return CheckReport(type(model).__name__, config, tuple(recorder.calls), tuple(problems))
@@ -160,13 +161,14 @@ def probe_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
     config = model.config.get_text_config()
     if model.main_input_name == "input_ids":
         vocabulary = config.vocab_size
-        ids = torch.arange(2 * _PROBE_LENGTH, device=device).view(2, _PROBE_LENGTH) * 7 % max(vocabulary - 8, 1)
+        length = min(_PROBE_LENGTH, getattr(config, "max_position_embeddings", None) or _PROBE_LENGTH)
+        ids = torch.arange(2 * length, device=device).view(2, length) * 7 % max(vocabulary - 8, 1)
         # Past the special tokens where the vocabulary allows it: some models derive positions from them.
         ids = (ids + 8).clamp(max=vocabulary - 1)
         mask = torch.ones_like(ids)
         mask[1, -_PROBE_PADDING:] = 0
         batch = {"input_ids": ids, "attention_mask": mask}
-        if model.config.is_encoder_decoder:
+        if "decoder_input_ids" in inspect.signature(model.forward).parameters:
             batch |= {"decoder_input_ids": ids.clone(), "decoder_attention_mask": mask.clone()}
         return batch
     if model.main_input_name == "pixel_values" and isinstance(getattr(model.config, "image_size", None), int):
@@ -177,6 +179,21 @@ def probe_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
         f"No default probe inputs for {type(model).__name__} (main input {model.main_input_name!r}). "
         "Pass inputs={...}, the keyword arguments of a small forward pass."
     )
+
+
+def _forward(model: PreTrainedModel, inputs: Inputs | None) -> None:
+    if inputs is not None:
+        model(**inputs)
+        return
+    try:
+        model(**probe_inputs(model))
+    except CrispError:
+        raise
+    except Exception as error:  # whatever a model raises on a batch that is not its kind
+        raise UnsupportedModelError(
+            f"The default probe batch does not suit {type(model).__name__} ({type(error).__name__}: {error}). "
+            "Pass inputs={...}, the keyword arguments of a small forward pass."
+        ) from error
 
 
 class _Recorder:

@@ -17,7 +17,7 @@ from transformers.masking_utils import sdpa_mask
 from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import UnsupportedArgumentError
 from crisp_attention.huggingface.state import IMPLEMENTATION, LayerState, layer_state
-from crisp_attention.operator import attend, causal_refusal, padding_from_pairs
+from crisp_attention.operator import attend, causal_refusal, padding_from_pairs, split_mask
 from crisp_attention.rules import Pairs
 
 # Arguments that models hand to every attention function and that change nothing in the result,
@@ -150,11 +150,7 @@ def _stream(config: SparsityConfig | None, layer: LayerState, training: bool) ->
 
 
 def _read_mask(mask: Tensor | None, query: Tensor, key: Tensor, causal: bool) -> tuple[Pairs, Tensor | None]:
-    """Split a mask into valid pairs and a finite bias.
-
-    Float masks mark invalid pairs by the dtype's lowest value or -inf; half of the lowest separates
-    those from any bias that a model could mean.
-    """
+    """Split a mask into valid pairs and a finite bias."""
     batch, heads, queries, _ = query.shape
     keys = key.shape[2]
     valid: Tensor | None = None
@@ -169,10 +165,9 @@ def _read_mask(mask: Tensor | None, query: Tensor, key: Tensor, causal: bool) ->
         if mask.dtype == torch.bool:
             valid = mask
         else:
-            valid = mask > torch.finfo(mask.dtype).min / 2
-            bias = mask.masked_fill(~valid, 0.0)
+            bias, valid = split_mask(mask)
         valid = valid.expand(batch, -1, queries, keys)
     query_valid = None
     if mask is not None and valid is not None:
         query_valid = padding_from_pairs(valid, queries) if queries == keys else None
-    return Pairs((batch, heads, queries, keys), query.device, valid, query_valid), bias
+    return Pairs((batch, heads, queries, keys), query.device, valid, query_valid, causal), bias

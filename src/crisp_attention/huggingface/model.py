@@ -171,11 +171,19 @@ def _require_interface(model: object) -> None:
 
 
 def _attach_layers(model: PreTrainedModel, config: SparsityConfig, restore: str | None, inputs: Inputs | None) -> None:
-    shared = ModelState(config, restore)
+    # The same object again, so that blocks of `dense` and `monitor` that are open stay in force.
+    states = [layer.model for layer in layers(model).values() if not layer.model.adopted]
+    shared = states[0] if states else ModelState(config)
     result = probe(model, inputs, config)
     result.raise_for_problems()
     for call in result.calls:
         _require_causal_rule(call, config)
+    if config.rule == "random" and len({call.layer for call in result.calls}) < len(result.calls):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} runs one attention module several times in a pass; rule 'random', which draws "
+            "by module, would draw the same masks each time."
+        )
+    shared.config, shared.restore, shared.forward_index = config, restore, 0
     for index, name in enumerate(dict.fromkeys(call.layer for call in result.calls)):
         attach(model.get_submodule(name), LayerState(name, index, shared))
     _count_forwards(model, wanted=config.rule == "random")
@@ -188,7 +196,8 @@ def _require_causal_rule(call: AttentionCall, config: SparsityConfig) -> None:
 
 def _model_states(model: PreTrainedModel) -> list[ModelState]:
     """The state of a sparsified model, attaching it to one that was only loaded as "crisp"."""
-    if not layers(model):
+    attached = layers(model).values()
+    if not attached or any(layer.model.adopted for layer in attached):
         settings = getattr(model.config, SETTINGS, None)
         if settings is None:
             raise ConfigurationError(f"This {type(model).__name__} is not sparsified. Call crisp_attention.sparsify.")
@@ -215,9 +224,10 @@ def _count_forwards(model: PreTrainedModel, *, wanted: bool) -> None:
 
     On the model, not in its layers: gradient checkpointing runs a layer twice in one step.
     """
-    for key, hook in list(model._forward_pre_hooks.items()):
-        if hook is _advance:
-            del model._forward_pre_hooks[key]
+    for module in model.modules():
+        for key, hook in list(module._forward_pre_hooks.items()):
+            if hook is _advance:
+                del module._forward_pre_hooks[key]
     if wanted:
         model.register_forward_pre_hook(_advance)
 

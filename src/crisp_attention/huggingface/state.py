@@ -36,6 +36,7 @@ class ModelState:
         forward_index: Training forwards so far; which draw a randomised rule makes. Set from the
             Trainer's global step by `SparsityCallback`, so that resuming repeats nothing.
         monitors: Who counts realised sparsity at present.
+        adopted: Whether it was made for one layer on its first call rather than by `sparsify`.
     """
 
     config: SparsityConfig
@@ -43,6 +44,11 @@ class ModelState:
     dense: int = 0
     forward_index: int = 0
     monitors: list[Monitor] = field(default_factory=list)
+    adopted: bool = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is made outside of the blocks that are open around the original."""
+        return {**self.__dict__, "dense": 0, "monitors": []}
 
 
 @dataclass
@@ -88,7 +94,7 @@ def layer_state(module: nn.Module) -> LayerState:
     index = getattr(module, "layer_idx", None)
     mark_config(config, parsed)
     name = type(module).__name__ if index is None else f"{type(module).__name__}.{index}"
-    state = LayerState(name, index or 0, ModelState(parsed))
+    state = LayerState(name, index or 0, ModelState(parsed, adopted=True))
     attach(module, state)
     return state
 

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from crisp_attention.errors import ConfigurationError
 from crisp_attention.rules.selection import Pairs, Threshold
 from crisp_attention.rules.threshold import percentile, topk
 
@@ -60,17 +61,25 @@ def _noise(pairs: Pairs, stream: Tensor, vary_in_batch: bool) -> Tensor:
 def _positions(pairs: Pairs) -> tuple[Tensor, Tensor]:
     """Positions of keys `[B, K]` and queries `[B, Q]`, padding not counted.
 
-    Queries are taken to be the last Q of the K positions (self-attention, with a KV cache or
-    without); with more queries than keys (cross-attention) they are numbered on their own.
+    Where there are as many queries as keys, they are the same tokens. A causal query that comes with
+    a cache of earlier keys stands after all the keys that it may attend to but itself.
+
+    Raises:
+        ConfigurationError: If queries and keys are different tokens, so that a query's position, and
+            with it the same draw under another padding, cannot be known.
     """
     batch, _, queries, keys = pairs.shape
     if pairs.valid is None:
         key_position = torch.arange(keys, device=pairs.device).expand(batch, keys)
     else:
         key_position = pairs.valid.any(dim=1).any(dim=1).cumsum(dim=-1) - 1
-    if queries <= keys:
-        return key_position, key_position[:, keys - queries :]
-    return key_position, torch.arange(queries, device=pairs.device).expand(batch, queries)
+    if queries == keys:
+        return key_position, key_position
+    if not (pairs.causal or queries == 1):
+        raise ConfigurationError(
+            f"Rule 'random' draws by position, which {queries} queries over {keys} keys (cross-attention) do not have."
+        )
+    return key_position, pairs.valid_per_row[:, 0, :, 0].expand(batch, queries) - 1
 
 
 def _mix(state: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ Letters: B batch, H heads, Q queries, K keys.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
 import torch
@@ -26,14 +26,16 @@ class Pairs:
         valid: Bool `[B, 1 | H, Q, K]`, True where the model's masks allow the pair; None if all are.
         query_valid: Bool `[B, Q]`, True for queries that are not padding; None if all are. The rows
             of padded queries are computed like any other but counted nowhere.
+        causal: Whether later keys are hidden from earlier queries (`valid` says so too).
     """
 
     shape: tuple[int, int, int, int]
     device: torch.device
     valid: Tensor | None = None
     query_valid: Tensor | None = None
+    causal: bool = False
 
-    @cached_property
+    @property
     def counted(self) -> Tensor | None:
         """Bool `[B, 1 | H, Q, K]`: valid pairs of valid queries; None if every pair counts."""
         if self.query_valid is None:
@@ -41,7 +43,7 @@ class Pairs:
         rows = self.query_valid[:, None, :, None]
         return rows.expand(-1, 1, -1, self.shape[3]) if self.valid is None else self.valid & rows
 
-    @cached_property
+    @property
     def valid_per_row(self) -> Tensor:
         """Int64 `[B, 1 | H, Q, 1]`: valid keys of each query, padded queries included."""
         batch, _, queries, keys = self.shape
@@ -49,7 +51,7 @@ class Pairs:
             return torch.full((batch, 1, queries, 1), keys, device=self.device)
         return self.valid.sum(dim=-1, keepdim=True)
 
-    @cached_property
+    @property
     def counted_per_head(self) -> Tensor:
         """Int64 `[B, 1 | H, 1, 1]`: counted pairs of each head's matrix."""
         batch, _, queries, keys = self.shape
@@ -103,4 +105,4 @@ def keep_count(pairs: Tensor, sparsity: float) -> Tensor:
 
 def keep_bound(pairs: int, sparsity: float) -> int:
     """`keep_count` of one Python integer: the largest count of any scope with at most `pairs` pairs."""
-    return int(keep_count(torch.tensor(pairs), sparsity))
+    return pairs - max(0, math.ceil(pairs * sparsity - 0.5))
