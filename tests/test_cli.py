@@ -124,7 +124,7 @@ def test_a_study_from_question_to_verdict(spec_file, tmp_path):
     assert more.returncode == 0, more.stderr
     assert before.items() <= records(folder).items()
     assert len(records(folder)) == 12
-    assert "number of seeds was changed (2 then 3)" in " ".join(more.stdout.replace("│", " ").split())
+    assert "seeds was changed" not in more.stdout  # growth from below the least number is no look
 
 
 @pytest.mark.slow

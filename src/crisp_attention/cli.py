@@ -9,17 +9,23 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
+from crisp_attention.errors import ConfigurationError, CrispError
+
+
+def _needs_extra(missing: ModuleNotFoundError) -> str:
+    return (
+        f"The crisp command needs the extra 'experiment' ({missing.name} is missing): "
+        "pip install 'crisp-attention[experiment]'"
+    )
+
+
 try:
     import typer
     from rich.console import Console
     from rich.markup import escape
 except ModuleNotFoundError as missing:  # the core installs without the command line
-    sys.exit(
-        f"The crisp command needs the extra 'experiment' ({missing.name} is missing): "
-        "pip install 'crisp-attention[experiment]'"
-    )
+    sys.exit(_needs_extra(missing))
 
-from crisp_attention.errors import ConfigurationError, CrispError
 
 if TYPE_CHECKING:
     from crisp_attention.experiment.spec import ExperimentSpec
@@ -210,6 +216,10 @@ def main() -> NoReturn:
             stream.reconfigure(errors="replace")
     try:
         app()
+    except ModuleNotFoundError as missing:
+        if missing.name is None or missing.name.partition(".")[0] == "crisp_attention":
+            raise
+        sys.exit(_needs_extra(missing))
     except BrokenPipeError:
         # The reader (as `head`) has seen enough; keep Python from complaining when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

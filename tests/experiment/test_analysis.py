@@ -251,7 +251,7 @@ def test_a_complete_experiment_with_a_placebo_needs_no_caution(result):
 
 
 def test_a_missing_placebo_is_told(tmp_path):
-    assert has(analyse(fill(tmp_path, make_spec(), EVEN)).cautions, "no A/A arm", "noise floor")
+    assert has(analyse(fill(tmp_path, make_spec(), EVEN)).cautions, "no A/A arm", "how far identical arms differ")
 
 
 @pytest.mark.parametrize(
@@ -276,13 +276,20 @@ def test_runs_in_trouble_and_runs_not_done_are_told_in_numbers(tmp_path):
 
 
 def test_a_changed_number_of_seeds_is_told(tmp_path):
-    store = fill(tmp_path, make_spec(seeds=5), EVEN)
+    store = fill(tmp_path, make_spec(seeds=6), EVEN)
     assert not has(analyse(store).cautions, "seeds was changed")
     store = fill(tmp_path, make_spec(seeds=8), EVEN)
     result = analyse(store)
-    assert has(result.cautions, "number of seeds was changed (5 then 8)", "p-values")
-    assert result.seeds_asked == (5, 8)
+    assert has(result.cautions, "number of seeds was changed (6 then 8)", "p-values")
+    assert result.seeds_asked == (6, 8)
     assert result.primary.seeds == 8
+
+
+def test_growing_from_too_few_seeds_is_no_look(tmp_path):
+    fill(tmp_path, make_spec(seeds=5), EVEN)
+    result = analyse(fill(tmp_path, make_spec(seeds=8), EVEN))
+    assert result.seeds_asked == (5, 8)
+    assert not has(result.cautions, "seeds was changed")
 
 
 @pytest.mark.parametrize("change", [{"threads": 2}, {"device": "cuda:0"}, {"packages": {"torch": "9.9"}}])

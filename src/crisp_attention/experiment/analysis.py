@@ -174,7 +174,8 @@ def _contrast(
 
 def _cautions(spec: ExperimentSpec, arms: tuple[ArmResult, ...], seeds_asked: list[int]) -> list[str]:
     cautions = []
-    if len(seeds_asked) > 1:
+    # Growth from below the least number is no look: nothing could have been significant there.
+    if len([count for count in seeds_asked if count >= statistics.MIN_SEEDS]) > 1:
         asked = " then ".join(map(str, seeds_asked))
         cautions.append(
             f"The number of seeds was changed ({asked}) after results could be seen; p-values assume it was fixed."
@@ -188,7 +189,9 @@ def _cautions(spec: ExperimentSpec, arms: tuple[ArmResult, ...], seeds_asked: li
     if missing:
         cautions.append(f"{missing} of {sum(arm.planned for arm in arms)} runs are not done yet.")
     if not any(_is_placebo(arm.spec, spec) for arm in arms):
-        cautions.append("There is no A/A arm (the baseline again with other seeds), so the noise floor is not shown.")
+        cautions.append(
+            "There is no A/A arm (the baseline again with other seeds), which would show how far identical arms differ."
+        )
     environments = {
         (str(record.provenance.packages), record.provenance.threads, record.provenance.device)
         for arm in arms

@@ -185,7 +185,7 @@ def _read(spec: DataSpec, announce: Callable[[str], None]) -> _Table:
     if path.is_file():
         test = None if spec.test is None else _from_frame(_read_file(Path(spec.test).expanduser()), spec, spec.test)
         return _with_test(_from_frame(_read_file(path), spec, spec.source), test)
-    if path.suffix or spec.source.startswith((".", "/", "~")):
+    if path.suffix or spec.source.startswith((".", "/", "~")) or spec.source.count("/") > 1:
         raise DataError(f"No such data file or folder: {spec.source}.")
     return _read_hub(spec, announce)
 

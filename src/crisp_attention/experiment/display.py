@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import textwrap
+import time
 from collections.abc import Callable, Iterator, Mapping
 
 from rich.box import SIMPLE_HEAD
@@ -68,6 +69,7 @@ class _Board:
     def __init__(self, plan: Plan, console: Console) -> None:
         self.on_change: Callable[[], None] = lambda: None
         self._console = console
+        self._started = time.monotonic()
         self._ended = 0
         self._total = len(plan.pending)
         self._fractions: dict[str, float] = {}
@@ -119,6 +121,11 @@ class _Board:
         label = f"{planned.arm}, seed {planned.config.seed}"
         outcome = {"elsewhere": "is being trained by another process"}.get(event.kind, event.kind)
         line = f"[{self._ended} of {self._total}] {label}: {outcome}"
+        if event.result:
+            line += f", {event.result}"
+        if not self._console.is_terminal and self._ended < self._total:
+            left = (time.monotonic() - self._started) / self._ended * (self._total - self._ended)
+            line += f"; about {max(1, round(left / 60))} min left"
         if event.reason:
             line += f": {event.reason}"
         self._console.print(

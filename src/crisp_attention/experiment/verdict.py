@@ -16,6 +16,7 @@ from crisp_attention.experiment.statistics import (
 
 Word = Literal["helps", "hurts", "equivalent", "inconclusive", "no verdict"]
 
+USUAL_SEEDS = 10
 _EFFECT_OF_INTEREST = 1.0
 
 
@@ -45,19 +46,19 @@ def judge(contrast: Contrast | None, arm: str, baseline: str, planned: int) -> V
     """
     if contrast is None:
         return Verdict("no verdict", f"No verdict: no seed has finished both {arm} and {baseline}.", ())
+    seeds = f"{contrast.seeds} paired seed{'s' if contrast.seeds > 1 else ''}"
     difference = (
         f"{arm} differs from {baseline} by {contrast.difference:+.2f} points "
-        f"({contrast.sentences:+.1f} of {contrast.examples} examples) over {contrast.seeds} paired "
-        f"seed{'s' if contrast.seeds > 1 else ''}; "
-        f"95% interval over seeds and examples {contrast.interval.low:+.2f} to {contrast.interval.high:+.2f}."
+        f"({contrast.sentences:+.1f} of {contrast.examples} examples) over {seeds}"
     )
     if contrast.seeds < MIN_SEEDS:
         return Verdict(
             "no verdict",
-            f"No verdict: {contrast.seeds} paired seed{'s are' if contrast.seeds > 1 else ' is'} too few.",
-            (difference, *_what_would(contrast)),
+            f"No verdict: {seeds} {'are' if contrast.seeds > 1 else 'is'} too few.",
+            (f"{difference}: an observation, not a finding.", *_what_would(contrast)),
         )
-    details = [difference, f"Sign-flip permutation test: p = {contrast.p_value:.3g}."]
+    interval = f"95% interval over seeds and examples {contrast.interval.low:+.2f} to {contrast.interval.high:+.2f}"
+    details = [f"{difference}; {interval}.", f"Sign-flip permutation test: p = {contrast.p_value:.3g}."]
     if contrast.seeds < planned:
         details.append(f"Only {contrast.seeds} of {planned} planned pairs have finished.")
     word = _word(contrast)
@@ -96,11 +97,12 @@ def _word(contrast: Contrast) -> Word:
 
 def _what_would(contrast: Contrast) -> tuple[str, ...]:
     floor = 2 / 2**contrast.seeds
-    reason = (
+    return (
         f"With {contrast.seeds} seed{'s' if contrast.seeds > 1 else ''} the sign-flip test cannot go below "
-        f"p = {floor:.3g}, whatever the data; {MIN_SEEDS} is the least and 10 the default."
+        f"p = {floor:.3g}, whatever the data, and an interval over so few would be too narrow.",
+        f"{MIN_SEEDS} seeds are the least that can carry a verdict, {USUAL_SEEDS} are usual: "
+        f"ask for them with --seeds {USUAL_SEEDS}; finished runs are kept.",
     )
-    return (reason, *_seeds_for(contrast))
 
 
 def _seeds_for(contrast: Contrast) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from crisp_attention.experiment.data import Dataset
 from crisp_attention.experiment.model import Checkpoint
+from crisp_attention.experiment.record import Record
 from crisp_attention.experiment.spec import PlannedRun
 from crisp_attention.experiment.store import Store
 
@@ -39,6 +40,7 @@ class Event:
         run_id: Which run; empty for "ready".
         step, steps, loss: Progress, as in `train.Progress`.
         reason: Why it diverged or failed.
+        result: What a finished run found, in a few words.
     """
 
     kind: Literal["ready", "progress", "finished", "diverged", "failed", "elsewhere"]
@@ -47,6 +49,7 @@ class Event:
     steps: int = 0
     loss: float = 0.0
     reason: str | None = None
+    result: str = ""
 
 
 def serve(pipe: Any, folder: Path, checkpoint: Checkpoint, dataset: Dataset, threads: int, log: Path) -> None:
@@ -108,9 +111,16 @@ def _run(planned: PlannedRun, store: Store, bench: Workbench, pipe: Any) -> Even
                 store.save(record, outputs)
             except OSError as error:
                 return Event("failed", run_id, reason=f"its record could not be written: {error}")
-        return Event(record.status, run_id, reason=record.reason)
+        return Event(record.status, run_id, reason=record.reason, result=_result(record))
     finally:
         lock.release()
+
+
+def _result(record: Record) -> str:
+    if record.status != "finished":
+        return ""
+    score = record.final.test
+    return f"{score.correct} of {score.total} correct, {record.timing.seconds:.0f} s"
 
 
 def _failure(planned: PlannedRun, bench: Workbench, reason: str, seconds: float) -> Any:

@@ -60,7 +60,7 @@ class CheckReport:
 
     Attributes:
         model: Class of the model.
-        config: The settings probed (as if sparse in every mode).
+        config: The settings in force; probed as if sparse in every mode.
         calls: Every attention call, in order.
         problems: Sentences, one a defect; empty if all is well.
     """
@@ -81,7 +81,11 @@ class CheckReport:
             raise UnsupportedModelError(f"{self.model} cannot be sparsified: " + " ".join(self.problems))
 
     def __str__(self) -> str:
-        lines = [f"{self.model}: {'ok' if self.ok else 'NOT SERVED'} ({self.config.to_json()})"]
+        when = {"always": "in training and evaluation", "train": "in training only", "eval": "in evaluation only"}
+        lines = [
+            f"{self.model}: {'ok' if self.ok else 'NOT SERVED'} (rule {self.config.rule}, "
+            f"sparsity {self.config.sparsity:g}, {when[self.config.apply]})"
+        ]
         lines += [
             f"  {call.layer}: {call.shape[1]} heads, realised sparsity {call.realised:.3f}"
             f" of {self.config.sparsity:.3f} requested{', causal' if call.causal else ''}"
@@ -126,9 +130,8 @@ def probe(model: PreTrainedModel, inputs: Inputs | None, config: SparsityConfig)
         inputs: As in `check`.
         config: Settings to probe, as if sparse in every mode.
     """
-    config = config.replace(apply="always")
     recorder = _Recorder()
-    shared = ModelState(config, monitors=[recorder])
+    shared = ModelState(config.replace(apply="always"), monitors=[recorder])
     for name, module in model.named_modules():
         attach(module, LayerState(name, 0, shared))
     default_inputs = inputs is None

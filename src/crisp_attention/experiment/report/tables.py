@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from crisp_attention.experiment.analysis import Analysis, ArmResult
-from crisp_attention.experiment.statistics import Contrast, Interval, interquartile_mean
+from crisp_attention.experiment.statistics import MIN_SEEDS, Contrast, Interval, interquartile_mean
 
 MISSING = "-"
 
@@ -51,7 +51,7 @@ def summary(analysis: Analysis) -> Table:
                 _mean_correct(arm).replace(" of ", "/"),
                 _accuracy(arm),
                 _signed(contrast.difference) if contrast else MISSING,
-                _interval(contrast.interval).replace(" to ", "..") if contrast else MISSING,
+                _crossed(contrast).replace(" to ", "..") if contrast else MISSING,
                 _share(arm.realised("test")),
             )
         )
@@ -67,8 +67,8 @@ def contrasts(analysis: Analysis) -> Table:
     """One row a contrast, the primary one first."""
     return Table(
         f"Differences from {analysis.spec.primary.baseline} over paired seeds, in points. The first interval resamples "
-        "seeds and examples; the second is over seeds alone, on these examples. p: sign-flip test; Holm over the "
-        "secondary contrasts; TOST: equivalence within ±0.5 points; detectable: with 80% power.",
+        "seeds and examples (not below 6 seeds); the second is over seeds alone, on these examples. p: sign-flip "
+        "test; Holm over the secondary contrasts; TOST: equivalence within ±0.5 points; detectable: with 80% power.",
         (
             "contrast",
             "seeds",
@@ -141,7 +141,7 @@ def _contrast_row(contrast: Contrast, primary: bool) -> tuple[str, ...]:
         str(contrast.seeds),
         _signed(contrast.difference),
         f"{contrast.sentences:+.1f} of {contrast.examples}",
-        _interval(contrast.interval),
+        _crossed(contrast),
         _interval(contrast.seed_interval),
         _p(contrast.p_value),
         _p(contrast.p_holm),
@@ -180,6 +180,11 @@ def _share(value: float | None) -> str:
 
 def _signed(value: float | None) -> str:
     return MISSING if value is None else f"{value:+.2f}"
+
+
+def _crossed(contrast: Contrast) -> str:
+    """The interval over seeds and examples; of too few seeds a bootstrap knows too little."""
+    return _interval(contrast.interval) if contrast.seeds >= MIN_SEEDS else MISSING
 
 
 def _interval(interval: Interval | None) -> str:
