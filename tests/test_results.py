@@ -1,0 +1,28 @@
+"""What is published rebuilds from what is committed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from crisp_attention.experiment import study
+
+ROOT = Path(__file__).parent.parent
+QUICK = ROOT / "results" / "quick"
+
+
+def test_the_quick_study_rebuilds_from_its_records(tmp_path):
+    folder = tmp_path / "quick"
+    shutil.copytree(QUICK, folder)
+    (folder / "report.md").unlink()
+    study.rebuild(folder)
+    assert (folder / "report.md").read_text(encoding="utf-8") == (QUICK / "report.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_says_what_the_records_say():
+    analysis = study.analyse(study.Store(QUICK))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for arm in analysis.arms:
+        assert f"| {arm.accuracies.mean():.2f} ± {arm.accuracies.std(ddof=1):.2f} |" in readme
+    for contrast in analysis.contrasts:
+        assert ", ".join(f"{points:+.2f}" for points in contrast.differences) in readme
