@@ -172,6 +172,8 @@ def test_columns_are_found_by_usual_names_or_told(tmp_path, header, settings):
         ({"label": "labl"}, "no label column 'labl'. Did you mean 'label'"),
         ({"text_pair": "extar"}, "no text_pair column 'extar'. Did you mean 'extra'"),
         ({"text": "label", "label": "label"}, "no label column 'label'"),
+        ({"text_pair": "text"}, "no text_pair column 'text'"),
+        ({"text_pair": "label"}, "no text_pair column 'label'"),
     ],
 )
 def test_a_wrong_column_is_named_with_the_nearest(tmp_path, settings, message):

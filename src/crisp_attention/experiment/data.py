@@ -268,7 +268,8 @@ def _from_frame(frame: pd.DataFrame, spec: DataSpec, origin: str, hidden: str | 
     label = _column(spec.label, _LABEL_NAMES, [column for column in columns if column != text], "label", origin)
     pair = usual[1] if usual else None
     if spec.text_pair is not None:
-        pair = _column(spec.text_pair, (), columns, "text_pair", origin)
+        others = [column for column in columns if column not in (text, label)]
+        pair = _column(spec.text_pair, (), others, "text_pair", origin)
     # Whole numbers stay whole beside a missing one, which would make a plain column one of floats.
     used = frame[[text, label, *([pair] if pair else [])]].convert_dtypes()
     blank = used.isna() | (used.astype(str).apply(lambda cells: cells.str.strip()) == "")

@@ -53,13 +53,6 @@ class DataSpec(_Section):
     max_length: Annotated[int, Field(ge=4)] = Field(128, description="tokens after which a text is cut")
     padding: Padding = Field("longest", description="pad to the batch's longest text, or always to max_length")
 
-    @model_validator(mode="after")
-    def _check_columns(self) -> DataSpec:
-        named = [name for name in (self.text, self.text_pair, self.label) if name is not None]
-        if len(set(named)) < len(named):
-            raise ValueError(f"text, text_pair and label must be different columns, got {', '.join(named)}")
-        return self
-
 
 class TrainingSpec(_Section):
     """One fixed training schedule, shared by all arms."""
