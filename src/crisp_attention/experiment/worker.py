@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from multiprocessing import connection, parent_process
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from crisp_attention.experiment.data import Dataset
 from crisp_attention.experiment.model import Checkpoint
-from crisp_attention.experiment.record import Record
+from crisp_attention.experiment.record import RealisedSparsity, Record, Timing
 from crisp_attention.experiment.spec import PlannedRun
 from crisp_attention.experiment.store import Store
 
@@ -123,10 +123,7 @@ def _result(record: Record) -> str:
     return f"{score.correct} of {score.total} correct, {record.timing.seconds:.0f} s"
 
 
-def _failure(planned: PlannedRun, bench: Workbench, reason: str, seconds: float) -> Any:
-    from dataclasses import asdict
-
-    from crisp_attention.experiment.record import RealisedSparsity, Record, Timing
+def _failure(planned: PlannedRun, bench: Workbench, reason: str, seconds: float) -> Record:
     from crisp_attention.experiment.train import describe
 
     return Record(
