@@ -26,9 +26,18 @@ if TYPE_CHECKING:
     )
     from crisp_attention.huggingface.callback import SparsityCallback
     from crisp_attention.huggingface.check import CheckReport, check
-    from crisp_attention.huggingface.model import dense, densify, load, monitor, set_forward_index, sparsify
+    from crisp_attention.huggingface.model import (
+        dense,
+        densify,
+        load,
+        monitor,
+        set_forward_index,
+        set_progress,
+        sparsify,
+    )
     from crisp_attention.monitoring import SparsityMonitor
     from crisp_attention.operator import AttentionOutput, attention
+    from crisp_attention.schedule import Schedule
 
 __version__ = "0.1.0"
 
@@ -40,6 +49,7 @@ _HOMES = {
     "CrispError": "errors",
     "DataError": "errors",
     "RecordError": "errors",
+    "Schedule": "schedule",
     "SparsityCallback": "huggingface.callback",
     "SparsityConfig": "config",
     "SparsityMonitor": "monitoring",
@@ -52,6 +62,7 @@ _HOMES = {
     "load": "huggingface.model",
     "monitor": "huggingface.model",
     "set_forward_index": "huggingface.model",
+    "set_progress": "huggingface.model",
     "sparsify": "huggingface.model",
 }
 
@@ -63,6 +74,7 @@ __all__ = [
     "CrispError",
     "DataError",
     "RecordError",
+    "Schedule",
     "SparsityCallback",
     "SparsityConfig",
     "SparsityMonitor",
@@ -75,6 +87,7 @@ __all__ = [
     "load",
     "monitor",
     "set_forward_index",
+    "set_progress",
     "sparsify",
 ]
 

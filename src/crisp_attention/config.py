@@ -1,4 +1,4 @@
-"""`SparsityConfig`: which attention scores survive, and when. All defaults live here.
+"""`SparsityConfig`: which attention scores survive, where and when. All defaults live here.
 
 This module imports neither torch nor transformers, so that records, statistics and the command
 line's help can use it anywhere.
@@ -8,110 +8,222 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from crisp_attention.errors import ConfigurationError, nearest
+from crisp_attention.errors import ConfigurationError
+from crisp_attention.schedule import Schedule
+from crisp_attention.settings import (
+    known_keys,
+    require_choice,
+    require_flag,
+    require_integer,
+    require_real,
+    require_sparsity,
+    resolve,
+    setting,
+)
 
 
 class RuleTraits(NamedTuple):
     """What the rest of the package must know of a rule without running it.
 
     Attributes:
-        causal: Whether the rule may serve a causal model. A threshold over a whole causal matrix
-            would let later tokens change earlier outputs, so such rules may not.
-        settings: The optional settings that the rule reads; it refuses all others.
-        paper: Where the rule comes from.
+        summary: What survives, in a few words.
+        source: Where the rule comes from.
+        strengths: The settings that say how much is removed. Exactly one of them is in force: the
+            first, at its default, where none is given. Empty if there is nothing to choose.
+        settings: The optional settings that the rule reads, with their defaults; it refuses all others.
+        per_row: Whether a query's survivors depend on that query's scores alone. A rule that looks
+            at other rows would let later tokens change earlier outputs of a causal model.
     """
 
-    causal: bool
-    settings: frozenset[str]
-    paper: str
+    summary: str
+    source: str
+    strengths: tuple[str, ...]
+    settings: Mapping[str, Any]
+    per_row: bool = True
 
+
+_SELECTION = {"min_keep": 1, "keep_first": 0, "keep_self": False, "gradient": "selected"}
 
 RULES: dict[str, RuleTraits] = {
+    "block_topk": RuleTraits(
+        "the best blocks of keys of each block of queries, by mean score",
+        "structured blocks as in SeerAttention, arXiv 2410.13276, here by the scores themselves",
+        ("sparsity",),
+        {**_SELECTION, "sparsity": 0.8, "query_block": 16, "key_block": 16},
+        per_row=False,
+    ),
+    "bottomk": RuleTraits(
+        "the worst keys of each query, as many as topk keeps of the best",
+        "negative control",
+        ("sparsity",),
+        {**_SELECTION, "sparsity": 0.8},
+    ),
+    "drop_topk": RuleTraits(
+        "all but the best keys of each query",
+        "negative control, and a regularizer that forbids the easiest answer",
+        ("drop",),
+        {**_SELECTION, "drop": 1},
+    ),
+    "entmax15": RuleTraits(
+        "dense attention with 1.5-entmax for a softmax: exact zeros, as many as the scores call for",
+        "Peters, Niculae & Martins, arXiv 1905.05702; baseline, needs the extra [entmax]",
+        (),
+        {},
+    ),
+    "nm": RuleTraits(
+        "the best N of every M consecutive keys of each query",
+        "Dynamic N:M Fine-grained Structured Sparse Attention, arXiv 2203.00091",
+        ("sparsity",),
+        {**_SELECTION, "sparsity": 0.5, "m": 4},
+    ),
     "percentile": RuleTraits(
-        causal=False,
-        settings=frozenset({"count_padding"}),
-        paper="Crisp Attention, arXiv 2508.06016: one threshold per head and example",
+        "the best pairs of each head's matrix: one threshold per head and example",
+        "Crisp Attention, arXiv 2508.06016",
+        ("sparsity",),
+        {**_SELECTION, "sparsity": 0.8, "count_padding": False},
+        per_row=False,
     ),
     "random": RuleTraits(
-        causal=True,
-        settings=frozenset({"count_padding", "scope", "seed"}),
-        paper="control: as many pairs survive as under topk (or percentile), chosen at random",
+        "pairs drawn at random, as many as topk (scope 'row') or percentile (scope 'matrix') keeps",
+        "control",
+        ("sparsity",),
+        {**_SELECTION, "sparsity": 0.8, "count_padding": False, "scope": "row", "seed": 0},
+    ),
+    "sparsemax": RuleTraits(
+        "dense attention with sparsemax for a softmax: exact zeros, more than entmax15",
+        "Martins & Astudillo, arXiv 1602.02068; baseline, needs the extra [entmax]",
+        (),
+        {},
+    ),
+    "temperature": RuleTraits(
+        "every key, the softmax sharpened to the entropy that topk would have, or to a given one",
+        "control: sharpening without zeros",
+        ("sparsity", "entropy"),
+        {"sparsity": 0.8, "entropy": None},
+    ),
+    "top_p": RuleTraits(
+        "the fewest keys of each query that hold a share p of its attention",
+        "Holtzman et al., arXiv 1904.09751, applied to attention",
+        ("p",),
+        {**_SELECTION, "p": 0.9},
     ),
     "topk": RuleTraits(
-        causal=True,
-        settings=frozenset({"count_padding"}),
-        paper="Explicit Sparse Transformer, arXiv 1912.11637: the best keys of each query",
+        "the best keys of each query",
+        "Explicit Sparse Transformer, arXiv 1912.11637",
+        ("sparsity",),
+        {**_SELECTION, "sparsity": 0.8, "count_padding": False},
+    ),
+    "window": RuleTraits(
+        "the nearest keys of each query, whatever their scores",
+        "control; sliding and strided windows as in Longformer, arXiv 2004.05150",
+        ("sparsity", "window"),
+        {**_SELECTION, "sparsity": 0.8, "window": None, "stride": None},
     ),
 }
 
 APPLY = ("always", "eval", "train")
+GRADIENTS = ("selected", "straight_through")
 SCOPES = ("matrix", "row")
-
-
-def _setting(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True)
 class SparsityConfig:
-    """Which attention scores survive the softmax, and when.
+    """Which attention scores survive the softmax, in which layers and heads, and when.
 
     Frozen and validated on construction; `to_dict` and `from_dict` round-trip through JSON. Each
-    field carries its help text in `metadata["help"]`.
+    field carries its help text in `metadata["help"]`. A setting that the rule does not read is None,
+    and so is one that another of its strengths replaces.
 
     Raises:
         ConfigurationError: If a value is out of range or the rule would ignore a setting.
     """
 
-    sparsity: float = _setting(0.8, "share of valid scores to remove, in [0, 1); 0 is dense attention")
-    rule: str = _setting("topk", "which scores survive: percentile (the paper), topk, random (control)")
-    min_keep: int = _setting(1, "keys that each valid query keeps whatever the threshold, >= 1")
-    apply: str = _setting("always", "when attention is sparse: always, train or eval (dense otherwise)")
-    count_padding: bool = _setting(
-        False, "count padding pairs as lowest scores, as a naive percentile does; depends on padding"
+    sparsity: float | None = setting(None, "share of valid scores to remove, in [0, 1); 0 is dense attention")
+    rule: str = setting("topk", f"which scores survive: {', '.join(RULES)}")
+    apply: str = setting("always", "when attention is sparse: always, train or eval (dense otherwise)")
+    layers: tuple[int, ...] | None = setting(
+        None, "attention layers that are sparse, counted from 0 as they run, negative from the last; all if not given"
     )
-    scope: str | None = _setting(
-        None, "random only: draw per query 'row' (as topk, the default) or per head 'matrix' (as percentile)"
+    heads: tuple[int, ...] | None = setting(
+        None, "query heads that are sparse, in each of those layers; all if not given"
     )
-    seed: int | None = _setting(None, "random only: seed of its own random stream (default 0)")
+    layer_sparsity: tuple[float, ...] | None = setting(
+        None, "a sparsity for each attention layer as they run, in place of `sparsity`; 0 leaves a layer dense"
+    )
+    schedule: Schedule | None = setting(
+        None, "how sparsity follows the progress of training: a Schedule or its settings"
+    )
+    min_keep: int | None = setting(None, "keys that each valid query keeps whatever the rule says, >= 1 (default 1)")
+    keep_first: int | None = setting(
+        None, "first valid keys that always survive, as [CLS] or an attention sink; part of the kept count (default 0)"
+    )
+    keep_self: bool | None = setting(None, "let each query keep its own key; part of the kept count (default false)")
+    gradient: str | None = setting(
+        None, "whose scores get gradients: 'selected' (survivors) or 'straight_through' (as if dense)"
+    )
+    count_padding: bool | None = setting(
+        None, "count padding pairs as lowest scores, as a naive percentile does; depends on padding"
+    )
+    scope: str | None = setting(None, "random: as many survivors per 'row' as topk (default) or 'matrix' as percentile")
+    seed: int | None = setting(None, "random: seed of its own random stream (default 0)")
+    p: float | None = setting(None, "top_p: share of a query's attention that survives, in (0, 1) (default 0.9)")
+    m: int | None = setting(None, "nm: consecutive keys in a group, >= 2 (default 4; 2:4 is sparsity 0.5)")
+    window: int | None = setting(None, "window: keep keys up to this many tokens away, in place of `sparsity`")
+    stride: int | None = setting(None, "window: keep also keys at every multiple of this distance; needs `window`")
+    query_block: int | None = setting(None, "block_topk: queries in a block (default 16); 1 for causal models")
+    key_block: int | None = setting(None, "block_topk: keys in a block (default 16)")
+    drop: int | None = setting(None, "drop_topk: best keys that each query loses, >= 1 (default 1)")
+    entropy: float | None = setting(
+        None, "temperature: target entropy of a query's attention in nats, > 0, in place of `sparsity`"
+    )
 
     def __post_init__(self) -> None:
-        if self.rule not in RULES:
-            raise ConfigurationError(f"Unknown rule {self.rule!r}. {nearest(str(self.rule), RULES)}")
-        _require_real("sparsity", self.sparsity)
-        if not 0.0 <= self.sparsity < 1.0:
-            raise ConfigurationError(
-                f"sparsity must be in [0, 1) (a share of removed scores, 0.8 removes 80%), got {self.sparsity!r}."
-            )
-        object.__setattr__(self, "sparsity", float(self.sparsity))
-        if isinstance(self.min_keep, bool) or not isinstance(self.min_keep, int) or self.min_keep < 1:
-            raise ConfigurationError(f"min_keep must be an integer >= 1, got {self.min_keep!r}.")
-        if self.apply not in APPLY:
-            raise ConfigurationError(f"Unknown apply {self.apply!r}. {nearest(str(self.apply), APPLY)}")
-        if not isinstance(self.count_padding, bool):
-            raise ConfigurationError(f"count_padding must be true or false, got {self.count_padding!r}.")
-        if self.scope is not None and self.scope not in SCOPES:
-            raise ConfigurationError(f"Unknown scope {self.scope!r}. {nearest(str(self.scope), SCOPES)}")
-        if self.seed is not None and (isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0):
-            raise ConfigurationError(f"seed must be an integer >= 0, got {self.seed!r}.")
-        self._refuse_ignored_settings()
+        require_choice("rule", self.rule, RULES)
+        require_choice("apply", self.apply, APPLY)
+        self._choose_strength()
+        resolve(self, "Rule", self.rule, {name: _without_strengths(traits) for name, traits in RULES.items()})
+        for name, check in _CHECKS.items():
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, check(name, getattr(self, name)))
+        self._check_combinations()
 
-    def _refuse_ignored_settings(self) -> None:
-        optional = frozenset().union(*(traits.settings for traits in RULES.values()))
-        for item in dataclasses.fields(self):
-            if item.name not in optional or getattr(self, item.name) == item.default:
-                continue
-            if item.name not in RULES[self.rule].settings:
-                readers = sorted(name for name, traits in RULES.items() if item.name in traits.settings)
+    def _choose_strength(self) -> None:
+        """Put exactly one strength in force, or refuse."""
+        strengths = self.traits.strengths
+        for name in ("sparsity", "layer_sparsity", "p", "window", "drop", "entropy"):
+            allowed = strengths if name != "layer_sparsity" else ("layer_sparsity",) * ("sparsity" in strengths)
+            if getattr(self, name) is not None and name not in allowed:
+                readers = sorted(rule for rule, traits in RULES.items() if _base(name) in traits.strengths)
+                own = f"it is set by {' or '.join(strengths)}" if strengths else "it has no strength to set"
                 raise ConfigurationError(
-                    f"Rule {self.rule!r} would ignore {item.name}={getattr(self, item.name)!r}; "
-                    f"it is read by: {', '.join(readers)}."
+                    f"Rule {self.rule!r} would ignore {name}={getattr(self, name)!r}; {own}. {name} is read by: "
+                    f"{', '.join(readers)}."
                 )
+        given = [name for name in (*strengths, "layer_sparsity") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ConfigurationError(f"Give one of {', '.join(given)}: each says how much rule {self.rule!r} removes.")
+        if not given and strengths:
+            object.__setattr__(self, strengths[0], self.traits.settings[strengths[0]])
+
+    def _check_combinations(self) -> None:
+        if self.layers is not None and self.layer_sparsity is not None:
+            raise ConfigurationError("Give layers or layer_sparsity, not both; a layer_sparsity of 0 is a dense layer.")
+        if self.stride is not None and self.window is None:
+            raise ConfigurationError(f"stride={self.stride} needs a fixed window: set window in place of sparsity.")
+        if self.schedule is None:
+            return
+        if self.sparsity is None and self.layer_sparsity is None:
+            raise ConfigurationError(f"A schedule moves the sparsity, which rule {self.rule!r} is not set by here.")
+        least = min(self.layer_sparsity) if self.sparsity is None and self.layer_sparsity else self.sparsity
+        if self.schedule.low is not None and least is not None and self.schedule.low > least:
+            raise ConfigurationError(
+                f"The stochastic schedule draws between low={self.schedule.low:g} and the sparsity {least:g}, "
+                "which is smaller."
+            )
 
     @property
     def traits(self) -> RuleTraits:
@@ -119,9 +231,35 @@ class SparsityConfig:
         return RULES[self.rule]
 
     @property
+    def strength(self) -> dict[str, Any]:
+        """The setting that says how much is removed, by name; empty for a rule that has none."""
+        values = self.to_dict()
+        return {name: values[name] for name in (*self.traits.strengths, "layer_sparsity") if name in values}
+
+    @property
     def removes(self) -> bool:
-        """Whether this configuration removes anything at all."""
-        return self.sparsity > 0.0
+        """Whether this configuration changes attention at all."""
+        return self.sparsity != 0.0 and (self.layer_sparsity is None or any(self.layer_sparsity))
+
+    @property
+    def per_row(self) -> bool:
+        """Whether a query's survivors depend on that query alone, as causal models need."""
+        if self.rule == "random":
+            return self.scope == "row"
+        if self.rule == "block_topk":
+            return self.query_block == 1
+        return self.traits.per_row
+
+    @property
+    def by_position(self) -> bool:
+        """Whether survivors depend on where a query stands among the keys, not on scores alone."""
+        blocks = self.rule == "block_topk" and self.query_block != 1
+        return bool(self.keep_self) or self.rule in ("random", "window") or blocks
+
+    @property
+    def by_key_position(self) -> bool:
+        """Whether survivors depend on where keys stand."""
+        return self.by_position or bool(self.keep_first) or self.rule in ("nm", "block_topk")
 
     def active(self, training: bool) -> bool:
         """Whether attention is sparse for a module in this mode.
@@ -131,9 +269,56 @@ class SparsityConfig:
         """
         return self.removes and self.apply in ("always", "train" if training else "eval")
 
+    def for_layer(self, index: int, count: int) -> SparsityConfig | None:
+        """The settings of one attention layer: without `layers` and `layer_sparsity`.
+
+        Args:
+            index: Its place as the layers run, from 0.
+            count: How many attention layers there are.
+
+        Returns:
+            Its settings, or None if it stays dense.
+
+        Raises:
+            ConfigurationError: If `layers` or `layer_sparsity` do not fit the number of layers.
+        """
+        if self.layers is not None:
+            wrong = [layer for layer in self.layers if not -count <= layer < count]
+            if wrong:
+                raise ConfigurationError(
+                    f"layers={list(self.layers)} names {wrong[0]}, but this model has {count} attention layers, "
+                    f"0 to {count - 1} (or -{count} to -1)."
+                )
+            if index not in {layer % count for layer in self.layers}:
+                return None
+        if self.layer_sparsity is None:
+            return self if self.layers is None else self.replace(layers=None)
+        if len(self.layer_sparsity) != count:
+            raise ConfigurationError(
+                f"layer_sparsity has {len(self.layer_sparsity)} values, but this model has {count} attention layers."
+            )
+        own = self.layer_sparsity[index]
+        return self.replace(layer_sparsity=None, sparsity=own) if own > 0.0 else None
+
     def to_dict(self) -> dict[str, Any]:
-        """Return all settings as a plain dict that JSON can hold."""
-        return dataclasses.asdict(self)
+        """The settings in force as a plain dict that JSON can hold; those not read are left out."""
+        values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        values["schedule"] = None if self.schedule is None else self.schedule.to_dict()
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in values.items()
+            if value is not None
+        }
+
+    def changes(self) -> dict[str, Any]:
+        """Of `to_dict`, what differs from the rule's defaults: the shortest way to write it."""
+        return {
+            name: value
+            for name, value in self.to_dict().items()
+            if (name == "rule" and value != "topk")
+            or (name == "apply" and value != "always")
+            or (name not in ("rule", "apply") and value != self.traits.settings.get(name))
+        }
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> SparsityConfig:
@@ -145,23 +330,109 @@ class SparsityConfig:
         Raises:
             ConfigurationError: If a key is unknown or a value invalid.
         """
-        if not isinstance(settings, Mapping):
-            raise ConfigurationError(f"Expected a mapping of sparsity settings, got {type(settings).__name__}.")
-        known = {item.name for item in dataclasses.fields(cls)}
-        for key in settings:
-            if key not in known:
-                raise ConfigurationError(f"Unknown sparsity setting {key!r}. {nearest(str(key), known)}")
-        return cls(**settings)
+        return cls(**known_keys(cls, settings, "sparsity setting"))
 
     def to_json(self) -> str:
         """Return the settings as canonical JSON (sorted keys)."""
         return json.dumps(self.to_dict(), sort_keys=True)
 
     def replace(self, **changes: Any) -> SparsityConfig:
-        """Return a copy with some settings changed, validated anew."""
+        """Return a copy with some settings changed, validated anew; None takes one back."""
         return type(self).from_dict({**self.to_dict(), **changes})
 
 
-def _require_real(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ConfigurationError(f"{name} must be a finite number, got {value!r}.")
+def _base(strength: str) -> str:
+    return "sparsity" if strength == "layer_sparsity" else strength
+
+
+def _without_strengths(traits: RuleTraits) -> dict[str, Any]:
+    return {name: default for name, default in traits.settings.items() if name not in traits.strengths}
+
+
+def _integer(least: int) -> Callable[[str, Any], int]:
+    def check(name: str, value: Any) -> int:
+        require_integer(name, value, least)
+        return int(value)
+
+    return check
+
+
+def _choice(choices: tuple[str, ...]) -> Callable[[str, Any], str]:
+    def check(name: str, value: Any) -> str:
+        require_choice(name, value, choices)
+        return str(value)
+
+    return check
+
+
+def _flag(name: str, value: Any) -> bool:
+    require_flag(name, value)
+    return bool(value)
+
+
+def _mass(name: str, value: Any) -> float:
+    mass = require_real(name, value)
+    if not 0.0 < mass < 1.0:
+        raise ConfigurationError(f"{name} must be in (0, 1) (a share of the attention, 0.9 keeps 90%), got {value!r}.")
+    return mass
+
+
+def _positive(name: str, value: Any) -> float:
+    number = require_real(name, value)
+    if number <= 0.0:
+        raise ConfigurationError(f"{name} must be greater than 0, got {value!r}.")
+    return number
+
+
+def _sequence(name: str, value: Any) -> tuple[Any, ...]:
+    if isinstance(value, str) or not isinstance(value, (Sequence, range)) or not value:
+        raise ConfigurationError(f"{name} must be a list with at least one number, got {value!r}.")
+    return tuple(value)
+
+
+def _layers(name: str, value: Any) -> tuple[int, ...]:
+    indices = _sequence(name, value)
+    for index in indices:
+        if isinstance(index, bool) or not isinstance(index, int):
+            raise ConfigurationError(f"{name} must hold integers, got {index!r} in {list(indices)!r}.")
+    return indices
+
+
+def _heads(name: str, value: Any) -> tuple[int, ...]:
+    indices = _layers(name, value)
+    if min(indices) < 0 or len(set(indices)) < len(indices):
+        raise ConfigurationError(f"{name} must hold different integers >= 0, got {list(indices)!r}.")
+    return indices
+
+
+def _layer_sparsity(name: str, value: Any) -> tuple[float, ...]:
+    return tuple(require_sparsity(name, item) for item in _sequence(name, value))
+
+
+def _schedule(name: str, value: Any) -> Schedule:
+    return value if isinstance(value, Schedule) else Schedule.from_dict(value)
+
+
+# How each setting is checked and brought to its type; `rule` and `apply` come before all others.
+_CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "sparsity": require_sparsity,
+    "layers": _layers,
+    "heads": _heads,
+    "layer_sparsity": _layer_sparsity,
+    "schedule": _schedule,
+    "min_keep": _integer(1),
+    "keep_first": _integer(0),
+    "keep_self": _flag,
+    "gradient": _choice(GRADIENTS),
+    "count_padding": _flag,
+    "scope": _choice(SCOPES),
+    "seed": _integer(0),
+    "p": _mass,
+    "m": _integer(2),
+    "window": _integer(0),
+    "stride": _integer(2),
+    "query_block": _integer(1),
+    "key_block": _integer(1),
+    "drop": _integer(1),
+    "entropy": _positive,
+}

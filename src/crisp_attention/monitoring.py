@@ -1,4 +1,4 @@
-"""What attention really did: realised sparsity per layer, counted over valid pairs."""
+"""What attention really did: realised sparsity and entropy per layer, counted over valid pairs."""
 
 from __future__ import annotations
 
@@ -18,13 +18,19 @@ class Monitor(Protocol):
 
 
 class SparsityMonitor:
-    """Accumulates kept and valid pairs per layer, training and evaluation apart.
+    """Accumulates kept and valid pairs, and attention entropy, per layer; training and evaluation apart.
 
-    Counts stay on the device until they are read, so that watching does not wait for it.
+    Sums stay on the device until they are read, so that watching does not wait for it.
+
+    Attributes:
+        watch_entropy: Whether entropy is summed too. It takes another pass over the weights, so that
+            one may want it for some steps only.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, watch_entropy: bool = True) -> None:
+        self.watch_entropy = watch_entropy
         self._counts: dict[tuple[bool, str], Tensor] = {}
+        self._entropies: dict[tuple[bool, str], Tensor] = {}
 
     def record(self, layer: str, training: bool, out: AttentionOutput) -> None:
         """Add one attention call.
@@ -34,13 +40,15 @@ class SparsityMonitor:
             training: The module's mode.
             out: What the operator returned.
         """
-        both = torch.stack((out.counts.kept.sum(), out.counts.valid.sum()))
-        seen = self._counts.get((training, layer))
-        self._counts[training, layer] = both if seen is None else seen + both
+        _add(self._counts, (training, layer), torch.stack((out.counts.kept.sum(), out.counts.valid.sum())))
+        if self.watch_entropy:
+            entropy = out.entropy.double()
+            _add(self._entropies, (training, layer), torch.stack((entropy.nansum(), (~entropy.isnan()).sum())))
 
     def reset(self) -> None:
         """Forget everything counted so far."""
         self._counts.clear()
+        self._entropies.clear()
 
     def realised(self, training: bool) -> dict[str, float]:
         """Realised sparsity by layer name, in the order the layers ran.
@@ -51,15 +59,29 @@ class SparsityMonitor:
         Returns:
             Share of valid pairs removed, in [0, 1], for each layer that ran in that mode.
         """
-        shares = {}
-        for (mode, layer), counts in self._counts.items():
-            kept, valid = counts.tolist()
-            if mode == training and valid:
-                shares[layer] = 1.0 - kept / valid
-        return shares
+        return {layer: 1.0 - kept / valid for layer, (kept, valid) in _read(self._counts, training).items()}
 
     def mean(self, training: bool) -> float | None:
         """Realised sparsity over all layers' pairs together; None if nothing ran in that mode."""
-        counts = [both for (mode, _), both in self._counts.items() if mode == training]
-        kept, valid = torch.stack(counts).sum(dim=0).tolist() if counts else (0, 0)
-        return 1.0 - kept / valid if valid else None
+        read = _read(self._counts, training).values()
+        valid = sum(whole for _, whole in read)
+        return 1.0 - sum(kept for kept, _ in read) / valid if valid else None
+
+    def entropy(self, training: bool) -> dict[str, float]:
+        """Mean entropy of a query's attention in nats, before dropout, by layer name.
+
+        Args:
+            training: Which mode's sums to read.
+        """
+        return {layer: total / rows for layer, (total, rows) in _read(self._entropies, training).items()}
+
+
+def _add(sums: dict[tuple[bool, str], Tensor], key: tuple[bool, str], value: Tensor) -> None:
+    seen = sums.get(key)
+    sums[key] = value if seen is None else seen + value
+
+
+def _read(sums: dict[tuple[bool, str], Tensor], training: bool) -> dict[str, tuple[float, float]]:
+    """Numerator and denominator of each layer that counted anything in that mode."""
+    read = {layer: both.tolist() for (mode, layer), both in sums.items() if mode == training}
+    return {layer: (part, whole) for layer, (part, whole) in read.items() if whole}

@@ -1,7 +1,7 @@
 """The operator: attention that keeps only the best-scoring part of each head's scores.
 
     scores  = q @ k.T * scale + bias          fp32 or better, over valid pairs
-    keep    = scores >= tau                   tau from the rule; ties at tau all survive
+    keep    = scores >= tau                   the rule says which survive; ties at tau all do
     weights = dropout(softmax(scores | keep))
     output  = weights @ v
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +22,10 @@ from crisp_attention import backends
 from crisp_attention.backends import reference
 from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError
-from crisp_attention.rules import Pairs, select
+from crisp_attention.rules import Normalizer, Pairs, select
+
+# Settings that say where and when a model is sparse, which one call cannot.
+_OF_A_MODEL = frozenset({"apply", "layer_sparsity", "layers", "schedule"})
 
 
 class PairCounts(NamedTuple):
@@ -49,12 +52,14 @@ class AttentionOutput:
     Attributes:
         output: `[B, H, Q, Dv]`.
         weights: Attention weights after dropout, `[B, H, Q, K]`.
+        probabilities: The weights before dropout.
         survivors: The keep mask as the backend left it; None if no pair was masked at all.
         pairs: The pairs there were to choose from.
     """
 
     output: Tensor
     weights: Tensor
+    probabilities: Tensor
     survivors: Tensor | None
     pairs: Pairs
 
@@ -74,27 +79,38 @@ class AttentionOutput:
         kept = keep.sum(dim=(-2, -1))
         return PairCounts(kept, self.pairs.counted_per_head[..., 0, 0].expand_as(kept))
 
+    @cached_property
+    def entropy(self) -> Tensor:
+        """Entropy of each query's attention in nats, before dropout, `[B, H, Q]`.
+
+        NaN for queries that count nowhere: padding, and those without a valid key.
+        """
+        weights = self.probabilities.detach()
+        entropy = -(weights * weights.clamp(min=torch.finfo(weights.dtype).tiny).log()).sum(dim=-1)
+        counted = self.pairs.counted
+        return entropy if counted is None else entropy.masked_fill(~counted.any(dim=-1), torch.nan)
+
 
 def attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     *,
-    sparsity: float,
+    sparsity: float | None = None,
     rule: str = "topk",
     valid: Tensor | None = None,
     query_valid: Tensor | None = None,
     bias: Tensor | None = None,
     causal: bool = False,
     scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
     dropout_p: float = 0.0,
     training: bool = False,
     generator: torch.Generator | None = None,
-    min_keep: int = 1,
-    count_padding: bool = False,
-    scope: str | None = None,
     backend: str = "auto",
     return_details: bool = False,
+    **settings: Any,
 ) -> Tensor | AttentionOutput:
     """Attention over the surviving scores only.
 
@@ -103,8 +119,7 @@ def attention(
         k: Keys `[B, Hkv, K, D]`; H must be a multiple of Hkv (grouped-query attention).
         v: Values `[B, Hkv, K, Dv]`.
         sparsity: Share of valid scores to remove, in [0, 1). 0 equals dense attention.
-        rule: "percentile" (one threshold per head and example, the paper's), "topk" (per query) or
-            "random" (control).
+        rule: Which scores survive: any rule of `SparsityConfig`.
         valid: Bool, True = the pair may be attended: `[B, K]` (valid keys), or anything
             broadcastable to `[B, H, Q, K]`. None if all are.
         query_valid: Bool `[B, Q]`, True = not padding. Padded queries are computed but not counted
@@ -114,17 +129,17 @@ def attention(
             the dtype's lowest value, marks an invalid pair.
         causal: Query i attends to keys up to i + K - Q. Refused for rules that look at other rows.
         scale: Factor on q.k; 1 / sqrt(D) by default.
+        softcap: Bounds the scaled scores to (-softcap, softcap) by tanh, before the bias.
+        sinks: `[H]`, one more logit for every query of a head that takes weight and has no value.
         dropout_p: Dropout on the attention weights, after the softmax, if `training`.
         training: Whether dropout applies and `random` draws anew for each example.
         generator: Own stream of the `random` rule, advanced by one draw a call; without it the rule
             is a pure function of its inputs. Dropout draws from torch's global stream, so that
             sparse and dense arms stay paired.
-        min_keep: Keys that each valid query keeps at least.
-        count_padding: Rank invalid pairs as lowest scores instead of leaving them out; makes results
-            depend on padding. Only to reproduce naive percentiles.
-        scope: Rule "random" only: match the count of "row" (topk) or "matrix" (percentile).
         backend: "auto", or a name that is used or refused, never replaced.
         return_details: Return an `AttentionOutput` instead of the output alone.
+        **settings: Other fields of `SparsityConfig` that concern one call: `heads`, `min_keep`,
+            `keep_first`, `keep_self`, `gradient` and the rule's own.
 
     Returns:
         `[B, H, Q, Dv]` in q's dtype, or an `AttentionOutput`. Queries without a valid key give zeros.
@@ -132,12 +147,18 @@ def attention(
     Raises:
         ConfigurationError: If a shape, dtype, setting or combination cannot be served.
     """
-    config = SparsityConfig(sparsity=sparsity, rule=rule, min_keep=min_keep, count_padding=count_padding, scope=scope)
-    if causal and not config.traits.causal:
-        raise causal_refusal(rule)
+    for name in sorted(_OF_A_MODEL & settings.keys()):
+        raise ConfigurationError(f"{name} is a setting of a model, not of one attention call; use sparsify.")
+    config = SparsityConfig.from_dict({"sparsity": sparsity, "rule": rule, **settings})
+    if causal and config.removes and not config.per_row:
+        raise causal_refusal(config)
     if not 0.0 <= dropout_p < 1.0:
         raise ConfigurationError(f"dropout_p must be in [0, 1), got {dropout_p!r}.")
     _check_shapes(q, k, v)
+    if softcap is not None and not softcap > 0.0:
+        raise ConfigurationError(f"softcap must be greater than 0, got {softcap!r}.")
+    if sinks is not None and sinks.shape != (q.shape[1],):
+        raise ConfigurationError(f"sinks must be [H] = ({q.shape[1]},), got {tuple(sinks.shape)}.")
     shape = (q.shape[0], q.shape[1], q.shape[2], k.shape[2])
     valid = _read_valid(valid, shape)
     bias, unmasked = _read_bias(bias, shape)
@@ -154,6 +175,8 @@ def attention(
         pairs=_pairs(shape, q.device, valid, query_valid, causal),
         bias=bias,
         scale=scale,
+        softcap=softcap,
+        sinks=sinks,
         dropout_p=dropout_p if training else 0.0,
         stream=stream,
         training=training,
@@ -169,8 +192,11 @@ def attend(
     *,
     config: SparsityConfig | None,
     pairs: Pairs,
+    sparsity: float | Tensor | None = None,
     bias: Tensor | None = None,
     scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
     dropout_p: float = 0.0,
     stream: Tensor | None = None,
     training: bool = False,
@@ -184,8 +210,11 @@ def attend(
         v: As in `attention`.
         config: The rule; None keeps every valid pair (dense).
         pairs: The valid pairs.
+        sparsity: In place of the configuration's, where a schedule moves it.
         bias: Additive, finite at valid pairs.
         scale: Factor on q.k; 1 / sqrt(D) by default.
+        softcap: As in `attention`.
+        sinks: As in `attention`.
         dropout_p: Applied as given.
         stream: Random stream of a randomised rule.
         training: Whether a randomised rule draws anew for each example.
@@ -195,17 +224,26 @@ def attend(
     groups = q.shape[1] // k.shape[1]
     if groups > 1:
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-    output, weights, keep = reference.attention(
+    selection = None
+    if config is not None:
+        selection = select(config, pairs, sparsity=sparsity, stream=stream, training=training)
+        if sinks is not None and isinstance(selection.form, Normalizer):
+            raise ConfigurationError(
+                f"Rule {config.rule!r} replaces the softmax, which attention sinks are a part of; it cannot have both."
+            )
+    computed = reference.attention(
         q,
         k,
         v,
         pairs=pairs,
-        selection=None if config is None else select(config, pairs, stream=stream, training=training),
+        selection=selection,
         bias=bias,
         scale=1.0 / math.sqrt(q.shape[-1]) if scale is None else scale,
+        softcap=softcap,
+        sinks=sinks,
         dropout_p=dropout_p,
     )
-    return AttentionOutput(output, weights, keep, pairs)
+    return AttentionOutput(computed.output, computed.weights, computed.probabilities, computed.keep, pairs)
 
 
 def padding_from_pairs(valid: Tensor, queries: int) -> Tensor | None:
@@ -242,11 +280,16 @@ def split_mask(mask: Tensor) -> tuple[Tensor, Tensor]:
     return mask.masked_fill(invalid, 0.0), ~invalid
 
 
-def causal_refusal(rule: str) -> ConfigurationError:
+def causal_refusal(config: SparsityConfig) -> ConfigurationError:
     """The error for a rule that would let a causal model see the future."""
+    cure = "rule='topk', which looks at one query at a time"
+    if config.rule == "block_topk":
+        cure = "query_block=1, or " + cure
+    elif config.rule == "random":
+        cure = "scope='row', which draws for one query at a time"
     return ConfigurationError(
-        f"Rule {rule!r} sets one threshold over all queries, so later tokens would change earlier outputs "
-        "of a causal model. Use rule='topk', which looks at one query at a time."
+        f"Rule {config.rule!r} decides over several queries at once, so later tokens would change earlier outputs "
+        f"of a causal model. Use {cure}."
     )
 
 

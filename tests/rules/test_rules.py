@@ -32,7 +32,7 @@ def calls(draw, square=False):
 
 
 def mask_of(config, scores, pairs, training=False):
-    return keep_mask(scores, pairs, select(config, pairs, training=training))
+    return keep_mask(scores, pairs, select(config, pairs, training=training).form)
 
 
 @given(count=st.integers(0, 400), sparsity=st.floats(0, 0.999))

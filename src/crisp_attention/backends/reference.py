@@ -8,11 +8,31 @@ Letters: B batch, H heads, N tokens (Q queries, K keys), D head width.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from crisp_attention.rules.selection import Pairs, Threshold
+from crisp_attention.rules.normalizers import masked_softmax
+from crisp_attention.rules.ranking import kth_best_key, kth_largest, rescue, with_forced
+from crisp_attention.rules.selection import Blocks, Mask, Normalizer, Pairs, Selection, Threshold, keep_count
+
+
+class Attention(NamedTuple):
+    """What attention computed.
+
+    Attributes:
+        output: `[B, H, Q, Dv]`, in the input's dtype.
+        weights: After dropout, `[B, H, Q, K]`.
+        probabilities: The same before dropout.
+        keep: Bool `[B, H, Q, K]`, the survivors; None if every pair survives.
+    """
+
+    output: Tensor
+    weights: Tensor
+    probabilities: Tensor
+    keep: Tensor | None
 
 
 def attention(
@@ -21,11 +41,13 @@ def attention(
     value: Tensor,
     *,
     pairs: Pairs,
-    selection: Threshold | None,
+    selection: Selection | None,
     bias: Tensor | None,
     scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,
     dropout_p: float,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+) -> Attention:
     """Scores, selection, softmax, dropout, weighted sum.
 
     Args:
@@ -36,74 +58,137 @@ def attention(
         selection: Which of them survive; None keeps all (dense attention).
         bias: Added to the scaled scores before they are ranked, broadcastable to `[B, H, Q, K]`.
         scale: Factor on q.k.
+        softcap: Bounds the scaled scores, see `score`.
+        sinks: `[H]`, see `softmax`.
         dropout_p: Probability of dropping an attention weight after the softmax; 0 in evaluation.
 
     Returns:
-        The output `[B, H, Q, Dv]` in the input's dtype; the weights after dropout `[B, H, Q, K]`;
-        the keep mask `[B, H, Q, K]` (None if every pair is kept). A query without a valid key has
-        zero weights, a zero output and zero gradients.
+        Output, weights and survivors. A query without a valid key has zero weights, a zero output
+        and zero gradients.
     """
-    scores = score(query, key, bias=bias, scale=scale)
-    keep = pairs.valid if selection is None else keep_mask(scores, pairs, selection)
-    if keep is None:
-        weights = scores.softmax(dim=-1)
+    scores = score(query, key, bias=bias, scale=scale, softcap=softcap)
+    if selection is None:
+        probabilities, keep = softmax(scores, pairs.valid, sinks), pairs.valid
     else:
-        # The lowest finite value, not -inf: a row without survivors then has a finite softmax,
-        # whose weights the second mask sets to exactly zero, gradients included.
-        lowest = torch.finfo(scores.dtype).min
-        weights = scores.masked_fill(~keep, lowest).softmax(dim=-1).masked_fill(~keep, 0.0)
-    weights = weights.to(value.dtype)
+        probabilities, keep = sparse_probabilities(scores, pairs, selection, sinks)
+    weights = probabilities.to(value.dtype)
     if dropout_p > 0.0:
         weights = F.dropout(weights, p=dropout_p)
-    return weights @ value, weights, keep
+    return Attention(weights @ value, weights, probabilities, keep)
 
 
-def score(query: Tensor, key: Tensor, *, bias: Tensor | None, scale: float) -> Tensor:
-    """Final scores q.k * scale + bias, `[B, H, Q, K]`, in fp32 or better."""
+def score(query: Tensor, key: Tensor, *, bias: Tensor | None, scale: float, softcap: float | None = None) -> Tensor:
+    """Final scores `[B, H, Q, K]` in fp32 or better: q.k * scale, soft-capped, plus the bias.
+
+    A soft-cap c maps s to c * tanh(s / c): Gemma 2, arXiv 2408.00118.
+    """
     dtype = torch.promote_types(query.dtype, torch.float32)
     # Autocast would take the product back to half precision, and ranks with it.
     with torch.autocast(query.device.type, enabled=False):
         scores = (query.to(dtype) * scale) @ key.to(dtype).transpose(-2, -1)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
     return scores if bias is None else scores + bias.to(dtype)
 
 
-@torch.no_grad()
-def keep_mask(scores: Tensor, pairs: Pairs, selection: Threshold) -> Tensor:
-    """The survivors of a selection: bool `[B, H, Q, K]`, True = survives."""
-    ranking = scores if selection.ranking is None else selection.ranking
-    # "Not below" rather than "at or above": a NaN score survives and shows, instead of vanishing.
-    keep = (ranking < threshold(ranking, pairs, selection)).logical_not_()
-    return keep if pairs.valid is None else keep & pairs.valid
+def softmax(scores: Tensor, valid: Tensor | None, sinks: Tensor | None) -> Tensor:
+    """Softmax over the valid keys of each query, `[B, H, Q, K]`.
 
-
-@torch.no_grad()
-def threshold(ranking: Tensor, pairs: Pairs, selection: Threshold) -> Tensor:
-    """Tau of each query, broadcastable to `[B, H, Q, 1]`."""
-    if selection.scope == "row":
-        return _kth_largest(ranking, selection.pool, selection.keep, selection.keep_bound)
-    flat = ranking.flatten(-2).unsqueeze(-2)
-    pool = None if selection.pool is None else selection.pool.flatten(-2).unsqueeze(-2)
-    tau = _kth_largest(flat, pool, selection.keep, selection.keep_bound)
-    rows = ranking if pairs.valid is None else ranking.masked_fill(~pairs.valid, -torch.inf)
-    min_keep = min(selection.min_keep, rows.shape[-1])
-    # The min_keep-th best key of each row; -inf, and so no limit, where a row has fewer valid keys.
-    row_tau = rows.amax(-1, keepdim=True) if min_keep == 1 else rows.topk(min_keep, dim=-1).values[..., -1:]
-    return torch.minimum(tau, row_tau)
-
-
-def _kth_largest(values: Tensor, pool: Tensor | None, k: Tensor, bound: int) -> Tensor:
-    """The k-th largest of the last dimension's pool, `k <= bound` differing by row.
-
-    inf for k = 0; -inf where k exceeds the pool. Quickselect wants one k for all rows: a row whose k
-    is smaller gets as many entries of +inf, in places outside its pool, as it lacks. There are
-    always enough, since `bound - k` never exceeds the number of those places.
+    Args:
+        scores: `[B, H, Q, K]`.
+        valid: Bool, broadcastable; None for all.
+        sinks: `[H]`, one more logit for every query of a head, which takes its share of the weight
+            and has no value (attention sinks as in gpt-oss). Never removed, not counted.
     """
-    size = values.shape[-1]
-    if bound == 0:
-        return torch.full_like(values[..., :1], torch.inf)
-    if pool is not None:
-        outside = ~pool
-        lacking = outside & (outside.cumsum(dim=-1) <= bound - k)
-        filler = torch.where(lacking, torch.inf, -torch.inf).to(values.dtype)
-        values = torch.where(pool, values, filler)
-    return values.kthvalue(size - bound + 1, dim=-1, keepdim=True).values
+    if sinks is None:
+        return masked_softmax(scores, valid)
+    column = sinks.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+    if valid is not None:
+        valid = F.pad(valid.expand(scores.shape), (0, 1), value=True)
+    return masked_softmax(torch.cat((scores, column), dim=-1), valid)[..., :-1]
+
+
+def sparse_probabilities(
+    scores: Tensor, pairs: Pairs, selection: Selection, sinks: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Attention probabilities over the survivors of a selection, and the survivors."""
+    form, valid = selection.form, pairs.valid
+    keep: Tensor | None
+    if isinstance(form, Normalizer):
+        probabilities = form.normalize(scores, valid)
+        keep = probabilities.detach() > 0
+    else:
+        keep = keep_mask(scores, pairs, form)
+        probabilities = softmax(scores, keep, sinks)
+    if selection.heads is None and not selection.straight_through:
+        return probabilities, keep
+    dense = softmax(scores, valid, sinks)
+    if selection.straight_through:
+        probabilities = _StraightThrough.apply(probabilities, dense)
+    if selection.heads is not None:
+        chosen = selection.heads[:, None, None]
+        probabilities = torch.where(chosen, probabilities, dense)
+        keep = keep | ~chosen if valid is None else (keep | ~chosen) & valid
+    return probabilities, keep
+
+
+@torch.no_grad()
+def keep_mask(scores: Tensor, pairs: Pairs, form: Threshold | Blocks | Mask) -> Tensor:
+    """The survivors: bool `[B, H, Q, K]`, True = survives."""
+    if isinstance(form, Threshold):
+        ranking = scores if form.ranking is None else form.ranking
+        ranking = with_forced(ranking if form.largest else -ranking, form.forced)
+        # "Not below" rather than "at or above": a NaN score survives and shows, instead of vanishing.
+        keep = (ranking < threshold(ranking, pairs, form)).logical_not_()
+        return keep.expand(scores.shape) if pairs.valid is None else keep & pairs.valid
+    if isinstance(form, Blocks):
+        return _block_mask(scores, pairs, form)
+    return form.survivors(scores if pairs.valid is None else scores.masked_fill(~pairs.valid, -torch.inf))
+
+
+@torch.no_grad()
+def threshold(ranking: Tensor, pairs: Pairs, form: Threshold) -> Tensor:
+    """Tau of each query, broadcastable to `[B, H, Q, 1]`."""
+    if form.scope == "row":
+        return kth_largest(ranking, form.pool, form.keep, form.keep_bound)
+    flat = ranking.flatten(-2).unsqueeze(-2)
+    pool = None if form.pool is None else form.pool.flatten(-2).unsqueeze(-2)
+    tau = kth_largest(flat, pool, form.keep, form.keep_bound)
+    return torch.minimum(tau, kth_best_key(ranking, pairs.valid, form.min_keep))
+
+
+def _block_mask(scores: Tensor, pairs: Pairs, form: Blocks) -> Tensor:
+    """Survivors of `Blocks`, pooled by products with the blocks' membership matrices."""
+    in_query_block = _membership(form.query_block, form.count[0], scores.dtype)
+    in_key_block = _membership(form.key_block, form.count[1], scores.dtype)
+
+    def pool(values: Tensor) -> Tensor:
+        return in_query_block.transpose(-2, -1) @ values @ in_key_block
+
+    valid = torch.ones_like(scores[:, :1], dtype=torch.bool) if pairs.valid is None else pairs.valid
+    count = pool(valid.to(scores.dtype))
+    ranking = pool(scores.masked_fill(~valid, 0.0)) / count.clamp(min=1)
+    if form.forced is not None:
+        ranking = with_forced(ranking, pool(form.forced.to(scores.dtype)) > 0)
+    there = count > 0
+    wanted = keep_count(there.sum(dim=-1, keepdim=True), form.sparsity).clamp(min=1)
+    chosen = (ranking < kth_largest(ranking, there, wanted, None)).logical_not_() & there
+    keep = (in_query_block @ chosen.to(scores.dtype) @ in_key_block.transpose(-2, -1)) > 0
+    return rescue(keep & valid, with_forced(scores, form.forced), pairs.valid, form.min_keep)
+
+
+def _membership(block: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+    """One-hot rows `[B, 1, N, blocks]`; all zero for a token in no block."""
+    return (block[:, None, :, None] == torch.arange(count, device=block.device)).to(dtype)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """The first argument's value with the second one's gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, differentiable: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
+        return None, gradients[0]

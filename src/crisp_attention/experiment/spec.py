@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from crisp_attention.config import SparsityConfig
+from crisp_attention.config import RULES, SparsityConfig
 from crisp_attention.errors import ConfigurationError, CrispError, nearest
 
 _ATTENTION_FIELDS = tuple(item.name for item in dataclasses.fields(SparsityConfig))
@@ -91,18 +91,21 @@ class ArmSpec(_Section):
     def _parse_attention(cls, value: Any) -> SparsityConfig:
         if isinstance(value, SparsityConfig):
             return value
-        if isinstance(value, Mapping) and value and "sparsity" not in value:
-            raise ValueError(f"an arm that sets {', '.join(sorted(value))} must set sparsity too")
+        if isinstance(value, Mapping) and value:
+            traits = RULES.get(value.get("rule", "topk"))
+            strengths = (*traits.strengths, "layer_sparsity") if traits and traits.strengths else ()
+            if strengths and not any(name in value for name in strengths):
+                raise ValueError(
+                    f"an arm that sets {', '.join(sorted(value))} must set {' or '.join(strengths[:-1])} too"
+                )
         return SparsityConfig.from_dict({"sparsity": 0.0} if value == {} else value)
 
     def to_toml_dict(self) -> dict[str, Any]:
         """The arm as it is written in TOML: only what differs from the defaults."""
-        defaults = SparsityConfig(sparsity=0.0)
-        attention = {key: value for key, value in self.attention.to_dict().items() if value != getattr(defaults, key)}
         own = self.model_dump(exclude={"attention"}, exclude_defaults=True)
-        if attention:
-            attention["sparsity"] = self.attention.sparsity
-        return {**own, **attention}
+        if self.attention == SparsityConfig(sparsity=0.0):
+            return own
+        return {**own, **self.attention.changes(), **self.attention.strength}
 
 
 class PrimarySpec(_Section):

@@ -24,7 +24,9 @@ from crisp_attention.huggingface.state import (
     ModelState,
     attach,
     detach,
+    layer_state,
     layers,
+    read_settings,
 )
 from crisp_attention.operator import AttentionOutput
 
@@ -53,21 +55,55 @@ class AttentionCall:
     causal: bool
     padding_seen: bool
 
+    @property
+    def cross(self) -> bool:
+        """Whether queries and keys differ in number, as those of two sequences do in a probe."""
+        return self.shape[2] != self.shape[3]
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What one attention layer did in a check.
+
+    Attributes:
+        index: Its place as the layers run, which `layers` and `layer_sparsity` count by.
+        name: The module's name.
+        heads: Query heads.
+        requested: Share of pairs to remove in its sparse heads; 0 where it is dense, None where the
+            rule sets none.
+        realised: Share of pairs removed in those heads.
+        causal: Whether later keys are hidden from earlier queries.
+        cross: Whether queries and keys come from two different sequences.
+    """
+
+    index: int
+    name: str
+    heads: int
+    requested: float | None
+    realised: float
+    causal: bool
+    cross: bool
+
+    def __str__(self) -> str:
+        wanted = "" if self.requested is None else f" of {self.requested:.3f} requested"
+        kind = ", causal" * self.causal + ", cross-attention" * self.cross
+        return f"{self.index}: {self.name}: {self.heads} heads, realised sparsity {self.realised:.3f}{wanted}{kind}"
+
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What a probe found.
+    """What a check found.
 
     Attributes:
         model: Class of the model.
-        config: The settings in force; probed as if sparse in every mode.
-        calls: Every attention call, in order.
+        config: The settings in force; checked as if sparse in every mode.
+        layers: Every attention layer, in the order in which they run.
         problems: Sentences, one a defect; empty if all is well.
     """
 
     model: str
     config: SparsityConfig
-    calls: tuple[AttentionCall, ...]
+    layers: tuple[LayerReport, ...]
     problems: tuple[str, ...]
 
     @property
@@ -75,30 +111,36 @@ class CheckReport:
         """Whether every attention layer is served."""
         return not self.problems
 
-    def raise_for_problems(self) -> None:
-        """Raise `UnsupportedModelError` naming every problem, if there is one."""
-        if self.problems:
-            raise UnsupportedModelError(f"{self.model} cannot be sparsified: " + " ".join(self.problems))
-
     def __str__(self) -> str:
         when = {"always": "in training and evaluation", "train": "in training only", "eval": "in evaluation only"}
+        settings = ", ".join(f"{name} {value}" for name, value in self.config.changes().items() if name != "apply")
         lines = [
-            f"{self.model}: {'ok' if self.ok else 'NOT SERVED'} (rule {self.config.rule}, "
-            f"sparsity {self.config.sparsity:g}, {when[self.config.apply]})"
+            f"{self.model}: {'ok' if self.ok else 'NOT SERVED'} "
+            f"({settings or f'sparsity {self.config.sparsity:g}'}, {when[self.config.apply]})"
         ]
-        lines += [
-            f"  {call.layer}: {call.shape[1]} heads, realised sparsity {call.realised:.3f}"
-            f" of {self.config.sparsity:.3f} requested{', causal' if call.causal else ''}"
-            for call in self.calls
-        ]
+        lines += [f"  {layer}" for layer in self.layers]
         return "\n".join(lines + [f"  problem: {problem}" for problem in self.problems])
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a dense forward pass showed.
+
+    Attributes:
+        calls: Every attention call, in order.
+        problems: Sentences, one a defect; empty if every attention layer can be served.
+    """
+
+    calls: tuple[AttentionCall, ...]
+    problems: tuple[str, ...]
 
 
 def check(model: PreTrainedModel, inputs: Inputs | None = None) -> CheckReport:
     """Probe a sparsified model with a small batch.
 
-    Runs one forward pass (evaluation mode, no gradients; modes and random state are put back). On
-    short probes the realised sparsity differs from the requested one by rounding and `min_keep`.
+    Runs two forward passes (evaluation mode, no gradients; modes and random state are put back):
+    one that finds the attention layers, one that measures what each removes. On short probes the
+    realised sparsity differs from the requested one by rounding and `min_keep`.
 
     Args:
         model: A sparsified model.
@@ -111,30 +153,45 @@ def check(model: PreTrainedModel, inputs: Inputs | None = None) -> CheckReport:
         ConfigurationError: If the model is not sparsified.
         UnsupportedModelError: If no default inputs are known for the model.
     """
-    settings = getattr(model.config, SETTINGS, None)
-    if settings is None:
+    if getattr(model.config, SETTINGS, None) is None:
         raise ConfigurationError(f"This {type(model).__name__} is not sparsified. Call crisp_attention.sparsify.")
+    config, _ = read_settings(model.config)
     found = layers(model)
     try:
-        return probe(model, inputs, SparsityConfig.from_dict(settings))
+        problems = probe(model, inputs).problems
     finally:
         for name, state in found.items():
             attach(model.get_submodule(name), state)
+    calls = measure(model, inputs)
+    reports = []
+    for name in dict.fromkeys(call.layer for call in calls):
+        own = [call for call in calls if call.layer == name]
+        state = layer_state(model.get_submodule(name))
+        reports.append(
+            LayerReport(
+                index=state.index,
+                name=name,
+                heads=own[0].shape[1],
+                requested=0.0 if state.config is None else state.config.sparsity,
+                realised=sum(call.realised for call in own) / len(own),
+                causal=any(call.causal for call in own),
+                cross=state.cross,
+            )
+        )
+    return CheckReport(type(model).__name__, config, tuple(reports), problems)
 
 
-def probe(model: PreTrainedModel, inputs: Inputs | None, config: SparsityConfig) -> CheckReport:
-    """Run a forward pass and report every attention call; leaves no layer state behind.
+def probe(model: PreTrainedModel, inputs: Inputs | None) -> Probe:
+    """Run a dense forward pass and find every attention call; leaves no layer state behind.
 
     Args:
         model: A model whose attention implementation is "crisp".
         inputs: As in `check`.
-        config: Settings to probe, as if sparse in every mode.
     """
     recorder = _Recorder()
-    shared = ModelState(config.replace(apply="always"), monitors=[recorder])
+    shared = ModelState(SparsityConfig(sparsity=0.0), monitors=[recorder])
     for name, module in model.named_modules():
-        attach(module, LayerState(name, 0, shared))
-    default_inputs = inputs is None
+        attach(module, LayerState(name, 0, 1, shared))
     try:
         with _evaluation(model), _running_attention_modules(model) as ran:
             _forward(model, inputs)
@@ -147,11 +204,30 @@ def probe(model: PreTrainedModel, inputs: Inputs | None, config: SparsityConfig)
     untouched = [name for name in ran if not _related(name, called)]
     if called and untouched:
         problems.append(f"these attention layers compute on their own and stay dense: {', '.join(untouched)}.")
-    if default_inputs and model.main_input_name == "input_ids":
+    if inputs is None and model.main_input_name == "input_ids":
         blind = [call.layer for call in recorder.calls if call.shape[2] == call.shape[3] and not call.padding_seen]
         if blind:
             problems.append(f"the padding mask does not reach: {', '.join(dict.fromkeys(blind))}.")
-    return CheckReport(type(model).__name__, config, tuple(recorder.calls), tuple(problems))
+    return Probe(tuple(recorder.calls), tuple(problems))
+
+
+def measure(model: PreTrainedModel, inputs: Inputs | None) -> tuple[AttentionCall, ...]:
+    """Run a forward pass of a sparsified model as if it were sparse in every mode, and record it.
+
+    Args:
+        model: A model with its layers attached.
+        inputs: As in `check`.
+    """
+    recorder = _Recorder()
+    shared = next(iter(layers(model).values())).model
+    shared.probing, watching = True, shared.monitors
+    shared.monitors = [recorder]
+    try:
+        with _evaluation(model):
+            _forward(model, inputs)
+    finally:
+        shared.probing, shared.monitors = False, watching
+    return tuple(recorder.calls)
 
 
 def probe_inputs(model: PreTrainedModel) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from crisp_attention.config import SparsityConfig
-from crisp_attention.errors import UnsupportedArgumentError
+from crisp_attention.errors import ConfigurationError, UnsupportedArgumentError
 from crisp_attention.huggingface.state import IMPLEMENTATION, LayerState, layer_state
 from crisp_attention.operator import attend, causal_refusal, padding_from_pairs, split_mask
 from crisp_attention.rules import Pairs
@@ -66,6 +66,8 @@ def crisp_attention_forward(
     scaling: float | None = None,
     is_causal: bool | None = None,
     position_bias: Tensor | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention function in Transformers' signature.
@@ -80,6 +82,8 @@ def crisp_attention_forward(
         scaling: Factor on q.k.
         is_causal: Overrides the module's own flag where no mask is given.
         position_bias: Added to the scores before they are ranked.
+        softcap: Bounds the scaled scores before they are ranked (Gemma 2).
+        s_aux: `[H]`, attention sinks: a logit for each head that takes weight and has no value (gpt-oss).
         **kwargs: Refused unless known not to matter.
 
     Returns:
@@ -97,11 +101,12 @@ def crisp_attention_forward(
                 "implement and will not drop in silence. This model is not supported."
             )
     layer = layer_state(module)
-    config = _active(layer, module.training)
+    config = layer.active(module.training)
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
-    if config is not None and causal and not config.traits.causal:
-        raise causal_refusal(config.rule)
-    if config is None and not dropout and not layer.model.monitors and not kwargs.get("output_attentions"):
+    if config is not None and causal and not config.per_row:
+        raise causal_refusal(config)
+    stock = softcap is None and s_aux is None and not dropout and not kwargs.get("output_attentions")
+    if config is None and stock and not layer.model.monitors:
         return sdpa_attention_forward(
             module,
             query,
@@ -112,7 +117,9 @@ def crisp_attention_forward(
             is_causal=is_causal,
             position_bias=position_bias,
         )
-    pairs, bias = _read_mask(attention_mask, query, key, causal)
+    if config is not None and config.by_key_position:
+        _require_all_keys(config, query, key, kwargs.get("sliding_window"))
+    pairs, bias = _read_mask(attention_mask, query, key, causal, layer.cross)
     if position_bias is not None:
         bias = position_bias if bias is None else bias + position_bias
     # Dense attention with dropout takes this way too: one dropout stream for sparse and dense arms.
@@ -122,8 +129,11 @@ def crisp_attention_forward(
         value,
         config=config,
         pairs=pairs,
+        sparsity=None if config is None else layer.sparsity(config, module.training),
         bias=bias,
         scale=scaling,
+        softcap=softcap,
+        sinks=s_aux,
         dropout_p=dropout,
         stream=_stream(config, layer, module.training),
         training=module.training,
@@ -133,23 +143,45 @@ def crisp_attention_forward(
     return out.output.transpose(1, 2).contiguous(), out.weights
 
 
-def _active(layer: LayerState, training: bool) -> SparsityConfig | None:
-    config = layer.model.config
-    return config if config.active(training) and not layer.model.dense else None
+def _require_all_keys(config: SparsityConfig, query: Tensor, key: Tensor, sliding_window: int | None) -> None:
+    """Refuse to count key positions in a cache that has forgotten its first keys."""
+    queries, keys = query.shape[2], key.shape[2]
+    if sliding_window is not None and queries < keys and keys >= sliding_window:
+        raise ConfigurationError(
+            f"These settings (rule {config.rule!r}) go by the place of keys in the sequence, which a sliding-window "
+            f"cache of {sliding_window} tokens forgets. Generate with use_cache=False, or use rule='topk' without "
+            "keep_first and keep_self."
+        )
 
 
 def _stream(config: SparsityConfig | None, layer: LayerState, training: bool) -> Tensor | None:
     """Which random stream a randomised rule draws from: seed, layer and, in training, the step.
 
     A pure function of those, so that gradient checkpointing and resuming repeat the same masks.
+
+    Raises:
+        ConfigurationError: If a backward pass recomputes a forward that was not the last one, whose
+            step is no longer known.
     """
     if config is None or config.rule != "random":
         return None
-    step = layer.model.forward_index if training else 0
-    return torch.tensor(((config.seed or 0) * 1_000_003 + layer.index) * 16_777_259 + step)
+    base = ((config.seed or 0) * 1_000_003 + layer.index) * 16_777_259
+    if not training:
+        return torch.tensor(base)
+    if torch._C._current_graph_task_id() >= 0:  # within a backward pass: gradient checkpointing recomputes
+        layer.model.recomputed = True
+        if layer.model.unfinished > 1:
+            raise ConfigurationError(
+                f"Gradient checkpointing recomputes one of {layer.model.unfinished} forwards, and rule 'random' "
+                "knows the draw of the last one only. Call backward after each forward, or switch gradient "
+                "checkpointing off."
+            )
+    return layer.model.forward_index + base
 
 
-def _read_mask(mask: Tensor | None, query: Tensor, key: Tensor, causal: bool) -> tuple[Pairs, Tensor | None]:
+def _read_mask(
+    mask: Tensor | None, query: Tensor, key: Tensor, causal: bool, cross: bool
+) -> tuple[Pairs, Tensor | None]:
     """Split a mask into valid pairs and a finite bias."""
     batch, heads, queries, _ = query.shape
     keys = key.shape[2]
@@ -168,6 +200,6 @@ def _read_mask(mask: Tensor | None, query: Tensor, key: Tensor, causal: bool) ->
             bias, valid = split_mask(mask)
         valid = valid.expand(batch, -1, queries, keys)
     query_valid = None
-    if mask is not None and valid is not None:
-        query_valid = padding_from_pairs(valid, queries) if queries == keys else None
-    return Pairs((batch, heads, queries, keys), query.device, valid, query_valid, causal), bias
+    if mask is not None and valid is not None and queries == keys and not cross:
+        query_valid = padding_from_pairs(valid, queries)
+    return Pairs((batch, heads, queries, keys), query.device, valid, query_valid, causal, cross), bias

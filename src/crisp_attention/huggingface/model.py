@@ -7,12 +7,13 @@ import os
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError, UnsupportedModelError
-from crisp_attention.huggingface.check import AttentionCall, Inputs, probe
+from crisp_attention.huggingface.check import Inputs, measure, probe
 from crisp_attention.huggingface.interface import register
 from crisp_attention.huggingface.state import (
     IMPLEMENTATION,
@@ -23,10 +24,12 @@ from crisp_attention.huggingface.state import (
     detach,
     layers,
     mark_config,
+    read_settings,
     unmark_config,
 )
 from crisp_attention.monitoring import SparsityMonitor
 from crisp_attention.operator import causal_refusal
+from crisp_attention.settings import require_share
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -66,14 +69,14 @@ def sparsify(
     restore = next(iter(found.values())).model.restore if found else None
     if restore is None and model.config._attn_implementation != IMPLEMENTATION:
         restore = model.config._attn_implementation
-    previous_settings = getattr(model.config, SETTINGS, None)
+    previous = read_settings(model.config) if getattr(model.config, SETTINGS, None) is not None else None
     model.set_attn_implementation(IMPLEMENTATION)
     mark_config(model.config, config)
     try:
         _attach_layers(model, config, restore, inputs)
     except Exception:
-        if previous_settings is not None and found:
-            _restore_settings(model, found, SparsityConfig.from_dict(previous_settings))
+        if previous is not None and found:
+            _restore_settings(model, found, *previous)
         else:
             _remove(model, restore)
         raise
@@ -132,7 +135,29 @@ def set_forward_index(model: PreTrainedModel, index: int) -> None:
         index: Training forwards so far, >= 0.
     """
     for state in _model_states(model):
-        state.forward_index = index
+        state.forward_index.fill_(index)
+
+
+def set_progress(model: PreTrainedModel, progress: float) -> None:
+    """Say how far training has come, which the sparsity schedule follows.
+
+    `SparsityCallback` does this in the Trainer; call it before each step of a loop of your own. A
+    pure function of `progress`: nothing is counted, so that resuming needs nothing but the share.
+
+    Args:
+        model: A sparsified model. Without a schedule nothing changes.
+        progress: Share of training that is done, in [0, 1].
+
+    Raises:
+        ConfigurationError: If `progress` is not a share, or the model is not sparsified.
+    """
+    progress = require_share("progress", progress)
+    states = _model_states(model)
+    for state in states:
+        state.progress = progress
+        mark_config(model.config, state.config, progress)
+    for layer in layers(model).values():
+        layer.follow_schedule()
 
 
 def load(auto_class: type[Any], path: str | os.PathLike[str], **kwargs: Any) -> Any:
@@ -148,13 +173,16 @@ def load(auto_class: type[Any], path: str | os.PathLike[str], **kwargs: Any) -> 
     """
     register()
     model = auto_class.from_pretrained(path, **kwargs)
-    settings = getattr(model.config, SETTINGS, None)
-    if settings is None:
+    if getattr(model.config, SETTINGS, None) is None:
         raise ConfigurationError(
             f"{os.fspath(path)!r} was saved without {SETTINGS!r} settings, so it would load dense. "
             f"Load it with {auto_class.__name__}.from_pretrained and call crisp_attention.sparsify."
         )
-    return sparsify(model, SparsityConfig.from_dict(settings))
+    settings, progress = read_settings(model.config)
+    sparsify(model, settings)
+    if progress is not None:
+        set_progress(model, progress)
+    return model
 
 
 def _require_interface(model: object) -> None:
@@ -174,34 +202,35 @@ def _attach_layers(model: PreTrainedModel, config: SparsityConfig, restore: str 
     # The same object again, so that blocks of `dense` and `monitor` that are open stay in force.
     states = [layer.model for layer in layers(model).values() if not layer.model.adopted]
     shared = states[0] if states else ModelState(config)
-    result = probe(model, inputs, config)
-    result.raise_for_problems()
-    for call in result.calls:
-        _require_causal_rule(call, config)
-    if config.rule == "random" and len({call.layer for call in result.calls}) < len(result.calls):
+    found = probe(model, inputs)
+    if found.problems:
+        raise UnsupportedModelError(f"{type(model).__name__} cannot be sparsified: " + " ".join(found.problems))
+    shared.config, shared.restore, shared.progress = config, restore, None
+    names = list(dict.fromkeys(call.layer for call in found.calls))
+    if config.rule == "random" and len(names) < len(found.calls):
         raise UnsupportedModelError(
             f"{type(model).__name__} runs one attention module several times in a pass; rule 'random', which draws "
             "by module, would draw the same masks each time."
         )
-    shared.config, shared.restore, shared.forward_index = config, restore, 0
-    for index, name in enumerate(dict.fromkeys(call.layer for call in result.calls)):
-        attach(model.get_submodule(name), LayerState(name, index, shared))
+    for index, name in enumerate(names):
+        own = [call for call in found.calls if call.layer == name]
+        state = LayerState(name, index, len(names), shared, cross=any(call.cross for call in own))
+        if state.config is not None and not state.config.per_row and any(call.causal for call in own):
+            raise causal_refusal(config)
+        attach(model.get_submodule(name), state)
+    # What only a call can tell, as heads that do not exist, is told now and not in training.
+    measure(model, inputs)
+    shared.forward_index.fill_(0)
     _count_forwards(model, wanted=config.rule == "random")
-
-
-def _require_causal_rule(call: AttentionCall, config: SparsityConfig) -> None:
-    if call.causal and config.removes and not config.traits.causal:
-        raise causal_refusal(config.rule)
 
 
 def _model_states(model: PreTrainedModel) -> list[ModelState]:
     """The state of a sparsified model, attaching it to one that was only loaded as "crisp"."""
     attached = layers(model).values()
     if not attached or any(layer.model.adopted for layer in attached):
-        settings = getattr(model.config, SETTINGS, None)
-        if settings is None:
+        if getattr(model.config, SETTINGS, None) is None:
             raise ConfigurationError(f"This {type(model).__name__} is not sparsified. Call crisp_attention.sparsify.")
-        sparsify(model, SparsityConfig.from_dict(settings))
+        sparsify(model, read_settings(model.config)[0])
     return list({id(layer.model): layer.model for layer in layers(model).values()}.values())
 
 
@@ -212,10 +241,13 @@ def _remove(model: PreTrainedModel, restore: str | None) -> None:
     model.set_attn_implementation(restore or model.get_correct_attn_implementation(None))
 
 
-def _restore_settings(model: PreTrainedModel, found: dict[str, LayerState], config: SparsityConfig) -> None:
+def _restore_settings(
+    model: PreTrainedModel, found: dict[str, LayerState], config: SparsityConfig, progress: float | None
+) -> None:
     for name, state in found.items():
         attach(model.get_submodule(name), state)
-    mark_config(model.config, config)
+        state.model.config, state.model.progress = config, progress
+    mark_config(model.config, config, progress)
     _count_forwards(model, wanted=config.rule == "random")
 
 
@@ -234,5 +266,8 @@ def _count_forwards(model: PreTrainedModel, *, wanted: bool) -> None:
 
 def _advance(model: nn.Module, _: Any) -> None:
     if model.training:
+        checkpointing = torch.is_grad_enabled() and bool(getattr(model, "is_gradient_checkpointing", False))
         for state in _model_states(model):  # type: ignore[arg-type]
-            state.forward_index += 1
+            state.forward_index.add_(1)
+            open_before = 0 if state.recomputed or not checkpointing else state.unfinished
+            state.unfinished, state.recomputed = open_before + checkpointing, False

@@ -10,11 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError
 from crisp_attention.monitoring import Monitor
+from crisp_attention.settings import require_share
 
 SETTINGS = "crisp_attention"
 """Attribute of a model's config that holds the settings."""
@@ -23,6 +25,12 @@ IMPLEMENTATION = "crisp"
 """The name in Transformers' attention and mask registries."""
 
 _STATE = "_crisp_layer"
+_PROGRESS = "progress"
+
+
+def _scalar(value: float | int) -> Tensor:
+    """A number that compiled code reads anew each time instead of building it in."""
+    return torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else torch.int64)
 
 
 @dataclass
@@ -33,17 +41,25 @@ class ModelState:
         config: The settings in force.
         restore: The attention implementation to return to.
         dense: How many `crisp.dense` blocks are open.
-        forward_index: Training forwards so far; which draw a randomised rule makes. Set from the
-            Trainer's global step by `SparsityCallback`, so that resuming repeats nothing.
+        progress: Share of training that is done, which a schedule follows; None until it is set.
+        forward_index: Int64 scalar, training forwards so far; which draw a randomised rule makes.
+            Set from the Trainer's global step by `SparsityCallback`, so that resuming repeats nothing.
+        unfinished: Training forwards under gradient checkpointing since a backward pass recomputed one.
+        recomputed: Whether a backward pass recomputed a forward since the last training forward.
         monitors: Who counts realised sparsity at present.
+        probing: Whether attention is sparse in every mode just now, for a look at what it does.
         adopted: Whether it was made for one layer on its first call rather than by `sparsify`.
     """
 
     config: SparsityConfig
     restore: str | None = None
     dense: int = 0
-    forward_index: int = 0
+    progress: float | None = None
+    forward_index: Tensor = field(default_factory=lambda: _scalar(0))
+    unfinished: int = 0
+    recomputed: bool = False
     monitors: list[Monitor] = field(default_factory=list)
+    probing: bool = False
     adopted: bool = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -51,19 +67,67 @@ class ModelState:
         return {**self.__dict__, "dense": 0, "monitors": []}
 
 
-@dataclass
 class LayerState:
     """Run-time state of one attention layer.
 
     Attributes:
         name: The module's name in its model.
         index: Its position among the attention layers, in calling order.
+        config: Its own settings; None if it stays dense whatever the model's are.
+        cross: Whether its queries and keys come from two different sequences.
         model: State shared with the model's other layers.
     """
 
-    name: str
-    index: int
-    model: ModelState
+    def __init__(self, name: str, index: int, count: int, model: ModelState, *, cross: bool = False) -> None:
+        self.name = name
+        self.index = index
+        self.config = model.config.for_layer(index, count)
+        self.cross = cross
+        self.model = model
+        self._depth = index / (count - 1) if count > 1 else 0.0
+        self._sparsity = _scalar(0.0)
+        self.follow_schedule()
+
+    def follow_schedule(self) -> None:
+        """Take over the model's progress; before any is set, sparsity is what it is at the end."""
+        config = self.config
+        if config is None or config.sparsity is None or config.schedule is None:
+            return
+        progress = 1.0 if self.model.progress is None else self.model.progress
+        self._sparsity.fill_(config.schedule.sparsity(config.sparsity, progress, self._depth))
+
+    def active(self, training: bool) -> SparsityConfig | None:
+        """The settings in force for a module in this mode, or None where attention is dense.
+
+        Raises:
+            ConfigurationError: If a schedule waits for a progress that nobody sets.
+        """
+        config = self.config
+        if config is None:
+            return None
+        if self.model.probing:
+            return config if config.removes else None
+        if self.model.dense or not config.active(training):
+            return None
+        if training and config.schedule is not None and self.model.progress is None:
+            raise ConfigurationError(
+                "This model has a sparsity schedule, but nothing tells it how far training has come. Give the Trainer "
+                "callbacks=[crisp_attention.SparsityCallback()], or call crisp_attention.set_progress(model, share) "
+                "before each step."
+            )
+        return config
+
+    def sparsity(self, config: SparsityConfig, training: bool) -> float | Tensor | None:
+        """The sparsity at this moment; None where the rule has none.
+
+        A number, or a tensor where reading it would break a compiled graph. In evaluation a
+        stochastic schedule does not draw: it stands at the configuration's sparsity.
+        """
+        if config.schedule is None or config.sparsity is None:
+            return config.sparsity
+        if config.schedule.kind == "stochastic" and not training:
+            return config.sparsity
+        return self._sparsity if torch.compiler.is_compiling() else float(self._sparsity)
 
 
 def layer_state(module: nn.Module) -> LayerState:
@@ -73,28 +137,36 @@ def layer_state(module: nn.Module) -> LayerState:
     but has not been through `sparsify`.
 
     Raises:
-        ConfigurationError: If the module's model has no settings.
+        ConfigurationError: If the module's model has no settings, or they concern the whole model.
     """
     state: LayerState | None = module.__dict__.get(_STATE)
-    if state is not None:
-        return state
+    return _adopt(module) if state is None else state
+
+
+def _adopt(module: nn.Module) -> LayerState:
     config = getattr(module, "config", None)
-    settings = getattr(config, SETTINGS, None)
-    if settings is None:
+    if getattr(config, SETTINGS, None) is None:
         raise ConfigurationError(
             f"attn_implementation={IMPLEMENTATION!r} is set, but {type(config).__name__} has no "
             f"{SETTINGS!r} settings. Call crisp_attention.sparsify(model, sparsity=...) first."
         )
-    parsed = SparsityConfig.from_dict(settings)
-    if parsed.rule == "random":
+    settings, progress = read_settings(config)
+    reason = None
+    if settings.rule == "random":
+        reason = "Rule 'random' draws by layer and step"
+    elif settings.layers is not None or settings.layer_sparsity is not None or settings.schedule is not None:
+        reason = "These settings differ from layer to layer or follow training"
+    elif settings.by_position and getattr(config, "is_encoder_decoder", False):
+        reason = f"Rule {settings.rule!r} here must know which layers are cross-attention"
+    if reason is not None:
         raise ConfigurationError(
-            "Rule 'random' draws by layer and step, which a model knows only after crisp_attention.load or "
-            "crisp_attention.sparsify. Use one of them."
+            f"{reason}, which a model knows only after crisp_attention.load or crisp_attention.sparsify. "
+            "Use one of them."
         )
     index = getattr(module, "layer_idx", None)
-    mark_config(config, parsed)
+    mark_config(config, settings, progress)
     name = type(module).__name__ if index is None else f"{type(module).__name__}.{index}"
-    state = LayerState(name, index or 0, ModelState(parsed, adopted=True))
+    state = LayerState(name, index or 0, (index or 0) + 1, ModelState(settings, adopted=True))
     attach(module, state)
     return state
 
@@ -115,15 +187,38 @@ def detach(model: nn.Module) -> None:
         module.__dict__.pop(_STATE, None)
 
 
-def mark_config(config: Any, settings: SparsityConfig) -> None:
+def mark_config(config: Any, settings: SparsityConfig, progress: float | None = None) -> None:
     """Write the settings where `save_pretrained` finds them.
 
     The implementation's name is written too: Transformers does not store it by itself, so that a
     plain `from_pretrained` would come back dense. With it, such a load is sparse again where this
     package is imported, and fails where it is not.
+
+    Args:
+        config: A model's config.
+        settings: The settings in force.
+        progress: Where a schedule stands, so that a checkpoint of the midst of training comes back
+            as sparse as it was.
     """
-    setattr(config, SETTINGS, settings.to_dict())
+    written = settings.to_dict()
+    if settings.schedule is not None and progress is not None:
+        written[_PROGRESS] = progress
+    setattr(config, SETTINGS, written)
     config.attn_implementation = IMPLEMENTATION
+
+
+def read_settings(config: Any) -> tuple[SparsityConfig, float | None]:
+    """What `mark_config` wrote: the settings and where their schedule stands.
+
+    Raises:
+        ConfigurationError: If the settings are damaged.
+    """
+    written = getattr(config, SETTINGS)
+    if not isinstance(written, dict) or _PROGRESS not in written:
+        return SparsityConfig.from_dict(written), None
+    written = dict(written)
+    progress = require_share(_PROGRESS, written.pop(_PROGRESS))
+    return SparsityConfig.from_dict(written), progress
 
 
 def unmark_config(config: Any) -> None:

@@ -1,4 +1,4 @@
-"""Rules that make a claim about content testable: as sparse as the others, but blind to the scores."""
+"""Rules that make a claim about content testable: as sparse as the others, but blind or contrary."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from crisp_attention.errors import ConfigurationError
 from crisp_attention.rules.selection import Pairs, Threshold
 from crisp_attention.rules.threshold import percentile, topk
 
@@ -15,8 +14,9 @@ from crisp_attention.rules.threshold import percentile, topk
 def random(
     pairs: Pairs,
     *,
-    sparsity: float,
+    sparsity: float | Tensor,
     min_keep: int,
+    forced: Tensor | None = None,
     count_padding: bool = False,
     scope: Literal["matrix", "row"] = "row",
     stream: Tensor,
@@ -26,12 +26,13 @@ def random(
 
     The ranking is noise, a hash of the stream, the head and the two positions (counted over valid
     tokens), so it needs no state, does not touch torch's global random stream and is the same
-    whatever the padding.
+    whatever the padding. Monotone: a higher sparsity keeps a subset of the same draw.
 
     Args:
         pairs: What there is to choose from.
         sparsity: Share of pairs to remove, in [0, 1).
         min_keep: Keys that each query keeps at least.
+        forced: Bool `[B, 1, Q, K]`, pairs that are drawn before all others.
         count_padding: As in `topk` and `percentile`.
         scope: Whose count to match.
         stream: Int64 scalar tensor; equal streams give equal masks.
@@ -40,46 +41,55 @@ def random(
     """
     rule = topk if scope == "row" else percentile
     noise = _noise(pairs, stream, vary_in_batch)
-    return rule(pairs, sparsity=sparsity, min_keep=min_keep, count_padding=count_padding, ranking=noise)
+    return rule(pairs, sparsity=sparsity, min_keep=min_keep, forced=forced, count_padding=count_padding, ranking=noise)
+
+
+def bottomk(pairs: Pairs, *, sparsity: float | Tensor, min_keep: int, forced: Tensor | None = None) -> Threshold:
+    """The worst keys of each query: as many as `topk` keeps, from the other end.
+
+    With n valid keys in a row and `keep` as in `topk`, S_ij survives iff it is at most the row's
+    keep-th smallest score. Monotone: a higher sparsity keeps a subset. A row never looks at another.
+
+    Args:
+        pairs: What there is to choose from.
+        sparsity: Share of each row's keys to remove, in [0, 1).
+        min_keep: Keys that each query keeps at least.
+        forced: Bool `[B, 1, Q, K]`, pairs that rank before all others.
+    """
+    return topk(pairs, sparsity=sparsity, min_keep=min_keep, forced=forced, largest=False)
+
+
+def drop_topk(pairs: Pairs, *, drop: int, min_keep: int, forced: Tensor | None = None) -> Threshold:
+    """All but the best `drop` keys of each query.
+
+    With n valid keys in a row, the `max(n - drop, min(min_keep, n))` lowest scores survive, and all
+    that tie with the highest of them. Monotone: a higher `drop` keeps a subset. A row never looks at
+    another.
+
+    Args:
+        pairs: What there is to choose from.
+        drop: How many of the best keys each query loses.
+        min_keep: Keys that each query keeps at least, the lowest-scoring ones.
+        forced: Bool `[B, 1, Q, K]`, pairs that are never dropped.
+    """
+    valid, keys = pairs.valid_per_row, pairs.shape[3]
+    keep = (valid - drop).maximum(valid.clamp(max=min_keep))
+    bound = min(max(keys - drop, min_keep), keys)
+    return Threshold("row", keep, bound, pairs.valid, min_keep, largest=False, forced=forced)
 
 
 def _noise(pairs: Pairs, stream: Tensor, vary_in_batch: bool) -> Tensor:
     """Uniform float32 noise on a grid of 2^24 values, `[B, H, Q, K]`."""
     batch, heads, queries, keys = pairs.shape
-    key_position, query_position = _positions(pairs)
     head = torch.arange(heads, device=pairs.device).view(1, heads, 1, 1)
     stream = stream.to(pairs.device)
     state = _mix((stream ^ (stream >> 32)) & 0xFFFFFFFF)
     if vary_in_batch:
         state = _mix(state ^ torch.arange(1, batch + 1, device=pairs.device).view(batch, 1, 1, 1))
     state = _mix(state ^ head)
-    state = _mix(state ^ query_position[:, None, :, None])
-    state = _mix(state ^ key_position[:, None, None, :])
+    state = _mix(state ^ pairs.query_position[:, None, :, None])
+    state = _mix(state ^ pairs.key_position[:, None, None, :])
     return (state >> 8).to(torch.float32).expand(batch, heads, queries, keys)
-
-
-def _positions(pairs: Pairs) -> tuple[Tensor, Tensor]:
-    """Positions of keys `[B, K]` and queries `[B, Q]`, padding not counted.
-
-    Where there are as many queries as keys, they are the same tokens. A causal query that comes with
-    a cache of earlier keys stands after all the keys that it may attend to but itself.
-
-    Raises:
-        ConfigurationError: If queries and keys are different tokens, so that a query's position, and
-            with it the same draw under another padding, cannot be known.
-    """
-    batch, _, queries, keys = pairs.shape
-    if pairs.valid is None:
-        key_position = torch.arange(keys, device=pairs.device).expand(batch, keys)
-    else:
-        key_position = pairs.valid.any(dim=1).any(dim=1).cumsum(dim=-1) - 1
-    if queries == keys:
-        return key_position, key_position
-    if not (pairs.causal or queries == 1):
-        raise ConfigurationError(
-            f"Rule 'random' draws by position, which {queries} queries over {keys} keys (cross-attention) do not have."
-        )
-    return key_position, pairs.valid_per_row[:, 0, :, 0].expand(batch, queries) - 1
 
 
 def _mix(state: Tensor) -> Tensor:

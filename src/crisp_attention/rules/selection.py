@@ -1,7 +1,14 @@
 """The forms in which a rule tells a backend which scores survive.
 
 A rule says *what* survives, a backend computes it. `Pairs` describes what there is to choose from,
-`Threshold` what to choose; neither holds a score, so that a backend is free never to store them.
+a `Selection` what to choose, in one of four forms:
+
+- `Threshold`: survivors score at least tau, found by rank within a head's matrix or a query's row.
+- `Blocks`: the best blocks of keys for each block of queries.
+- `Mask`: a function of the scores, for what fits neither; it needs all scores of a row at once.
+- `Normalizer`: another function in place of the softmax; nothing is removed beforehand.
+
+No form holds a score, so that a backend is free never to store them.
 
 Letters: B batch, H heads, Q queries, K keys.
 """
@@ -9,11 +16,14 @@ Letters: B batch, H heads, Q queries, K keys.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from crisp_attention.errors import ConfigurationError
 
 
 @dataclass(frozen=True)
@@ -27,6 +37,7 @@ class Pairs:
         query_valid: Bool `[B, Q]`, True for queries that are not padding; None if all are. The rows
             of padded queries are computed like any other but counted nowhere.
         causal: Whether later keys are hidden from earlier queries (`valid` says so too).
+        cross: Whether queries and keys come from two different sequences.
     """
 
     shape: tuple[int, int, int, int]
@@ -34,6 +45,7 @@ class Pairs:
     valid: Tensor | None = None
     query_valid: Tensor | None = None
     causal: bool = False
+    cross: bool = False
 
     @property
     def counted(self) -> Tensor | None:
@@ -59,6 +71,39 @@ class Pairs:
             return torch.full((batch, 1, 1, 1), queries * keys, device=self.device)
         return self.counted.sum(dim=(-2, -1), keepdim=True)
 
+    @property
+    def key_position(self) -> Tensor:
+        """Int64 `[B, K]`: place of each key among those that some query may attend to, from 0."""
+        batch, _, _, keys = self.shape
+        if self.valid is None:
+            return torch.arange(keys, device=self.device).expand(batch, keys)
+        return self.valid.any(dim=1).any(dim=1).cumsum(dim=-1) - 1
+
+    @property
+    def query_position(self) -> Tensor:
+        """Int64 `[B, Q]`: place of each query among the keys.
+
+        Where there are as many queries as keys, they are the same tokens. A query that comes with a
+        cache of earlier keys stands at the last key that it may attend to: itself.
+
+        Raises:
+            ConfigurationError: If queries and keys are different sequences, so that a query has no
+                place among the keys.
+        """
+        _, _, queries, keys = self.shape
+        if self.cross or not (queries == keys or self.causal or queries == 1):
+            raise ConfigurationError(
+                f"This rule goes by a query's place among the keys, which {queries} queries over {keys} keys of "
+                "another sequence (cross-attention) do not have. Leave such layers out (layers=...) or use "
+                "a rule that goes by scores, as topk."
+            )
+        position = self.key_position
+        if queries == keys:
+            return position
+        if self.valid is None:
+            return position[:, keys - queries :]
+        return position[:, None, :].masked_fill(~self.valid.any(dim=1), -1).amax(dim=-1)
+
 
 @dataclass(frozen=True)
 class Threshold:
@@ -72,21 +117,91 @@ class Threshold:
         scope: "matrix" (one tau per head and example) or "row" (one per query).
         keep: Int64 `[B, 1 | H, 1 | Q, 1]`, survivors wanted per scope; where it exceeds the pool,
             every valid pair of the scope survives.
-        keep_bound: No entry of `keep` is larger. Known without reading `keep`, so no device sync.
+        keep_bound: No entry of `keep` is larger. Known without reading `keep`, so no device sync;
+            None where it is not known (a sparsity that lives on the device).
         pool: Bool `[B, 1 | H, Q, K]`, the pairs among which tau is found; None for all.
         min_keep: Keys that a query keeps whatever tau says.
-        ranking: Float `[B, H, Q, K]` ranked in place of the attention scores, or None for those.
+        ranking: Float `[B, 1 | H, Q, K]` ranked in place of the attention scores, or None for those.
+        largest: Rank the lowest scores first if False.
+        forced: Bool `[B, 1, Q, K]`, pairs that rank before all others; they count toward `keep`.
     """
 
     scope: Literal["matrix", "row"]
     keep: Tensor
-    keep_bound: int
+    keep_bound: int | None
     pool: Tensor | None
     min_keep: int
     ranking: Tensor | None = None
+    largest: bool = True
+    forced: Tensor | None = None
 
 
-def keep_count(pairs: Tensor, sparsity: float) -> Tensor:
+@dataclass(frozen=True)
+class Blocks:
+    """Survivors are the valid pairs in the best key blocks of each query block.
+
+    A block of queries ranks blocks of keys by the mean of their valid scores. It keeps, of the n
+    that have a valid pair with it, the best `keep_count(n, sparsity)`, at least one; ties at the
+    last place all survive. A query left with fewer than `min_keep` keys gets its best ones.
+
+    Attributes:
+        query_block: Int64 `[B, Q]`, the block of each query; padded queries hold -1, in none.
+        key_block: Int64 `[B, K]`, the block of each key; keys that nobody may attend to hold -1.
+        count: How many blocks of queries and of keys there are at most.
+        sparsity: Share of blocks to remove, in [0, 1).
+        min_keep: Keys that each query keeps at least.
+        forced: Bool `[B, 1, Q, K]`, pairs whose blocks rank before all others.
+    """
+
+    query_block: Tensor
+    key_block: Tensor
+    count: tuple[int, int]
+    sparsity: float | Tensor
+    min_keep: int
+    forced: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Survivors are what a function of the final scores says.
+
+    Attributes:
+        survivors: Scores `[B, H, Q, K]`, -inf at invalid pairs, to a bool mask of the same shape.
+            Runs without gradients.
+    """
+
+    survivors: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Normalizer:
+    """Another function in place of the softmax.
+
+    Attributes:
+        normalize: Scores `[B, H, Q, K]` and bool valid pairs (None if all are) to weights that are
+            zero at invalid pairs and sum to one over the valid keys of each query that has any.
+            Differentiable.
+    """
+
+    normalize: Callable[[Tensor, Tensor | None], Tensor]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What one attention call keeps.
+
+    Attributes:
+        form: Which scores survive.
+        heads: Bool `[H]`, the heads that it applies to, the others being dense; None for all.
+        straight_through: Let gradients reach the scores as if attention were dense.
+    """
+
+    form: Threshold | Blocks | Mask | Normalizer
+    heads: Tensor | None = None
+    straight_through: bool = False
+
+
+def keep_count(pairs: Tensor, sparsity: float | Tensor) -> Tensor:
     """Survivors among `pairs` pairs: the count whose sparsity is nearest to the requested one.
 
     Half-way cases keep the pair. Computed in float64 by one formula, so that every backend and
@@ -99,10 +214,31 @@ def keep_count(pairs: Tensor, sparsity: float) -> Tensor:
     Returns:
         Int64, same shape, between 0 and `pairs`.
     """
-    removed = torch.ceil(pairs.to(torch.float64) * sparsity - 0.5).clamp_(min=0)
+    removed = torch.ceil(pairs.to(torch.float64) * sparsity - 0.5).clamp(min=0)
     return pairs - removed.to(torch.int64)
 
 
-def keep_bound(pairs: int, sparsity: float) -> int:
-    """`keep_count` of one Python integer: the largest count of any scope with at most `pairs` pairs."""
-    return pairs - max(0, math.ceil(pairs * sparsity - 0.5))
+def keep_bound(pairs: int, sparsity: float | Tensor) -> int | None:
+    """`keep_count` of one Python integer: the largest count of any scope with at most `pairs` pairs.
+
+    None where the sparsity is a tensor: reading it would wait for the device, or break a graph.
+    """
+    return None if isinstance(sparsity, Tensor) else pairs - max(0, math.ceil(pairs * sparsity - 0.5))
+
+
+def forced_pairs(pairs: Pairs, keep_first: int, keep_self: bool) -> Tensor | None:
+    """The pairs that survive whatever they score: bool `[B, 1, Q, K]`, or None if there are none.
+
+    Args:
+        pairs: What there is to choose from.
+        keep_first: How many keys at the beginning of the sequence, padding not counted.
+        keep_self: Whether each query keeps its own key.
+    """
+    if not keep_first and not keep_self:
+        return None
+    batch, _, queries, keys = pairs.shape
+    key_position = pairs.key_position[:, None, None, :]
+    forced = (key_position < keep_first).expand(batch, 1, queries, keys)
+    if keep_self:
+        forced = forced | (key_position == pairs.query_position[:, None, :, None])
+    return forced if pairs.valid is None else forced & pairs.valid.any(dim=1, keepdim=True)

@@ -11,7 +11,13 @@ from crisp_attention.rules.selection import Pairs, Threshold, keep_bound, keep_c
 
 
 def percentile(
-    pairs: Pairs, *, sparsity: float, min_keep: int, count_padding: bool = False, ranking: Tensor | None = None
+    pairs: Pairs,
+    *,
+    sparsity: float | Tensor,
+    min_keep: int,
+    forced: Tensor | None = None,
+    count_padding: bool = False,
+    ranking: Tensor | None = None,
 ) -> Threshold:
     """One threshold per head and example over all valid pairs: the paper's rule.
 
@@ -26,20 +32,29 @@ def percentile(
         pairs: What there is to choose from.
         sparsity: Share of pairs to remove, in [0, 1).
         min_keep: Keys that each query keeps at least.
+        forced: Bool `[B, 1, Q, K]`, pairs that rank before all others.
         count_padding: Count every pair of the Q x K matrix, invalid ones as lowest scores, and the
             rows of padded queries: what a percentile over a padded matrix does. Depends on padding.
         ranking: Ranked in place of the scores, `[B, H, Q, K]`.
     """
     _, _, queries, keys = pairs.shape
     bound = keep_bound(queries * keys, sparsity)
+    counted = pairs.counted_per_head
     if count_padding:
-        keep = pairs.counted_per_head.new_full((pairs.shape[0], 1, 1, 1), bound)
-        return Threshold("matrix", keep, bound, pairs.valid, min_keep, ranking)
-    return Threshold("matrix", keep_count(pairs.counted_per_head, sparsity), bound, pairs.counted, min_keep, ranking)
+        keep = keep_count(counted.new_full((pairs.shape[0], 1, 1, 1), queries * keys), sparsity)
+        return Threshold("matrix", keep, bound, pairs.valid, min_keep, ranking, forced=forced)
+    return Threshold("matrix", keep_count(counted, sparsity), bound, pairs.counted, min_keep, ranking, forced=forced)
 
 
 def topk(
-    pairs: Pairs, *, sparsity: float, min_keep: int, count_padding: bool = False, ranking: Tensor | None = None
+    pairs: Pairs,
+    *,
+    sparsity: float | Tensor,
+    min_keep: int,
+    forced: Tensor | None = None,
+    count_padding: bool = False,
+    ranking: Tensor | None = None,
+    largest: bool = True,
 ) -> Threshold:
     """The best keys of each query.
 
@@ -54,14 +69,23 @@ def topk(
         pairs: What there is to choose from.
         sparsity: Share of each row's keys to remove, in [0, 1).
         min_keep: Keys that each query keeps at least.
+        forced: Bool `[B, 1, Q, K]`, pairs that rank before all others.
         count_padding: Count every key of the row, invalid ones as lowest scores. Depends on padding.
-        ranking: Ranked in place of the scores, `[B, H, Q, K]`.
+        ranking: Ranked in place of the scores, `[B, 1 | H, Q, K]`.
+        largest: Keep the lowest ranking instead if False.
     """
     keys = pairs.shape[3]
-    bound = min(max(keep_bound(keys, sparsity), min_keep), keys)
-    if count_padding:
-        keep = pairs.valid_per_row.new_full((pairs.shape[0], 1, 1, 1), bound)
-    else:
-        valid = pairs.valid_per_row
-        keep = keep_count(valid, sparsity).maximum(valid.clamp(max=min_keep))
-    return Threshold("row", keep, bound, pairs.valid, min_keep, ranking)
+    bound = keep_bound(keys, sparsity)
+    valid = pairs.valid_per_row
+    counted = valid.new_full((pairs.shape[0], 1, 1, 1), keys) if count_padding else valid
+    keep = keep_count(counted, sparsity).maximum(counted.clamp(max=min_keep))
+    return Threshold(
+        "row",
+        keep,
+        None if bound is None else min(max(bound, min_keep), keys),
+        pairs.valid,
+        min_keep,
+        ranking,
+        largest=largest,
+        forced=forced,
+    )
