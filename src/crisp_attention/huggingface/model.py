@@ -265,9 +265,16 @@ def _count_forwards(model: PreTrainedModel, *, wanted: bool) -> None:
 
 
 def _advance(model: nn.Module, _: Any) -> None:
-    if model.training:
-        checkpointing = torch.is_grad_enabled() and bool(getattr(model, "is_gradient_checkpointing", False))
-        for state in _model_states(model):  # type: ignore[arg-type]
-            state.forward_index.add_(1)
-            open_before = 0 if state.recomputed or not checkpointing else state.unfinished
-            state.unfinished, state.recomputed = open_before + checkpointing, False
+    if not model.training:
+        return
+    for state in _model_states(model):  # type: ignore[arg-type]
+        state.forward_index.add_(1)
+        if not torch.compiler.is_compiling():
+            _count_unfinished(model, state)
+
+
+def _count_unfinished(model: nn.Module, state: ModelState) -> None:
+    """Count the forwards whose backward pass, under gradient checkpointing, is still to recompute them."""
+    checkpointing = torch.is_grad_enabled() and bool(getattr(model, "is_gradient_checkpointing", False))
+    before = 0 if state.recomputed or not checkpointing else state.unfinished
+    state.unfinished, state.recomputed = before + checkpointing, False

@@ -8,7 +8,6 @@ call for. None takes a share to remove, so they are controls and baselines rathe
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -121,7 +120,7 @@ def _differentiable(beta: Tensor, solved: Tensor, scores: Tensor, target: Tensor
 
 
 def _from_package(name: str) -> Normalizer:
-    function = _load(name)
+    function = _LOADED.get(name) or _load(name)
 
     def normalize(scores: Tensor, valid: Tensor | None) -> Tensor:
         if valid is None:
@@ -135,6 +134,10 @@ def _from_package(name: str) -> Normalizer:
     return Normalizer(normalize)
 
 
+# Kept here, not in a cache decorator: compiled code may look it up, but not load it.
+_LOADED: dict[str, Callable[..., Tensor]] = {}
+
+
 def _load(name: str) -> Callable[..., Tensor]:
     try:
         import entmax
@@ -142,5 +145,6 @@ def _load(name: str) -> Callable[..., Tensor]:
         raise ConfigurationError(
             f"Rule {name!r} needs the package entmax: pip install 'crisp-attention[entmax]'."
         ) from None
-    function: Any = getattr(entmax, name)
-    return function  # type: ignore[no-any-return]
+    # The package's autograd functions cannot be traced into, but may stand in a compiled graph whole.
+    _LOADED[name] = torch.compiler.allow_in_graph(getattr(entmax, name))
+    return _LOADED[name]
