@@ -34,6 +34,7 @@ _HARMLESS = frozenset(
         "position_embeddings",
         "position_ids",
         "return_dict",
+        "shift_labels",
         "sliding_window",
         "use_cache",
     }

@@ -275,6 +275,8 @@ def _advance(model: nn.Module, _: Any) -> None:
 
 def _count_unfinished(model: nn.Module, state: ModelState) -> None:
     """Count the forwards whose backward pass, under gradient checkpointing, is still to recompute them."""
-    checkpointing = torch.is_grad_enabled() and bool(getattr(model, "is_gradient_checkpointing", False))
+    checkpointing = torch.is_grad_enabled() and any(
+        getattr(module, "gradient_checkpointing", False) for module in model.modules()
+    )
     before = 0 if state.recomputed or not checkpointing else state.unfinished
     state.unfinished, state.recomputed = before + checkpointing, False

@@ -48,6 +48,10 @@ def block_topk(
     of_key = pairs.key_position.clamp(min=0) // key_block
     if pairs.valid is not None:
         of_key = of_key.masked_fill(~pairs.valid.any(dim=1).any(dim=1), -1)
-    # A query with a cache stands late in the sequence, so its block's number is bounded by the keys.
-    count = (queries if query_block == 1 else -(-max(queries, keys) // query_block), -(-keys // key_block))
+    if torch.compiler.is_exporting():
+        # An exported graph serves lengths that it was not traced with: a number of blocks would be built in.
+        count = (max(queries, keys), keys)
+    else:
+        # A query with a cache stands late in the sequence, so its block's number is bounded by the keys.
+        count = (queries if query_block == 1 else -(-max(queries, keys) // query_block), -(-keys // key_block))
     return Blocks(of_query, of_key, count, sparsity, min_keep, forced)
