@@ -218,8 +218,11 @@ class SparsityConfig:
             return
         if self.sparsity is None and self.layer_sparsity is None:
             raise ConfigurationError(f"A schedule moves the sparsity, which rule {self.rule!r} is not set by here.")
-        least = min(self.layer_sparsity) if self.sparsity is None and self.layer_sparsity else self.sparsity
-        if self.schedule.low is not None and least is not None and self.schedule.low > least:
+        if not self.removes:
+            raise ConfigurationError("A schedule needs a target sparsity above 0; kind 'anneal' ends dense.")
+        targets = (self.sparsity,) if self.layer_sparsity is None else self.layer_sparsity
+        least = min(target for target in targets if target)  # a layer of 0 stays dense
+        if self.schedule.low is not None and self.schedule.low > least:
             raise ConfigurationError(
                 f"The stochastic schedule draws between low={self.schedule.low:g} and the sparsity {least:g}, "
                 "which is smaller."
@@ -357,6 +360,13 @@ def _integer(least: int) -> Callable[[str, Any], int]:
     return check
 
 
+def _seed(name: str, value: Any) -> int:
+    require_integer(name, value, 0)
+    if value >= 2**32:
+        raise ConfigurationError(f"{name} must be less than 2**32 = {2**32}, got {value!r}.")
+    return int(value)
+
+
 def _choice(choices: tuple[str, ...]) -> Callable[[str, Any], str]:
     def check(name: str, value: Any) -> str:
         require_choice(name, value, choices)
@@ -426,7 +436,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "gradient": _choice(GRADIENTS),
     "count_padding": _flag,
     "scope": _choice(SCOPES),
-    "seed": _integer(0),
+    "seed": _seed,
     "p": _mass,
     "m": _integer(2),
     "window": _integer(0),

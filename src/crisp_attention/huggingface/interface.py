@@ -166,7 +166,7 @@ def _stream(config: SparsityConfig | None, layer: LayerState, training: bool) ->
     """
     if config is None or config.rule != "random":
         return None
-    base = ((config.seed or 0) * 1_000_003 + layer.index) * 16_777_259
+    base = ((config.seed or 0) * 1_000_003 + layer.index) * 16_777_259 % 2**62  # an int64 with room for steps
     if not training:
         return torch.tensor(base)
     if not torch.compiler.is_compiling():

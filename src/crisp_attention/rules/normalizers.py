@@ -60,7 +60,7 @@ def temperature(pairs: Pairs, *, sparsity: float | Tensor | None = None, entropy
             solved = sharpen & (high < _LARGEST)
         return masked_softmax(scores * _differentiable(beta, solved, scores, target, valid), valid)
 
-    return Normalizer(normalize)
+    return Normalizer(normalize, removes=False)
 
 
 def entmax15(pairs: Pairs) -> Normalizer:
@@ -123,15 +123,18 @@ def _from_package(name: str) -> Normalizer:
     function = _LOADED.get(name) or _load(name)
 
     def normalize(scores: Tensor, valid: Tensor | None) -> Tensor:
-        if valid is None:
-            return function(scores, dim=-1)
+        known = scores.detach() if valid is None else scores.detach().masked_fill(~valid, -torch.inf)
+        best = known.amax(dim=-1, keepdim=True)
+        # The package fails on NaN and on infinite scores; here they show, as in a softmax.
+        diverged = best.isnan() | (best == torch.inf)
         # Far enough below the best score to get a weight of exactly zero (2 would do), near enough
         # to square without overflow.
-        best = scores.detach().masked_fill(~valid, -torch.inf).amax(dim=-1, keepdim=True)
-        below = torch.where(torch.isinf(best), 0.0, best) - 10.0
-        return function(torch.where(valid, scores, below), dim=-1).masked_fill(~valid, 0.0)
+        below = best.masked_fill(~best.isfinite(), 0.0) - 10.0
+        weights = function(torch.where(known.isfinite() & ~diverged, scores, below), dim=-1)
+        weights = weights.masked_fill(diverged, torch.nan)
+        return weights if valid is None else weights.masked_fill(~valid, 0.0)
 
-    return Normalizer(normalize)
+    return Normalizer(normalize, removes=True)
 
 
 # Kept here, not in a cache decorator: compiled code may look it up, but not load it.
