@@ -218,8 +218,14 @@ class SparsityConfig:
             return
         if self.sparsity is None and self.layer_sparsity is None:
             raise ConfigurationError(f"A schedule moves the sparsity, which rule {self.rule!r} is not set by here.")
-        least = min(self.layer_sparsity) if self.sparsity is None and self.layer_sparsity else self.sparsity
-        if self.schedule.low is not None and least is not None and self.schedule.low > least:
+        if not self.removes:
+            raise ConfigurationError(
+                "A schedule leads to the sparsity, which is 0 here: attention would be dense throughout. Give the highest "
+                "sparsity, and kind='anneal' to end dense."
+            )
+        # A layer whose own sparsity is 0 stays dense and follows no schedule.
+        least = min(share for share in self.layer_sparsity or (self.sparsity,) if share)
+        if self.schedule.low is not None and self.schedule.low > least:
             raise ConfigurationError(
                 f"The stochastic schedule draws between low={self.schedule.low:g} and the sparsity {least:g}, "
                 "which is smaller."

@@ -29,7 +29,7 @@ from crisp_attention.huggingface.state import (
 )
 from crisp_attention.monitoring import SparsityMonitor
 from crisp_attention.operator import causal_refusal
-from crisp_attention.settings import require_share
+from crisp_attention.schedule import require_progress
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -151,7 +151,7 @@ def set_progress(model: PreTrainedModel, progress: float) -> None:
     Raises:
         ConfigurationError: If `progress` is not a share, or the model is not sparsified.
     """
-    progress = require_share("progress", progress)
+    progress = require_progress(progress)
     states = _model_states(model)
     for state in states:
         state.progress = progress
