@@ -220,8 +220,8 @@ class SparsityConfig:
             raise ConfigurationError(f"A schedule moves the sparsity, which rule {self.rule!r} is not set by here.")
         if not self.removes:
             raise ConfigurationError(
-                "A schedule leads to the sparsity, which is 0 here: attention would be dense throughout. Give the highest "
-                "sparsity, and kind='anneal' to end dense."
+                "A schedule leads to the sparsity, which is 0 here: attention would be dense throughout. Give the "
+                "highest sparsity, and kind='anneal' to end dense."
             )
         # A layer whose own sparsity is 0 stays dense and follows no schedule.
         least = min(share for share in self.layer_sparsity or (self.sparsity,) if share)

@@ -39,8 +39,8 @@ def require_progress(progress: object) -> float:
     done = require_real("progress", progress)
     if not 0.0 <= done <= 1.0:
         raise ConfigurationError(
-            f"progress is the share of training that is done, in [0, 1], got {progress!r}. Give step / total_steps, and "
-            "1.0 from the last step on: past its end a schedule stands where it ended."
+            f"progress is the share of training that is done, in [0, 1], got {progress!r}. Give step / total_steps, "
+            "and 1.0 from the last step on: past its end a schedule stands where it ended."
         )
     return done
 
