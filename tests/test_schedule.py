@@ -194,7 +194,7 @@ def test_the_range_of_a_stochastic_schedule_ends_at_the_sparsity():
     low = {"kind": "stochastic", "low": 0.5}
     with pytest.raises(crisp.ConfigurationError, match=r"between low=0.5 and the sparsity 0.4, which is smaller"):
         crisp.SparsityConfig(sparsity=0.4, schedule=low)
-    with pytest.raises(crisp.ConfigurationError, match="the sparsity 0.3"):
+    with pytest.raises(crisp.ConfigurationError, match=r"the sparsity 0\.3"):
         crisp.SparsityConfig(layer_sparsity=[0.8, 0.3], schedule=low)
     crisp.SparsityConfig(layer_sparsity=[0.8, 0.0], schedule=low)  # the dense layer draws nothing
 
