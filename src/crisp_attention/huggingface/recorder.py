@@ -145,8 +145,8 @@ def explain(tally: Tally) -> tuple[str, str]:
         )
     if config.rule == "percentile" or config.scope == "matrix":
         return "empty rows", (
-            f"One threshold for a whole head leaves some queries nothing; each keeps its min_keep={config.min_keep} best "
-            "keys. Request less, or take rule='topk' (scope='row'), which asks as much of each query."
+            f"One threshold for a whole head leaves some queries nothing; each keeps min_keep={config.min_keep} keys. "
+            "Request less, or take rule='topk' (scope='row'), which asks as much of each query."
         )
     return "ties", (
         "Scores that tie at the threshold all survive. Many do where attention has collapsed to equal scores, or in "
