@@ -298,8 +298,14 @@ def _count_forwards(model: PreTrainedModel, *, wanted: bool) -> None:
 
 def _advance(model: nn.Module, _: Any) -> None:
     if model.training:
-        checkpointing = torch.is_grad_enabled() and bool(getattr(model, "is_gradient_checkpointing", False))
+        checkpointing = torch.is_grad_enabled() and _checkpoints(model)
         for state in model_states(model):
             state.forward_index.add_(1)
             open_before = 0 if state.recomputed or not checkpointing else state.unfinished
             state.unfinished, state.recomputed = open_before + checkpointing, False
+
+
+def _checkpoints(model: nn.Module) -> bool:
+    """Whether layers run again in the backward pass; the flag's name depends on the Transformers release."""
+    flag = "is_activation_checkpointing"
+    return bool(getattr(model, flag if hasattr(model, flag) else "is_gradient_checkpointing", False))
