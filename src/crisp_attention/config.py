@@ -219,9 +219,12 @@ class SparsityConfig:
         if self.sparsity is None and self.layer_sparsity is None:
             raise ConfigurationError(f"A schedule moves the sparsity, which rule {self.rule!r} is not set by here.")
         if not self.removes:
-            raise ConfigurationError("A schedule needs a target sparsity above 0; kind 'anneal' ends dense.")
-        targets = (self.sparsity,) if self.layer_sparsity is None else self.layer_sparsity
-        least = min(target for target in targets if target)  # a layer of 0 stays dense
+            raise ConfigurationError(
+                "A schedule leads to the sparsity, which is 0 here: attention would be dense throughout. Give the "
+                "highest sparsity, and kind='anneal' to end dense."
+            )
+        # A layer whose own sparsity is 0 stays dense and follows no schedule.
+        least = min(share for share in self.layer_sparsity or (self.sparsity,) if share)
         if self.schedule.low is not None and self.schedule.low > least:
             raise ConfigurationError(
                 f"The stochastic schedule draws between low={self.schedule.low:g} and the sparsity {least:g}, "

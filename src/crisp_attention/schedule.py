@@ -18,7 +18,6 @@ from crisp_attention.settings import (
     require_choice,
     require_integer,
     require_real,
-    require_share,
     require_sparsity,
     resolve,
     setting,
@@ -35,6 +34,26 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
+def require_progress(progress: object) -> float:
+    """The share of training that is done as a float, or `ConfigurationError`."""
+    done = require_real("progress", progress)
+    if not 0.0 <= done <= 1.0:
+        raise ConfigurationError(
+            f"progress is the share of training that is done, in [0, 1], got {progress!r}. Give step / total_steps, "
+            "and 1.0 from the last step on: past its end a schedule stands where it ended."
+        )
+    return done
+
+
+def _require_moment(name: str, value: object) -> float:
+    moment = require_real(f"schedule {name}", value)
+    if not 0.0 <= moment <= 1.0:
+        raise ConfigurationError(
+            f"schedule {name} is a share of training, in [0, 1], got {value!r}. Divide a step by the number of steps."
+        )
+    return moment
+
+
 @dataclass(frozen=True)
 class Schedule:
     """The sparsity at each moment of training, from the configuration's own sparsity, the target.
@@ -45,7 +64,7 @@ class Schedule:
       target (Zhu & Gupta, To prune or not to prune, arXiv 1710.01878).
     - anneal: from the target at `begin` to `final` (0: dense) at `end`, in a straight line.
     - stochastic: drawn anew each step, uniformly between `low` and the target, from a generator of
-      its own; `low` before `begin`, the target from `end` on.
+      its own; `low` before `begin`, the target from `end` on. All layers share the draw.
 
     Before `begin` and after `end` the sparsity stays what it is there. With `stagger`, the ramp of
     the last layer begins (and ends) that much later than the first layer's, those between in
@@ -69,20 +88,24 @@ class Schedule:
         resolve(self, "Schedule", self.kind, KINDS)
         for name in ("begin", "end"):
             if getattr(self, name) is not None:
-                object.__setattr__(self, name, require_share(f"schedule {name}", getattr(self, name)))
+                object.__setattr__(self, name, _require_moment(name, getattr(self, name)))
         for name in ("initial", "final", "low"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, require_sparsity(f"schedule {name}", getattr(self, name)))
         if self.seed is not None:
             require_integer("schedule seed", self.seed, 0)
         if self.begin is not None and self.end is not None and self.begin > self.end:
-            raise ConfigurationError(f"schedule begin={self.begin:g} lies after end={self.end:g}; both are shares.")
+            raise ConfigurationError(
+                f"schedule begin={self.begin:g} lies after end={self.end:g}; both are shares of training. "
+                f"Choose begin <= {self.end:g}, or a later end."
+            )
         if self.stagger is not None and self.end is not None:
             stagger = require_real("schedule stagger", self.stagger)
             if self.end + abs(stagger) > 1.0:
                 raise ConfigurationError(
-                    f"With stagger={stagger:g} the latest ramp would end at {self.end + abs(stagger):g}, past the end "
-                    f"of training. Choose end <= {max(0.0, 1.0 - abs(stagger)):g}."
+                    f"With end={self.end:g} and stagger={stagger:g} the latest ramp would end at "
+                    f"{self.end + abs(stagger):g}, past the end of training, and its layer would never come to its "
+                    "sparsity. Choose them so that end plus stagger (without its sign) is at most 1."
                 )
             object.__setattr__(self, "stagger", stagger)
 
@@ -97,7 +120,7 @@ class Schedule:
         Raises:
             ConfigurationError: If `progress` is not a share.
         """
-        progress = require_share("progress", progress)
+        progress = require_progress(progress)
         if self.kind == "constant":
             return target
         begin, end = self._ramp(depth)
@@ -110,9 +133,9 @@ class Schedule:
             return random.Random(f"{self.seed}:{progress!r}").uniform(low, target)
         share = min(max((progress - begin) / (end - begin), 0.0), 1.0) if end > begin else float(progress >= end)
         if self.kind == "anneal":
-            return target + ((self.final or 0.0) - target) * share
+            return target * (1.0 - share) + (self.final or 0.0) * share
         remaining = (1.0 - share) ** (3 if self.kind == "cubic" else 1)
-        return target + ((self.initial or 0.0) - target) * remaining
+        return (self.initial or 0.0) * remaining + target * (1.0 - remaining)
 
     def _ramp(self, depth: float) -> tuple[float, float]:
         stagger = self.stagger or 0.0

@@ -1,43 +1,469 @@
 from __future__ import annotations
 
+import copy
+import gc
+import json
+import warnings
+
 import pytest
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
 import crisp_attention as crisp
+from crisp_attention.huggingface import callback as callback_module
+from crisp_attention.huggingface.state import layers
+
+CUBIC = {"kind": "cubic", "end": 0.5}
 
 
-def trainer(model, folder, steps=4):
+def rows(count=32, length=12):
     draw = torch.Generator().manual_seed(0)
-    rows = [
-        {"input_ids": torch.randint(5, 20, (12,), generator=draw), "labels": torch.tensor(number % 2)}
-        for number in range(32)
+    return [
+        {"input_ids": torch.randint(5, 20, (length,), generator=draw), "labels": torch.tensor(number % 2)}
+        for number in range(count)
     ]
+
+
+def trainer(model, folder, steps=4, callbacks=None, examples=None, kind=Trainer, **changes):
     arguments = TrainingArguments(
-        output_dir=str(folder), max_steps=steps, per_device_train_batch_size=4, logging_steps=1, report_to=[],
-        save_strategy="no", disable_tqdm=True, gradient_accumulation_steps=2,
+        output_dir=str(folder), **{
+            "max_steps": steps, "per_device_train_batch_size": 4, "logging_steps": 1, "report_to": [],
+            "save_strategy": "no", "disable_tqdm": True, **changes,
+        },
     )  # fmt: skip
-    return Trainer(model=model, args=arguments, train_dataset=rows, callbacks=[crisp.SparsityCallback()])
+    callbacks = [crisp.SparsityCallback()] if callbacks is None else callbacks
+    return kind(
+        model=model, args=arguments, train_dataset=examples or rows(), eval_dataset=rows(8), callbacks=callbacks
+    )
 
 
-def test_logs_realised_sparsity(bert, tmp_path):
-    run = trainer(crisp.sparsify(bert, sparsity=0.5), tmp_path)
+def shared(model):
+    return next(iter(layers(model).values())).model
+
+
+def now(model, training=True):
+    """The sparsity of each layer at this moment."""
+    return [state.sparsity(state.active(training) or state.config, training) for state in layers(model).values()]
+
+
+def logged(run, key):
+    return [entry[key] for entry in run.state.log_history if "loss" in entry and key in entry]
+
+
+class Spy(TrainerCallback):
+    """Notes what other callbacks see."""
+
+    def __init__(self):
+        self.logs, self.seen = [], {}
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.logs.append(dict(logs))
+
+    def note(self, event, state, model):
+        self.seen.setdefault(event, []).append((state.global_step, shared(model).progress))
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        self.note("begin", state, model)
+
+    def on_evaluate(self, args, state, control, model=None, **kwargs):
+        self.note("evaluate", state, model)
+
+    def on_save(self, args, state, control, model=None, **kwargs):
+        self.note("save", state, model)
+
+
+def test_logs_requested_and_realised_sparsity_and_entropy(bert, tmp_path):
+    run = trainer(crisp.sparsify(bert, sparsity=0.5), tmp_path, gradient_accumulation_steps=2)
     run.train()
-    logged = [entry["realised_sparsity"] for entry in run.state.log_history if "loss" in entry]
-    assert len(logged) == 4
-    assert logged == pytest.approx([0.5] * 4, abs=0.01)
+    assert logged(run, "requested_sparsity") == pytest.approx([0.5] * 4)
+    assert logged(run, "realised_sparsity") == pytest.approx([0.5] * 4, abs=0.01)
+    # Six of twelve keys survive: less than log(6), more than a single key.
+    assert all(1.0 < entropy < 1.7918 for entropy in logged(run, "attention_entropy"))
 
 
-def test_stops_watching_at_the_end(bert, tmp_path):
+def test_what_is_logged_reaches_the_callbacks_that_report(bert, tmp_path):
+    """Those come before the user's own in the Trainer's list, as the one given first does here."""
+    spy = Spy()
+    run = trainer(crisp.sparsify(bert, sparsity=0.5), tmp_path, callbacks=[spy, crisp.SparsityCallback()])
+    run.train()
+    for log in spy.logs[:-1]:
+        assert {"loss", "requested_sparsity", "realised_sparsity", "attention_entropy"} <= log.keys()
+    assert "realised_sparsity" not in spy.logs[-1]  # the Trainer's summary
+    assert len(spy.logs) == 5
+    assert len(run.callback_handler.callbacks) == len(set(map(id, run.callback_handler.callbacks)))
+
+
+def test_requested_and_realised_speak_of_the_same_pairs(bert, tmp_path):
+    """Dense layers and heads count in neither, so that both are what the settings say."""
+    crisp.sparsify(bert, sparsity=0.5, layers=[1], heads=[0, 3])
+    run = trainer(bert, tmp_path)
+    with crisp.monitor(bert) as watcher:
+        run.train()
+    assert logged(run, "requested_sparsity") == pytest.approx([0.5] * 4)
+    assert logged(run, "realised_sparsity") == pytest.approx([0.5] * 4, abs=0.01)
+    assert watcher.mean(training=True) == pytest.approx(0.5 / 4, abs=0.01)  # over all pairs of the model
+
+
+def test_realised_sparsity_is_weighted_by_pairs_over_accumulated_batches(bert, tmp_path):
+    """A step of one batch of long and one of short sentences is one share over all of its pairs."""
+    crisp.sparsify(bert, sparsity=0.9, min_keep=2)
+    examples = rows(4, 40) + rows(4, 4)
+
+    class InOrder(Trainer):
+        def _get_train_sampler(self, *_):
+            return torch.utils.data.SequentialSampler(self.train_dataset)
+
+    run = trainer(
+        bert, tmp_path, steps=1, examples=examples, kind=InOrder, gradient_accumulation_steps=2,
+        callbacks=[crisp.SparsityCallback(tolerance=None)],
+    )  # fmt: skip
+    run.train()
+    kept = 4 * 40 * 4 + 4 * 4 * 2  # of forty keys four survive, of four keys min_keep=2
+    assert logged(run, "realised_sparsity") == pytest.approx([1 - kept / (4 * 40**2 + 4 * 4**2)], abs=1e-6)
+    assert logged(run, "requested_sparsity") == pytest.approx([0.9])
+
+
+@pytest.mark.parametrize(
+    ("settings", "requested", "realised"),
+    [
+        ({"rule": "top_p", "p": 0.5}, None, (0.3, 0.8)),
+        ({"rule": "entmax15"}, None, (0.0, 0.9)),
+        ({"rule": "window", "window": 2}, None, (0.5, 0.7)),
+        ({"rule": "temperature", "sparsity": 0.5}, None, (0.0, 1e-9)),
+        ({"sparsity": 0.0}, 0.0, (0.0, 0.0)),
+        ({"sparsity": 0.5, "apply": "eval"}, 0.0, (0.0, 0.0)),
+    ],
+)
+def test_only_what_was_requested_is_compared(bert, tmp_path, settings, requested, realised):
+    run = trainer(crisp.sparsify(bert, **settings), tmp_path, steps=2)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Up to step")
+        run.train()
+    assert logged(run, "requested_sparsity") == ([] if requested is None else [requested] * 2)
+    assert all(realised[0] <= share <= realised[1] for share in logged(run, "realised_sparsity"))
+    assert len(logged(run, "realised_sparsity")) == len(logged(run, "attention_entropy")) == 2
+
+
+def test_the_schedule_follows_the_global_step(bert, tmp_path):
+    crisp.sparsify(bert, sparsity=0.8, schedule=CUBIC)
+    run = trainer(bert, tmp_path, steps=8, examples=rows(64, 40), gradient_accumulation_steps=2)
+    run.train()
+    expected = [crisp.Schedule(**CUBIC).sparsity(0.8, step / 8) for step in range(8)]
+    assert logged(run, "requested_sparsity") == pytest.approx(expected)
+    assert logged(run, "realised_sparsity") == pytest.approx(expected, abs=0.013)  # half a key of forty
+    assert shared(bert).progress == 1.0
+    assert bert.config.crisp_attention["progress"] == 1.0
+
+
+def test_one_sparsity_per_optimizer_step(bert, tmp_path):
+    """All forwards of a step see the same sparsity, that of the step: gradient accumulation changes nothing."""
+    crisp.sparsify(bert, sparsity=0.8, schedule={"kind": "stochastic"})
+    seen = []
+
+    class Noting(Trainer):
+        def compute_loss(self, model, *arguments, **keywords):
+            seen.append((self.state.global_step, now(model)[0]))
+            return super().compute_loss(model, *arguments, **keywords)
+
+    # Two and a half accumulated steps an epoch: the last one is short.
+    trainer(bert, tmp_path, steps=6, examples=rows(20), kind=Noting, gradient_accumulation_steps=2).train()
+    assert len(seen) == 10
+    drawn = {step: crisp.Schedule("stochastic").sparsity(0.8, step / 6) for step in range(6)}
+    assert seen == [(step, drawn[step]) for step, _ in seen]
+    assert len(set(drawn.values())) == 6
+
+
+def test_evaluation_and_checkpoints_stand_at_what_is_done(bert, tmp_path):
+    spy = Spy()
+    crisp.sparsify(bert, sparsity=0.8, schedule={"kind": "linear"})
+    run = trainer(
+        bert, tmp_path, steps=4, callbacks=[crisp.SparsityCallback(), spy], eval_strategy="steps", eval_steps=2,
+        save_strategy="steps", save_steps=2,
+    )  # fmt: skip
+    run.train()
+    assert spy.seen["begin"] == [(0, 0.0), (1, 0.25), (2, 0.5), (3, 0.75)]
+    assert spy.seen["evaluate"] == spy.seen["save"] == [(2, 0.5), (4, 1.0)]
+    for step, progress in ((2, 0.5), (4, 1.0)):
+        saved = json.loads((tmp_path / f"checkpoint-{step}" / "config.json").read_text())["crisp_attention"]
+        assert saved["progress"] == progress
+        loaded = crisp.load(AutoModelForSequenceClassification, tmp_path / f"checkpoint-{step}")
+        assert now(loaded, training=False) == [0.8 * progress] * 2
+    # What was counted in training is not mixed with the evaluation.
+    assert logged(run, "requested_sparsity") == pytest.approx([0.0, 0.2, 0.4, 0.6])
+
+
+def test_epochs_give_the_number_of_steps(bert, tmp_path):
+    crisp.sparsify(bert, sparsity=0.8, schedule={"kind": "linear"})
+    run = trainer(bert, tmp_path, steps=-1, examples=rows(12), num_train_epochs=2, logging_strategy="epoch")
+    run.train()
+    assert run.state.global_step == 6
+    # Each log is the mean over its epoch; entropy is that of the epoch's last step alone.
+    assert logged(run, "requested_sparsity") == pytest.approx([0.8 * 1 / 6, 0.8 * 4 / 6])
+    assert len(logged(run, "attention_entropy")) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps"),
+    [
+        ({"logging_steps": 3}, [3, 6]),
+        ({"logging_steps": 4, "logging_first_step": True}, [1, 4]),
+        ({"logging_strategy": "epoch"}, [2, 4, 6]),
+        ({"logging_strategy": "no"}, []),
+    ],
+)
+def test_entropy_is_measured_in_the_step_before_a_log_alone(bert, tmp_path, monkeypatch, changes, steps):
+    from crisp_attention.operator import AttentionOutput
+
+    measured = []
+
+    class Noting(Trainer):
+        def compute_loss(self, *arguments, **keywords):
+            measured.append(0)
+            return super().compute_loss(*arguments, **keywords)
+
+    entropy = AttentionOutput.__dict__["entropy"].func
+    monkeypatch.setattr(
+        AttentionOutput, "entropy", property(lambda out: (measured.__setitem__(-1, measured[-1] + 1), entropy(out))[1])
+    )
     crisp.sparsify(bert, sparsity=0.5)
-    trainer(bert, tmp_path).train()
-    layer = bert.bert.encoder.layer[0].attention.self.__dict__["_crisp_layer"]
-    assert layer.model.monitors == []
+    run = trainer(bert, tmp_path, steps=6, examples=rows(8), kind=Noting, **changes)
+    run.train()
+    assert measured == [2 if step in steps else 0 for step in range(1, 7)]  # two layers
+    assert len(logged(run, "attention_entropy")) == len(steps)
+
+
+def test_entropy_can_be_left_out(bert, tmp_path):
+    run = trainer(crisp.sparsify(bert, sparsity=0.5), tmp_path, callbacks=[crisp.SparsityCallback(watch_entropy=False)])
+    run.train()
+    assert logged(run, "attention_entropy") == []
+    assert len(logged(run, "realised_sparsity")) == 4
+
+
+def test_stopping_early_stays_where_training_stopped(bert, tmp_path):
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == 3
+
+    crisp.sparsify(bert, sparsity=0.8, schedule={"kind": "linear"})
+    trainer(bert, tmp_path, steps=10, callbacks=[crisp.SparsityCallback(), Stop()]).train()
+    assert shared(bert).progress == 0.3
+    assert now(bert, training=False) == pytest.approx([0.24] * 2)
+
+
+def test_the_best_checkpoint_comes_back_as_sparse_as_it_was(bert, tmp_path):
+    """Its weights were trained, and its score measured, at an earlier place of the schedule."""
+    crisp.sparsify(bert, sparsity=0.8, schedule={"kind": "linear"})
+    scores = iter([0.5, 0.9, 0.1, 0.2])
+    run = trainer(
+        bert, tmp_path, steps=4, eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1,
+        load_best_model_at_end=True, metric_for_best_model="score", greater_is_better=True,
+    )  # fmt: skip
+    run.compute_metrics = lambda _: {"score": next(scores)}
+    run.train()
+    assert run.state.best_global_step == 2
+    assert shared(bert).progress == 0.5
 
 
 def test_ties_random_draws_to_the_global_step(bert, tmp_path):
     crisp.sparsify(bert, sparsity=0.5, rule="random")
     bert(input_ids=torch.arange(5, 15)[None])  # forwards outside of training count for nothing
-    trainer(bert, tmp_path, steps=3).train()
-    layer = bert.bert.encoder.layer[0].attention.self.__dict__["_crisp_layer"]
-    assert layer.model.forward_index == 6  # two forwards a step
+    trainer(bert, tmp_path, steps=3, gradient_accumulation_steps=2).train()
+    assert shared(bert).forward_index == 6  # two forwards a step
+
+
+def test_nothing_goes_on_watching_after_training(bert, tmp_path):
+    crisp.sparsify(bert, sparsity=0.5)
+    run = trainer(bert, tmp_path)
+    run.train()
+    assert shared(bert).monitors == []
+    run.evaluate()
+    assert shared(bert).monitors == []
+
+
+class Failing(Trainer):
+    """Breaks off in the midst of its third step."""
+
+    def training_step(self, *arguments, **keywords):
+        loss = super().training_step(*arguments, **keywords)
+        if self.state.global_step == 2:
+            raise KeyboardInterrupt
+        return loss
+
+
+def interrupted(model, folder, callback):
+    with pytest.raises(KeyboardInterrupt):
+        trainer(model, folder, callbacks=[callback], kind=Failing, logging_steps=4).train()
+
+
+def test_an_interrupted_training_leaves_no_monitor(bert, tmp_path):
+    crisp.sparsify(bert, sparsity=0.5)
+    interrupted(bert, tmp_path, crisp.SparsityCallback())
+    gc.collect()
+    assert shared(bert).monitors == []
+
+
+def test_training_again_starts_afresh(bert, tmp_path):
+    """With the same callback or another, whether the first training ended or was interrupted."""
+    crisp.sparsify(bert, sparsity=0.8, schedule={"kind": "linear"})
+    kept, other = crisp.SparsityCallback(), crisp.SparsityCallback()
+    with crisp.monitor(bert) as watcher:  # the user's own stays
+        for callback in (kept, other, kept):
+            interrupted(bert, tmp_path, callback)
+            assert len(shared(bert).monitors) == 2
+            run = trainer(bert, tmp_path, callbacks=[callback])
+            run.train()
+            assert logged(run, "requested_sparsity") == pytest.approx([0.0, 0.2, 0.4, 0.6])
+            assert shared(bert).monitors == [watcher]
+
+
+def test_two_callbacks_agree(bert, tmp_path):
+    crisp.sparsify(bert, sparsity=0.8, schedule={"kind": "linear"})
+    run = trainer(bert, tmp_path, callbacks=[crisp.SparsityCallback(), crisp.SparsityCallback()])
+    run.train()
+    assert logged(run, "requested_sparsity") == pytest.approx([0.0, 0.2, 0.4, 0.6])
+    assert shared(bert).monitors == []
+
+
+def test_a_dense_model_is_refused_when_training_begins(bert, tmp_path):
+    with pytest.raises(crisp.ConfigurationError, match=r"BertForSequenceClassification is not sparsified\. Call"):
+        trainer(bert, tmp_path).train()
+
+
+class Wrapped(torch.nn.Module):
+    """What DDP, a compiler or PEFT do: hold the model as a submodule."""
+
+    def __init__(self, *inside):
+        super().__init__()
+        self.inside = torch.nn.ModuleList(inside)
+
+    def forward(self, **inputs):
+        return self.inside[0](**inputs)
+
+
+def test_models_within_others_are_found(bert, tiny_folders, tmp_path):
+    second = AutoModelForSequenceClassification.from_pretrained(tiny_folders["distilbert"])
+    for model in (bert, second):
+        crisp.sparsify(model, sparsity=0.8, schedule={"kind": "linear"})
+    wrapped = Wrapped(bert, torch.nn.Linear(2, 2), second)
+    crisp.set_progress(wrapped, 0.25)
+    assert now(bert) == now(second) == [0.2, 0.2]
+    run = trainer(wrapped, tmp_path, remove_unused_columns=False)
+    run.train()
+    assert logged(run, "requested_sparsity") == pytest.approx([0.0, 0.2, 0.4, 0.6])
+    assert now(bert) == now(second) == [0.8, 0.8]
+    with pytest.raises(crisp.ConfigurationError, match="This Linear is not sparsified"):
+        crisp.set_progress(torch.nn.Linear(2, 2), 0.25)
+
+
+@pytest.mark.parametrize(
+    ("settings", "length", "sentence"),
+    [
+        (
+            {"sparsity": 0.95},
+            6,
+            r"0\.833 where 0\.950 was requested.*had 6\.0 valid keys.*0\.3 were.*min_keep=1",
+        ),
+        ({"sparsity": 0.8, "min_keep": 8}, 12, "of which 2.4 were to survive: whole keys do, at least min_keep=8"),
+        ({"sparsity": 0.6, "min_keep": 1, "rule": "topk"}, 2, "had 2.0 valid keys"),
+        ({"sparsity": 0.65, "rule": "nm"}, 12, r"0\.750 where.*m=4 can remove 0\.00, 0\.25, 0\.50, 0\.75 of each"),
+        ({"sparsity": 0.5, "rule": "block_topk"}, 12, "whole blocks of 16 keys, and queries had 12.0 valid keys"),
+        ({"sparsity": 0.8, "keep_first": 6, "min_keep": 1}, 12, "2.4 were to survive, and keep_first and.*keep 6"),
+        ({"sparsity": 0.9, "rule": "percentile"}, 60, "leaves some queries nothing; each keeps min_keep=1 keys"),
+    ],
+)
+def test_warns_once_of_a_miss_with_its_reason(bert, tmp_path, settings, length, sentence):
+    if settings.get("rule") == "percentile":
+        with torch.no_grad():  # scores are one feature of the query times another of the key: few queries take all
+            for layer in bert.bert.encoder.layer:
+                for feature, side in enumerate((layer.attention.self.query, layer.attention.self.key)):
+                    side.weight.zero_()[:, feature] = 1.0
+    crisp.sparsify(bert, **settings)
+    with pytest.warns(UserWarning, match="Up to step 1, bert.encoder.layer") as caught:
+        trainer(bert, tmp_path, examples=rows(16, length)).train()
+    said = [str(warning.message) for warning in caught if "Up to step" in str(warning.message)]
+    assert len(said) == 1
+    import re
+
+    assert re.search(sentence, said[0]), said[0]
+    assert "SparsityCallback(tolerance=...) says how far off is reported, 0.05 now." in said[0]
+
+
+def test_warns_of_padding_counted(bert, tmp_path):
+    crisp.sparsify(bert, sparsity=0.8, count_padding=True)
+    examples = [
+        {**row, "attention_mask": (torch.arange(12) < 4 + 8 * (number % 2)).long()} for number, row in enumerate(rows())
+    ]
+    with pytest.warns(UserWarning, match="count_padding=True counts padding among the removed pairs"):
+        trainer(bert, tmp_path, examples=examples).train()
+
+
+def test_warns_of_ties(bert, tmp_path):
+    with torch.no_grad():
+        for layer in bert.bert.encoder.layer:
+            layer.attention.self.query.weight.zero_()
+            layer.attention.self.query.bias.zero_()
+    crisp.sparsify(bert, sparsity=0.8)
+    with pytest.warns(UserWarning, match=r"0\.000 where 0\.800 was requested. Scores that tie"):
+        trainer(bert, tmp_path, examples=rows(32, 40), steps=1).train()
+
+
+@pytest.mark.parametrize("tolerance", [None, 0.2])
+def test_within_the_tolerance_nothing_is_said(bert, tmp_path, tolerance):
+    crisp.sparsify(bert, sparsity=0.95)  # of six keys one survives: 0.83
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Up to step")
+        trainer(bert, tmp_path, examples=rows(16, 6), callbacks=[crisp.SparsityCallback(tolerance=tolerance)]).train()
+
+
+@pytest.mark.parametrize("tolerance", [-0.1, 5, "0.1"])
+def test_a_tolerance_is_a_share(tolerance):
+    with pytest.raises(crisp.ConfigurationError, match="tolerance must be"):
+        crisp.SparsityCallback(tolerance=tolerance)
+
+
+def test_without_a_handler_later_callbacks_and_the_history_still_get_the_values(bert, tmp_path, monkeypatch):
+    monkeypatch.setattr(callback_module.inspect, "currentframe", lambda: None)
+    early, late = Spy(), Spy()
+    run = trainer(crisp.sparsify(bert, sparsity=0.5), tmp_path, callbacks=[early, crisp.SparsityCallback(), late])
+    run.train()
+    assert "realised_sparsity" not in early.logs[0]
+    assert "realised_sparsity" in late.logs[0]
+    assert len(logged(run, "realised_sparsity")) == 4
+
+
+STUDIES = {
+    "cubic": {"sparsity": 0.8, "schedule": CUBIC},
+    "stochastic, random": {"sparsity": 0.8, "rule": "random", "schedule": {"kind": "stochastic", "low": 0.2}},
+}
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_a_resumed_training_is_the_uninterrupted_one(bert, tmp_path, study):
+    """Eight steps, or four, a checkpoint, and four in a new process's place: weights equal to the last bit."""
+    ended = {}
+    fresh = copy.deepcopy(bert)
+
+    class Interrupted(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == 4
+
+    def start(folder, *others):
+        torch.manual_seed(0)
+        model = crisp.sparsify(copy.deepcopy(fresh), **STUDIES[study])
+        return trainer(
+            model, folder, steps=8, callbacks=[crisp.SparsityCallback(), *others], examples=rows(48), save_steps=4,
+            save_strategy="steps", gradient_accumulation_steps=2, learning_rate=1e-3,
+        )  # fmt: skip
+
+    whole = start(tmp_path / "whole")
+    whole.train()
+    start(tmp_path / "parts", Interrupted()).train()
+    resumed = start(tmp_path / "parts")
+    torch.rand(7)  # a new process stands elsewhere in the global stream
+    resumed.train(resume_from_checkpoint=str(tmp_path / "parts" / "checkpoint-4"))
+    for key in ("loss", "requested_sparsity", "realised_sparsity", "attention_entropy"):
+        assert logged(resumed, key) == logged(whole, key)
+        assert len(logged(whole, key)) == 8
+    ended = [run.model.state_dict() for run in (whole, resumed)]
+    assert all(torch.equal(ended[0][name], ended[1][name]) for name in ended[0])
+    assert shared(resumed.model).forward_index == shared(whole.model).forward_index

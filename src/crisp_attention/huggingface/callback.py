@@ -1,61 +1,173 @@
-"""The Trainer's side: realised sparsity in the logs, random draws tied to the global step."""
+"""The Trainer's side: schedules and random draws tied to the global step, sparsity and entropy in the logs."""
 
 from __future__ import annotations
 
-import contextlib
+import inspect
+import warnings
+import weakref
+from collections.abc import Sized
 from typing import Any
 
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import CallbackHandler
+from transformers.trainer_utils import IntervalStrategy
 
-from crisp_attention.huggingface.model import monitor, set_forward_index
-from crisp_attention.monitoring import SparsityMonitor
+from crisp_attention.huggingface.model import model_states, set_forward_index, set_progress, sparse_models
+from crisp_attention.huggingface.recorder import StepRecorder, Tally, explain, summary
+from crisp_attention.huggingface.state import ModelState, layers
+from crisp_attention.settings import require_share
 
 
 class SparsityCallback(TrainerCallback):
-    """Log realised sparsity as `realised_sparsity`, over the steps since the last log.
+    """Drive a model's sparsity schedule from the Trainer's global step, and log what it does.
 
-    Also ties the draws of a randomised rule to the trainer's global step, so that a resumed run
-    repeats none.
+    Progress is `global_step / max_steps`: a pure function of the step, so that a resumed run, gradient
+    accumulation and several processes agree without any state. A training step sees the share that
+    was done before it; an evaluation or a checkpoint after it, the share that is done then, so that
+    a finished model stands at the end of its schedule. Where the Trainer stops early or takes up its
+    best checkpoint again, the schedule stands where those weights were trained. The draws of rule
+    'random' follow the global step in the same way.
+
+    Each training log gets, over the steps since the one before:
+
+    - `requested_sparsity`: the share of pairs that was to be removed, if the rule is told one;
+    - `realised_sparsity`: the share that was removed;
+    - `attention_entropy`: mean entropy of a query's attention in nats, of the step before the log.
+
+    All are means over the pairs (queries) of the layers and heads that the settings make sparse, of
+    this process's batches: nothing is exchanged between processes.
+
+    Args:
+        tolerance: Warn, once for each reason, where a layer's realised sparsity is further than this
+            from the requested one; None never warns.
+        watch_entropy: Whether to log entropy.
+
+    Raises:
+        ConfigurationError: If `tolerance` is not a share; when training begins, if the model is not
+            sparsified.
     """
 
-    def __init__(self) -> None:
-        self._stack = contextlib.ExitStack()
-        self._monitor: SparsityMonitor | None = None
+    def __init__(self, tolerance: float | None = 0.05, watch_entropy: bool = True) -> None:
+        self.tolerance = None if tolerance is None else require_share("tolerance", tolerance)
+        self.watch_entropy = watch_entropy
+        self._recorders: list[tuple[ModelState, StepRecorder]] = []
+        self._warned: set[str] = set()
+        # An interrupted training calls no callback; what it left then goes with this object.
+        weakref.finalize(self, _detach, self._recorders).atexit = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Start counting."""
-        self._monitor = self._stack.enter_context(monitor(kwargs["model"]))
+        """Find the sparse models and stand where training begins, or resumes."""
+        self._recorders.clear()
+        self._warned.clear()
+        for model in sparse_models(kwargs["model"]):
+            for own in model_states(model):
+                # Left by a training that was interrupted within a step.
+                own.monitors[:] = [other for other in own.monitors if not isinstance(other, StepRecorder)]
+                if args.logging_strategy != IntervalStrategy.NO:
+                    self._recorders.append((own, StepRecorder(layers(model))))
+        _come_first(self)
+        _stand(kwargs["model"], state.global_step, state)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Tie the next draw to the global step."""
-        model: PreTrainedModel = kwargs["model"]
-        set_forward_index(model, state.global_step * args.gradient_accumulation_steps)
+        """Stand at the progress made so far, for all of the step's forwards, and count them."""
+        _stand(kwargs["model"], state.global_step, state)
+        set_forward_index(kwargs["model"], state.global_step * args.gradient_accumulation_steps)
+        watch = self.watch_entropy and _log_follows(args, state, kwargs.get("train_dataloader"))
+        for own, recorder in self._recorders:
+            recorder.watch_entropy = watch
+            if recorder not in own.monitors:
+                own.monitors.append(recorder)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Stand at the progress made now, for the evaluation or checkpoint that may follow."""
+        _detach(self._recorders)
+        _stand(kwargs["model"], state.global_step, state)
 
     def on_log(
         self,
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        logs: dict[str, float] | None = None,
+        logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Add what was realised since the last log, in training, to the logged values."""
-        if self._monitor is None or logs is None or "loss" not in logs:
+        """Add the values since the last training log, and warn where they miss what was requested."""
+        if logs is None or "loss" not in logs:
             return
-        realised = self._monitor.mean(training=True)
-        self._monitor.reset()
-        if realised is not None:
-            logs["realised_sparsity"] = realised
-            if state.log_history:
-                state.log_history[-1]["realised_sparsity"] = realised
+        tallies = [tally for _, recorder in self._recorders for tally in recorder.read()]
+        for _, recorder in self._recorders:
+            recorder.reset()
+        values = summary(tallies)
+        logs.update(values)
+        if state.log_history:  # a copy of `logs`, made before any callback is asked
+            state.log_history[-1].update(values)
+        if state.is_world_process_zero:
+            self._warn(tallies, state.global_step)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Stop counting."""
-        self._stack.close()
-        self._monitor = None
+        """Stand where the weights that remain were trained."""
+        _detach(self._recorders)
+        restored = args.load_best_model_at_end and state.best_model_checkpoint is not None
+        _stand(kwargs["model"], (restored and state.best_global_step) or state.global_step, state)
+
+    def _warn(self, tallies: list[Tally], step: int) -> None:
+        if self.tolerance is None:
+            return
+        missed = [(abs(tally.realised - tally.requested), tally) for tally in tallies if tally.requested is not None]
+        # The worst layer speaks for all that miss for the same reason.
+        for distance, tally in sorted(missed, key=lambda pair: -pair[0]):
+            if distance <= self.tolerance:
+                break
+            reason, sentence = explain(tally)
+            if reason in self._warned:
+                continue
+            self._warned.add(reason)
+            warnings.warn(
+                f"Up to step {step}, {tally.layer} realised a sparsity of {tally.realised:.3f} where "
+                f"{tally.requested:.3f} was requested. {sentence} SparsityCallback(tolerance=...) says how far off is "
+                f"reported, {self.tolerance:g} now.",
+                stacklevel=2,
+            )
+
+
+def _stand(model: Any, step: int, state: TrainerState) -> None:
+    set_progress(model, min(step / max(state.max_steps, 1), 1.0))
+
+
+def _detach(recorders: list[tuple[ModelState, StepRecorder]]) -> None:
+    for own, recorder in recorders:
+        if recorder in own.monitors:
+            own.monitors.remove(recorder)
+
+
+def _log_follows(args: TrainingArguments, state: TrainerState, loader: object) -> bool:
+    """Whether the step that begins is the last one before a training log."""
+    step = state.global_step + 1
+    if args.logging_strategy == IntervalStrategy.EPOCH:
+        if not isinstance(loader, Sized):
+            return True  # nobody knows where the epoch ends
+        steps = max(-(-len(loader) // args.gradient_accumulation_steps), 1)
+        return step % steps == 0 or step == state.max_steps
+    return step % max(int(state.logging_steps), 1) == 0 or (args.logging_first_step and step == 1)
+
+
+def _come_first(callback: TrainerCallback) -> None:
+    """Let a callback see events before those that report to TensorBoard and the like.
+
+    The Trainer puts its reporters before the user's callbacks and gives these no way to reach them:
+    values added to a log would come too late. So the handler is looked up among the callers.
+    Without one, the values still reach `log_history` and the callbacks that come later.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        handler = frame.f_locals.get("self")
+        if isinstance(handler, CallbackHandler) and any(other is callback for other in handler.callbacks):
+            handler.callbacks = [callback, *(other for other in handler.callbacks if other is not callback)]
+            return
+        frame = frame.f_back

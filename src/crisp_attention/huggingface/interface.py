@@ -6,6 +6,7 @@ at all, and padding would be attended in silence.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -121,6 +122,8 @@ def crisp_attention_forward(
     if config is not None and config.by_key_position:
         _require_all_keys(config, query, key, kwargs.get("sliding_window"))
     pairs, bias = _read_mask(attention_mask, query, key, causal, layer.cross)
+    if config is not None and config.rule == "random" and module.training:
+        pairs = dataclasses.replace(pairs, first=_process() * query.shape[0])
     if position_bias is not None:
         bias = position_bias if bias is None else bias + position_bias
     # Dense attention with dropout takes this way too: one dropout stream for sparse and dense arms.
@@ -142,6 +145,15 @@ def crisp_attention_forward(
     for monitor in layer.model.monitors:
         monitor.record(layer.name, module.training, out)
     return out.output.transpose(1, 2).contiguous(), out.weights
+
+
+def _process() -> int:
+    """This process's rank among those that train together.
+
+    With it, processes draw what one process would draw for their batches put one after another.
+    """
+    together = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_rank() if together else 0
 
 
 def _require_all_keys(config: SparsityConfig, query: Tensor, key: Tensor, sliding_window: int | None) -> None:

@@ -29,7 +29,7 @@ from crisp_attention.huggingface.state import (
 )
 from crisp_attention.monitoring import SparsityMonitor
 from crisp_attention.operator import causal_refusal
-from crisp_attention.settings import require_share
+from crisp_attention.schedule import require_progress
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -99,7 +99,7 @@ def densify(model: Model) -> Model:
 @contextlib.contextmanager
 def dense(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     """Dense attention within a `with` block; nests, and is undone on errors too."""
-    states = _model_states(model)
+    states = model_states(model)
     for state in states:
         state.dense += 1
     try:
@@ -117,7 +117,7 @@ def monitor(model: PreTrainedModel) -> Iterator[SparsityMonitor]:
         A `SparsityMonitor`; read `realised(training)` or `mean(training)` at any time.
     """
     watcher = SparsityMonitor()
-    states = _model_states(model)
+    states = model_states(model)
     for state in states:
         state.monitors.append(watcher)
     try:
@@ -127,37 +127,34 @@ def monitor(model: PreTrainedModel) -> Iterator[SparsityMonitor]:
             state.monitors.remove(watcher)
 
 
-def set_forward_index(model: PreTrainedModel, index: int) -> None:
+def set_forward_index(model: nn.Module, index: int) -> None:
     """Say how many training forwards a model has done: which draw a randomised rule makes next.
 
     Args:
-        model: A sparsified model.
+        model: A sparsified model, or one within DDP or another wrapper.
         index: Training forwards so far, >= 0.
     """
-    for state in _model_states(model):
+    for state in model_states(model):
         state.forward_index.fill_(index)
 
 
-def set_progress(model: PreTrainedModel, progress: float) -> None:
+def set_progress(model: nn.Module, progress: float) -> None:
     """Say how far training has come, which the sparsity schedule follows.
 
     `SparsityCallback` does this in the Trainer; call it before each step of a loop of your own. A
     pure function of `progress`: nothing is counted, so that resuming needs nothing but the share.
 
     Args:
-        model: A sparsified model. Without a schedule nothing changes.
+        model: A sparsified model, or one within DDP or another wrapper. Without a schedule nothing changes.
         progress: Share of training that is done, in [0, 1].
 
     Raises:
         ConfigurationError: If `progress` is not a share, or the model is not sparsified.
     """
-    progress = require_share("progress", progress)
-    states = _model_states(model)
-    for state in states:
-        state.progress = progress
-        mark_config(model.config, state.config, progress)
-    for layer in layers(model).values():
-        layer.follow_schedule()
+    progress = require_progress(progress)
+    for sparse in sparse_models(model):
+        model_states(sparse)
+        _stand_at(sparse, progress)
 
 
 def load(auto_class: type[Any], path: str | os.PathLike[str], **kwargs: Any) -> Any:
@@ -181,8 +178,53 @@ def load(auto_class: type[Any], path: str | os.PathLike[str], **kwargs: Any) -> 
     settings, progress = read_settings(model.config)
     sparsify(model, settings)
     if progress is not None:
-        set_progress(model, progress)
+        _stand_at(model, progress)
     return model
+
+
+def sparse_models(model: nn.Module) -> list[PreTrainedModel]:
+    """The sparsified models in a module: itself, or those that DDP, a compiler or another module wraps.
+
+    Raises:
+        ConfigurationError: If there is none.
+    """
+    found: list[PreTrainedModel] = []
+    inside: set[nn.Module] = set()
+    for module in model.modules():
+        if module in inside or not isinstance(module, PreTrainedModel):
+            continue
+        if getattr(module.config, SETTINGS, None) is not None:
+            found.append(module)
+            inside.update(module.modules())
+    if not found:
+        raise ConfigurationError(f"This {type(model).__name__} is not sparsified. Call crisp_attention.sparsify.")
+    return found
+
+
+def model_states(model: nn.Module) -> list[ModelState]:
+    """The state of each sparsified model in a module, attaching it to one that was only loaded as "crisp".
+
+    Raises:
+        ConfigurationError: If there is none.
+    """
+    states: dict[int, ModelState] = {}
+    for sparse in sparse_models(model):
+        attached = layers(sparse).values()
+        if not attached or any(layer.model.adopted for layer in attached):
+            settings, progress = read_settings(sparse.config)
+            sparsify(sparse, settings)
+            if progress is not None:
+                _stand_at(sparse, progress)
+        states |= {id(layer.model): layer.model for layer in layers(sparse).values()}
+    return list(states.values())
+
+
+def _stand_at(model: PreTrainedModel, progress: float) -> None:
+    for state in {id(layer.model): layer.model for layer in layers(model).values()}.values():
+        state.progress = progress
+        mark_config(model.config, state.config, progress)
+    for layer in layers(model).values():
+        layer.follow_schedule()
 
 
 def _require_interface(model: object) -> None:
@@ -224,16 +266,6 @@ def _attach_layers(model: PreTrainedModel, config: SparsityConfig, restore: str 
     _count_forwards(model, wanted=config.rule == "random")
 
 
-def _model_states(model: PreTrainedModel) -> list[ModelState]:
-    """The state of a sparsified model, attaching it to one that was only loaded as "crisp"."""
-    attached = layers(model).values()
-    if not attached or any(layer.model.adopted for layer in attached):
-        if getattr(model.config, SETTINGS, None) is None:
-            raise ConfigurationError(f"This {type(model).__name__} is not sparsified. Call crisp_attention.sparsify.")
-        sparsify(model, read_settings(model.config)[0])
-    return list({id(layer.model): layer.model for layer in layers(model).values()}.values())
-
-
 def _remove(model: PreTrainedModel, restore: str | None) -> None:
     detach(model)
     _count_forwards(model, wanted=False)
@@ -267,7 +299,7 @@ def _count_forwards(model: PreTrainedModel, *, wanted: bool) -> None:
 def _advance(model: nn.Module, _: Any) -> None:
     if not model.training:
         return
-    for state in _model_states(model):  # type: ignore[arg-type]
+    for state in model_states(model):
         state.forward_index.add_(1)
         if not torch.compiler.is_compiling():
             _count_unfinished(model, state)

@@ -85,7 +85,8 @@ def _noise(pairs: Pairs, stream: Tensor, vary_in_batch: bool) -> Tensor:
     stream = stream.to(pairs.device)
     state = _mix((stream ^ (stream >> 32)) & 0xFFFFFFFF)
     if vary_in_batch:
-        state = _mix(state ^ torch.arange(1, batch + 1, device=pairs.device).view(batch, 1, 1, 1))
+        example = torch.arange(pairs.first + 1, pairs.first + batch + 1, device=pairs.device)
+        state = _mix(state ^ example.view(batch, 1, 1, 1))
     state = _mix(state ^ head)
     state = _mix(state ^ pairs.query_position[:, None, :, None])
     state = _mix(state ^ pairs.key_position[:, None, None, :])

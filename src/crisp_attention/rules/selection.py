@@ -38,6 +38,8 @@ class Pairs:
             of padded queries are computed like any other but counted nowhere.
         causal: Whether later keys are hidden from earlier queries (`valid` says so too).
         cross: Whether queries and keys come from two different sequences.
+        first: Place of the first example in a batch whose others are with other processes, so that no two
+            examples of it draw the same random pairs.
     """
 
     shape: tuple[int, int, int, int]
@@ -46,6 +48,7 @@ class Pairs:
     query_valid: Tensor | None = None
     causal: bool = False
     cross: bool = False
+    first: int = 0
 
     @property
     def counted(self) -> Tensor | None:
