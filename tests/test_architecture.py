@@ -22,7 +22,7 @@ MODULES = {
 FLOORS = [
     ["errors"],
     ["settings"],
-    ["schedule"],
+    ["schedule", "traits"],
     ["config"],
     ["rules"],
     ["backends"],
@@ -52,6 +52,7 @@ TORCH_FREE = [
     "errors",
     "schedule",
     "settings",
+    "traits",
     *(
         f"experiment.{room}"
         for room in (

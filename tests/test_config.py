@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import crisp_attention as crisp
-from crisp_attention.config import RULES
 from crisp_attention.rules import FUNCTIONS
+from crisp_attention.traits import RULES
 
 
 def test_every_rule_has_a_function_and_traits():

@@ -16,8 +16,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from crisp_attention.config import RULES, SparsityConfig
+from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError, CrispError, nearest
+from crisp_attention.traits import RULES
 
 _ATTENTION_FIELDS = tuple(item.name for item in dataclasses.fields(SparsityConfig))
 
