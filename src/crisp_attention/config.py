@@ -43,7 +43,9 @@ class SparsityConfig:
         ConfigurationError: If a value is out of range or the rule would ignore a setting.
     """
 
-    sparsity: float | None = setting(None, "share of valid scores to remove, in [0, 1); 0 is dense attention")
+    sparsity: float | None = setting(
+        None, "share of valid scores to remove, in [0, 1); 0 is dense attention (default 0.8; 0.5 for nm)"
+    )
     rule: str = setting("topk", f"which scores survive: {', '.join(RULES)}")
     apply: str = setting("always", "when attention is sparse: always, train or eval (dense otherwise)")
     layers: tuple[int, ...] | None = setting(

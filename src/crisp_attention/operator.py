@@ -118,7 +118,8 @@ def attention(
         q: Queries `[B, H, Q, D]`.
         k: Keys `[B, Hkv, K, D]`; H must be a multiple of Hkv (grouped-query attention).
         v: Values `[B, Hkv, K, Dv]`.
-        sparsity: Share of valid scores to remove, in [0, 1). 0 equals dense attention.
+        sparsity: Share of valid scores to remove, in [0, 1). 0 equals dense attention. No query loses
+            its last key: over a single key, any sparsity realises 0.
         rule: Which scores survive: any rule of `SparsityConfig`.
         valid: Bool, True = the pair may be attended: `[B, K]` (valid keys), or anything
             broadcastable to `[B, H, Q, K]`. None if all are.

@@ -65,7 +65,7 @@ def resolve(instance: Any, what: str, kind: str, optional: Mapping[str, Mapping[
 
 def require_choice(name: str, value: object, choices: Collection[str]) -> None:
     """Raise `ConfigurationError` unless a value is one of the choices."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ConfigurationError(f"Unknown {name} {value!r}. {nearest(str(value), choices)}")
 
 

@@ -93,7 +93,7 @@ class ArmSpec(_Section):
         if isinstance(value, SparsityConfig):
             return value
         if isinstance(value, Mapping) and value:
-            traits = RULES.get(value.get("rule", "topk"))
+            traits = RULES.get(str(value.get("rule", "topk")))
             strengths = (*traits.strengths, "layer_sparsity") if traits and traits.strengths else ()
             if strengths and not any(name in value for name in strengths):
                 raise ValueError(
