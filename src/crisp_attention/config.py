@@ -363,6 +363,13 @@ def _integer(least: int) -> Callable[[str, Any], int]:
     return check
 
 
+def _seed(name: str, value: Any) -> int:
+    require_integer(name, value, 0)
+    if value >= 2**32:
+        raise ConfigurationError(f"{name} must be less than 2**32 = {2**32}, got {value!r}.")
+    return int(value)
+
+
 def _choice(choices: tuple[str, ...]) -> Callable[[str, Any], str]:
     def check(name: str, value: Any) -> str:
         require_choice(name, value, choices)
@@ -432,7 +439,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "gradient": _choice(GRADIENTS),
     "count_padding": _flag,
     "scope": _choice(SCOPES),
-    "seed": _integer(0),
+    "seed": _seed,
     "p": _mass,
     "m": _integer(2),
     "window": _integer(0),

@@ -116,7 +116,7 @@ def sparse_probabilities(
     keep: Tensor | None
     if isinstance(form, Normalizer):
         probabilities = form.normalize(scores, valid)
-        keep = probabilities.detach() > 0
+        keep = probabilities.detach() != 0 if form.removes else valid
     else:
         keep = keep_mask(scores, pairs, form)
         probabilities = softmax(scores, keep, sinks)
@@ -128,7 +128,8 @@ def sparse_probabilities(
     if selection.heads is not None:
         chosen = selection.heads[:, None, None]
         probabilities = torch.where(chosen, probabilities, dense)
-        keep = keep | ~chosen if valid is None else (keep | ~chosen) & valid
+        if keep is not None:
+            keep = keep | ~chosen if valid is None else (keep | ~chosen) & valid
     return probabilities, keep
 
 
@@ -159,27 +160,29 @@ def threshold(ranking: Tensor, pairs: Pairs, form: Threshold) -> Tensor:
 
 def _block_mask(scores: Tensor, pairs: Pairs, form: Blocks) -> Tensor:
     """Survivors of `Blocks`, pooled by products with the blocks' membership matrices."""
-    in_query_block = _membership(form.query_block, form.count[0], scores.dtype)
-    in_key_block = _membership(form.key_block, form.count[1], scores.dtype)
+    # In float64, so that means of equal scores tie whatever the blocks' sizes, padding changes no
+    # rounding, and autocast does not reach the products.
+    in_query_block = _membership(form.query_block, form.count[0])
+    in_key_block = _membership(form.key_block, form.count[1])
 
     def pool(values: Tensor) -> Tensor:
-        return in_query_block.transpose(-2, -1) @ values @ in_key_block
+        return in_query_block.transpose(-2, -1) @ values.double() @ in_key_block
 
     valid = torch.ones_like(scores[:, :1], dtype=torch.bool) if pairs.valid is None else pairs.valid
-    count = pool(valid.to(scores.dtype))
+    count = pool(valid)
     ranking = pool(scores.masked_fill(~valid, 0.0)) / count.clamp(min=1)
     if form.forced is not None:
-        ranking = with_forced(ranking, pool(form.forced.to(scores.dtype)) > 0)
+        ranking = with_forced(ranking, pool(form.forced & valid) > 0)
     there = count > 0
     wanted = keep_count(there.sum(dim=-1, keepdim=True), form.sparsity).clamp(min=1)
     chosen = (ranking < kth_largest(ranking, there, wanted, None)).logical_not_() & there
-    keep = (in_query_block @ chosen.to(scores.dtype) @ in_key_block.transpose(-2, -1)) > 0
+    keep = (in_query_block @ chosen.double() @ in_key_block.transpose(-2, -1)) > 0
     return rescue(keep & valid, with_forced(scores, form.forced), pairs.valid, form.min_keep)
 
 
-def _membership(block: Tensor, count: int, dtype: torch.dtype) -> Tensor:
-    """One-hot rows `[B, 1, N, blocks]`; all zero for a token in no block."""
-    return (block[:, None, :, None] == torch.arange(count, device=block.device)).to(dtype)
+def _membership(block: Tensor, count: int) -> Tensor:
+    """One-hot rows `[B, 1, N, blocks]`, float64; all zero for a token in no block."""
+    return (block[:, None, :, None] == torch.arange(count, device=block.device)).double()
 
 
 class _StraightThrough(torch.autograd.Function):

@@ -35,6 +35,7 @@ _HARMLESS = frozenset(
         "position_embeddings",
         "position_ids",
         "return_dict",
+        "shift_labels",
         "sliding_window",
         "use_cache",
     }
@@ -177,18 +178,24 @@ def _stream(config: SparsityConfig | None, layer: LayerState, training: bool) ->
     """
     if config is None or config.rule != "random":
         return None
-    base = ((config.seed or 0) * 1_000_003 + layer.index) * 16_777_259
+    base = ((config.seed or 0) * 1_000_003 + layer.index) * 16_777_259 % 2**62  # an int64 with room for steps
     if not training:
         return torch.tensor(base)
-    if torch._C._current_graph_task_id() >= 0:  # within a backward pass: gradient checkpointing recomputes
-        layer.model.recomputed = True
-        if layer.model.unfinished > 1:
-            raise ConfigurationError(
-                f"Gradient checkpointing recomputes one of {layer.model.unfinished} forwards, and rule 'random' "
-                "knows the draw of the last one only. Call backward after each forward, or switch gradient "
-                "checkpointing off."
-            )
+    if not torch.compiler.is_compiling():
+        _require_last_forward(layer)
     return layer.model.forward_index + base
+
+
+def _require_last_forward(layer: LayerState) -> None:
+    """Refuse to recompute, for gradient checkpointing, a forward whose step is no longer known."""
+    if torch._C._current_graph_task_id() < 0:  # not within a backward pass
+        return
+    layer.model.recomputed = True
+    if layer.model.unfinished > 1:
+        raise ConfigurationError(
+            f"Gradient checkpointing recomputes one of {layer.model.unfinished} forwards, and rule 'random' knows "
+            "the draw of the last one only. Call backward after each forward, or switch gradient checkpointing off."
+        )
 
 
 def _read_mask(

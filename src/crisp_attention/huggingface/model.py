@@ -297,15 +297,18 @@ def _count_forwards(model: PreTrainedModel, *, wanted: bool) -> None:
 
 
 def _advance(model: nn.Module, _: Any) -> None:
-    if model.training:
-        checkpointing = torch.is_grad_enabled() and _checkpoints(model)
-        for state in model_states(model):
-            state.forward_index.add_(1)
-            open_before = 0 if state.recomputed or not checkpointing else state.unfinished
-            state.unfinished, state.recomputed = open_before + checkpointing, False
+    if not model.training:
+        return
+    for state in model_states(model):
+        state.forward_index.add_(1)
+        if not torch.compiler.is_compiling():
+            _count_unfinished(model, state)
 
 
-def _checkpoints(model: nn.Module) -> bool:
-    """Whether layers run again in the backward pass; the flag's name depends on the Transformers release."""
-    flag = "is_activation_checkpointing"
-    return bool(getattr(model, flag if hasattr(model, flag) else "is_gradient_checkpointing", False))
+def _count_unfinished(model: nn.Module, state: ModelState) -> None:
+    """Count the forwards whose backward pass, under gradient checkpointing, is still to recompute them."""
+    checkpointing = torch.is_grad_enabled() and any(
+        getattr(module, "gradient_checkpointing", False) for module in model.modules()
+    )
+    before = 0 if state.recomputed or not checkpointing else state.unfinished
+    state.unfinished, state.recomputed = before + checkpointing, False

@@ -25,8 +25,8 @@ def window(
 
     With `window`: all keys with |i - j| <= window, so 2 * window + 1 in the middle of a bidirectional
     sequence and window + 1 in a causal one; with `stride` also all keys whose distance is a multiple
-    of it. Monotone: a smaller window keeps a subset. A query left with fewer than `min_keep` keys
-    gets the nearest ones.
+    of it. Monotone: a smaller window keeps a subset. A query left with fewer than `min_keep` keys is
+    filled up with the nearest others.
 
     Source: Longformer, arXiv 2004.05150; the strides: Sparse Transformers, arXiv 1904.10509.
 

@@ -15,8 +15,9 @@ def nm(pairs: Pairs, *, sparsity: float | Tensor, m: int, min_keep: int, forced:
     Keys are grouped by their place in the sequence, padding not counted: 0..M-1, M..2M-1, ... Of the n
     keys of a group that a query may attend to, `max(n - ceil(n * sparsity - 1/2), 1)` survive, the
     best-scoring ones and all that tie with the last of them. So 2:4 is sparsity 0.5 with m = 4, and a
-    sparsity above 1 - 1/M realises 1 - 1/M. Monotone: a higher sparsity keeps a subset. A row never
-    looks at another. A query left with fewer than `min_keep` keys gets its best ones.
+    sparsity above 1 - 1/M realises 1 - 1/M. A query left with fewer than `min_keep` keys gets its best
+    ones too. Monotone: a higher sparsity keeps a subset, but for what `min_keep` adds. A row never
+    looks at another.
 
     Source: Dynamic N:M Fine-grained Structured Sparse Attention Mechanism, arXiv 2203.00091.
 

@@ -8,7 +8,6 @@ call for. None takes a share to remove, so they are controls and baselines rathe
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,7 +60,7 @@ def temperature(pairs: Pairs, *, sparsity: float | Tensor | None = None, entropy
             solved = sharpen & (high < _LARGEST)
         return masked_softmax(scores * _differentiable(beta, solved, scores, target, valid), valid)
 
-    return Normalizer(normalize)
+    return Normalizer(normalize, removes=False)
 
 
 def entmax15(pairs: Pairs) -> Normalizer:
@@ -121,18 +120,25 @@ def _differentiable(beta: Tensor, solved: Tensor, scores: Tensor, target: Tensor
 
 
 def _from_package(name: str) -> Normalizer:
-    function = _load(name)
+    function = _LOADED.get(name) or _load(name)
 
     def normalize(scores: Tensor, valid: Tensor | None) -> Tensor:
-        if valid is None:
-            return function(scores, dim=-1)
+        known = scores.detach() if valid is None else scores.detach().masked_fill(~valid, -torch.inf)
+        best = known.amax(dim=-1, keepdim=True)
+        # The package fails on NaN and on infinite scores; here they show, as in a softmax.
+        diverged = best.isnan() | (best == torch.inf)
         # Far enough below the best score to get a weight of exactly zero (2 would do), near enough
         # to square without overflow.
-        best = scores.detach().masked_fill(~valid, -torch.inf).amax(dim=-1, keepdim=True)
-        below = torch.where(torch.isinf(best), 0.0, best) - 10.0
-        return function(torch.where(valid, scores, below), dim=-1).masked_fill(~valid, 0.0)
+        below = best.masked_fill(~best.isfinite(), 0.0) - 10.0
+        weights = function(torch.where(known.isfinite() & ~diverged, scores, below), dim=-1)
+        weights = weights.masked_fill(diverged, torch.nan)
+        return weights if valid is None else weights.masked_fill(~valid, 0.0)
 
-    return Normalizer(normalize)
+    return Normalizer(normalize, removes=True)
+
+
+# Kept here, not in a cache decorator: compiled code may look it up, but not load it.
+_LOADED: dict[str, Callable[..., Tensor]] = {}
 
 
 def _load(name: str) -> Callable[..., Tensor]:
@@ -142,5 +148,6 @@ def _load(name: str) -> Callable[..., Tensor]:
         raise ConfigurationError(
             f"Rule {name!r} needs the package entmax: pip install 'crisp-attention[entmax]'."
         ) from None
-    function: Any = getattr(entmax, name)
-    return function  # type: ignore[no-any-return]
+    # The package's autograd functions cannot be traced into, but may stand in a compiled graph whole.
+    _LOADED[name] = torch.compiler.allow_in_graph(getattr(entmax, name))
+    return _LOADED[name]

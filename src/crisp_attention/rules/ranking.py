@@ -21,7 +21,8 @@ def kth_largest(values: Tensor, pool: Tensor | None, k: Tensor, bound: int | Non
     Returns:
         `[..., 1]`: +inf for k = 0, -inf where k exceeds the pool.
     """
-    if bound is None:
+    # A compiled graph should serve every length, and ONNX knows no quickselect.
+    if bound is None or torch.compiler.is_compiling():
         return _kth_by_sorting(values, pool, k)
     size = values.shape[-1]
     if bound == 0:

@@ -76,7 +76,11 @@ class Pairs:
 
     @property
     def key_position(self) -> Tensor:
-        """Int64 `[B, K]`: place of each key among those that some query may attend to, from 0."""
+        """Int64 `[B, K]`: place of each key among those that some query may attend to, from 0.
+
+        A key that none may attend to (padding) has the place of the last one before it, -1 if there
+        is none.
+        """
         batch, _, _, keys = self.shape
         if self.valid is None:
             return torch.arange(keys, device=self.device).expand(batch, keys)
@@ -114,7 +118,9 @@ class Threshold:
 
     In each scope (a head's matrix or a query's row), tau is the `keep`-th largest ranking value of
     the pool. All pairs that tie with tau survive: deterministic and independent of order. A tau
-    above a query's `min_keep`-th best valid key is lowered to it, for that query alone.
+    above a query's `min_keep`-th best valid key is lowered to it, for that query alone. NaN ranks
+    above all and no tau removes it, so that scores that diverge show; a removed pair of a `ranking`
+    of its own is not looked at.
 
     Attributes:
         scope: "matrix" (one tau per head and example) or "row" (one per query).
@@ -184,9 +190,11 @@ class Normalizer:
         normalize: Scores `[B, H, Q, K]` and bool valid pairs (None if all are) to weights that are
             zero at invalid pairs and sum to one over the valid keys of each query that has any.
             Differentiable.
+        removes: Whether a weight of zero is a removed pair. False where it can only be underflow.
     """
 
     normalize: Callable[[Tensor, Tensor | None], Tensor]
+    removes: bool
 
 
 @dataclass(frozen=True)
@@ -207,8 +215,9 @@ class Selection:
 def keep_count(pairs: Tensor, sparsity: float | Tensor) -> Tensor:
     """Survivors among `pairs` pairs: the count whose sparsity is nearest to the requested one.
 
-    Half-way cases keep the pair. Computed in float64 by one formula, so that every backend and
-    device agrees to the last pair.
+    Half-way cases keep the pair, as far as the float64 product of count and sparsity is half-way (50
+    times 0.07 is above 3.5 there). One formula, so that every backend and device agrees to the last
+    pair.
 
     Args:
         pairs: Int64 counts, any shape.
@@ -243,5 +252,8 @@ def forced_pairs(pairs: Pairs, keep_first: int, keep_self: bool) -> Tensor | Non
     key_position = pairs.key_position[:, None, None, :]
     forced = (key_position < keep_first).expand(batch, 1, queries, keys)
     if keep_self:
-        forced = forced | (key_position == pairs.query_position[:, None, :, None])
+        own = key_position == pairs.query_position[:, None, :, None]
+        if queries == keys:  # not by place, which padding shares with the token before it
+            own = torch.eye(queries, dtype=torch.bool, device=pairs.device)
+        forced = forced | own
     return forced if pairs.valid is None else forced & pairs.valid.any(dim=1, keepdim=True)

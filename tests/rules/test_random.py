@@ -1,0 +1,88 @@
+"""The control that draws: uniform, independent of everything but its stream and the places."""
+
+from __future__ import annotations
+
+import torch
+
+from cases import survivors
+from crisp_attention.config import SparsityConfig
+from crisp_attention.rules import Pairs, select
+from crisp_attention.rules.controls import _mix
+
+CPU = torch.device("cpu")
+
+
+def masks(pairs, *, seeds, **settings):
+    """Keep masks of one example over many streams, `[seeds, H, Q, K]`."""
+    config = SparsityConfig(rule="random", **settings)
+    return torch.cat([survivors(config.replace(seed=seed), torch.zeros(pairs.shape), pairs) for seed in range(seeds)])
+
+
+def test_each_key_of_a_row_is_as_likely_as_any_other_within_a_batch():
+    """z below 5 over 4,000 draws."""
+    pairs = Pairs((100, 4, 10, 10), CPU)
+    keep = survivors(SparsityConfig(rule="random", sparsity=0.7), torch.zeros(pairs.shape), pairs, training=True)
+    share = keep.double().mean(dim=(0, 1, 2))
+    assert keep.sum(-1).unique().tolist() == [3]
+    assert (share - 0.3).abs().max() < 5 * (0.3 * 0.7 / 4_000) ** 0.5
+
+
+def test_each_pair_is_as_likely_as_any_other_over_streams():
+    keep = masks(Pairs((1, 2, 6, 6), CPU), seeds=400, sparsity=0.5).double()
+    assert (keep.mean(0) - 0.5).abs().max() < 5 * (0.25 / 400) ** 0.5
+
+
+def test_heads_rows_and_streams_draw_independently():
+    """Two rows of six agree in half of their pairs, as often as chance has it."""
+    keep = masks(Pairs((1, 4, 6, 6), CPU), seeds=200, sparsity=0.5).double()
+    bound = 5 * (1 / (200 * 4 * 6 * 5)) ** 0.5
+    for first, second in ((keep[:, :-1], keep[:, 1:]), (keep[:, :, :-1], keep[:, :, 1:]), (keep[:-1], keep[1:])):
+        assert abs((first == second).double().mean() - 0.5) < bound
+
+
+def test_scores_and_the_global_stream_play_no_part():
+    pairs = Pairs((2, 3, 8, 8), CPU)
+    config = SparsityConfig(rule="random", sparsity=0.5, seed=4)
+    state = torch.random.get_rng_state()
+    first = survivors(config, torch.zeros(pairs.shape), pairs)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.equal(first, survivors(config, torch.arange(384.0).view(pairs.shape), pairs))
+    assert not torch.equal(first, survivors(config.replace(seed=5), torch.zeros(pairs.shape), pairs))
+
+
+def test_every_bit_of_a_stream_matters():
+    pairs = Pairs((1, 1, 9, 9), CPU)
+    config = SparsityConfig(rule="random", sparsity=0.5)
+    drawn = [
+        survivors(config, torch.zeros(pairs.shape), pairs, stream=torch.tensor(stream)).flatten().tolist()
+        for stream in (0, *(1 << bit for bit in range(63)))
+    ]
+    # The two halves of a stream are folded into one: 2^b and 2^(b + 32) are alike.
+    assert len({tuple(mask) for mask in drawn}) == 33
+
+
+def test_examples_share_a_draw_in_evaluation_only():
+    pairs = Pairs((3, 2, 8, 8), CPU)
+    config = SparsityConfig(rule="random", sparsity=0.5)
+    evaluation = survivors(config, torch.zeros(pairs.shape), pairs)
+    training = survivors(config, torch.zeros(pairs.shape), pairs, training=True)
+    assert torch.equal(evaluation[0], evaluation[1])
+    assert not any(torch.equal(training[i], training[j]) for i in range(3) for j in range(i))
+
+
+def test_the_hash_is_that_of_the_docstring_on_32_bits():
+    def mixed(value):
+        for _ in range(2):
+            value = ((value ^ value >> 16) * 0x45D9F3B) % 2**32
+        return value ^ value >> 16
+
+    values = [0, 1, 2, 12_345, 2**16, 2**31, 2**32 - 1]
+    assert _mix(torch.tensor(values)).tolist() == [mixed(value) for value in values]
+    assert _mix(torch.arange(2**16)).unique().numel() == 2**16
+
+
+def test_noise_is_exact_in_fp32():
+    noise = select(SparsityConfig(rule="random"), Pairs((1, 2, 50, 50), CPU)).form.ranking
+    assert noise.dtype == torch.float32
+    assert ((noise >= 0) & (noise < 2**24) & (noise == noise.floor())).all()
+    assert abs(noise.mean() / 2**24 - 0.5) < 0.02
