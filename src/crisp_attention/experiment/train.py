@@ -146,6 +146,7 @@ def run(planned: PlannedRun, bench: Workbench, report: Callable[[Progress], None
     with contextlib.ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="crisp-run-"))
         watcher = stack.enter_context(monitor(model))
+        watcher.watch_entropy = False  # no record holds it
         trainer = _PairedTrainer(
             model=model,
             args=_arguments(training, config.seed, scratch),
