@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 import oracle
 from crisp_attention.backends.reference import keep_mask
-from crisp_attention.config import APPLY, RULES, SparsityConfig
+from crisp_attention.config import APPLY, SparsityConfig
 from crisp_attention.operator import padding_from_pairs
 from crisp_attention.rules import Pairs, select
 from crisp_attention.rules.selection import Normalizer
 from crisp_attention.schedule import KINDS
+from crisp_attention.traits import RULES
 
 SPARSITY = st.one_of(st.sampled_from([0.1, 0.2, 0.25, 0.5, 0.75, 0.8, 0.9]), st.floats(0.01, 0.99))
 
