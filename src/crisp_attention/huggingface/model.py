@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -21,6 +20,7 @@ from crisp_attention.huggingface.state import (
     LayerState,
     ModelState,
     attach,
+    count_forwards,
     detach,
     layers,
     mark_config,
@@ -29,9 +29,10 @@ from crisp_attention.huggingface.state import (
 )
 from crisp_attention.monitoring import SparsityMonitor
 from crisp_attention.operator import causal_refusal
-from crisp_attention.settings import require_share
+from crisp_attention.settings import given, require_share
 
 Model = TypeVar("Model", bound=PreTrainedModel)
+AnyModel = TypeVar("AnyModel", bound=nn.Module)
 
 
 def sparsify(
@@ -58,11 +59,7 @@ def sparsify(
         UnsupportedModelError: If the model, or one of its attention layers, would not be touched.
             The model is then as it was.
     """
-    if config is not None and settings:
-        raise ConfigurationError(
-            f"Give a SparsityConfig or keywords, not both; got both config and {sorted(settings)}."
-        )
-    config = SparsityConfig.from_dict(settings) if config is None else config
+    config = given(SparsityConfig, config, settings)
     _require_interface(model)
     register()
     found = layers(model)
@@ -97,7 +94,7 @@ def densify(model: Model) -> Model:
 
 
 @contextlib.contextmanager
-def dense(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+def dense(model: AnyModel) -> Iterator[AnyModel]:
     """Dense attention within a `with` block; nests, and is undone on errors too."""
     states = _model_states(model)
     for state in states:
@@ -110,7 +107,7 @@ def dense(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
 
 
 @contextlib.contextmanager
-def monitor(model: PreTrainedModel) -> Iterator[SparsityMonitor]:
+def monitor(model: nn.Module) -> Iterator[SparsityMonitor]:
     """Count realised sparsity of every attention call within a `with` block.
 
     Yields:
@@ -127,7 +124,7 @@ def monitor(model: PreTrainedModel) -> Iterator[SparsityMonitor]:
             state.monitors.remove(watcher)
 
 
-def set_forward_index(model: PreTrainedModel, index: int) -> None:
+def set_forward_index(model: nn.Module, index: int) -> None:
     """Say how many training forwards a model has done: which draw a randomised rule makes next.
 
     Args:
@@ -135,10 +132,10 @@ def set_forward_index(model: PreTrainedModel, index: int) -> None:
         index: Training forwards so far, >= 0.
     """
     for state in _model_states(model):
-        state.forward_index.fill_(index)
+        state.set_forward_index(index)
 
 
-def set_progress(model: PreTrainedModel, progress: float) -> None:
+def set_progress(model: nn.Module, progress: float) -> None:
     """Say how far training has come, which the sparsity schedule follows.
 
     `SparsityCallback` does this in the Trainer; call it before each step of a loop of your own. A
@@ -155,7 +152,8 @@ def set_progress(model: PreTrainedModel, progress: float) -> None:
     states = _model_states(model)
     for state in states:
         state.progress = progress
-        mark_config(model.config, state.config, progress)
+        if isinstance(model, PreTrainedModel):
+            mark_config(model.config, state.config, progress)
     for layer in layers(model).values():
         layer.follow_schedule()
 
@@ -220,15 +218,15 @@ def _attach_layers(model: PreTrainedModel, config: SparsityConfig, restore: str 
         attach(model.get_submodule(name), state)
     # What only a call can tell, as heads that do not exist, is told now and not in training.
     measure(model, inputs)
-    shared.forward_index.fill_(0)
-    _count_forwards(model, wanted=config.rule == "random")
+    shared.set_forward_index(0)
+    count_forwards(model, wanted=config.rule == "random")
 
 
-def _model_states(model: PreTrainedModel) -> list[ModelState]:
-    """The state of a sparsified model, attaching it to one that was only loaded as "crisp"."""
+def _model_states(model: nn.Module) -> list[ModelState]:
+    """The state of a sparsified model of any home, attaching it to one that was only loaded as "crisp"."""
     attached = layers(model).values()
     if not attached or any(layer.model.adopted for layer in attached):
-        if getattr(model.config, SETTINGS, None) is None:
+        if not isinstance(model, PreTrainedModel) or getattr(model.config, SETTINGS, None) is None:
             raise ConfigurationError(f"This {type(model).__name__} is not sparsified. Call crisp_attention.sparsify.")
         sparsify(model, read_settings(model.config)[0])
     return list({id(layer.model): layer.model for layer in layers(model).values()}.values())
@@ -236,7 +234,7 @@ def _model_states(model: PreTrainedModel) -> list[ModelState]:
 
 def _remove(model: PreTrainedModel, restore: str | None) -> None:
     detach(model)
-    _count_forwards(model, wanted=False)
+    count_forwards(model, wanted=False)
     unmark_config(model.config)
     model.set_attn_implementation(restore or model.get_correct_attn_implementation(None))
 
@@ -248,26 +246,4 @@ def _restore_settings(
         attach(model.get_submodule(name), state)
         state.model.config, state.model.progress = config, progress
     mark_config(model.config, config, progress)
-    _count_forwards(model, wanted=config.rule == "random")
-
-
-def _count_forwards(model: PreTrainedModel, *, wanted: bool) -> None:
-    """Advance the draw of a randomised rule once per training forward of the whole model.
-
-    On the model, not in its layers: gradient checkpointing runs a layer twice in one step.
-    """
-    for module in model.modules():
-        for key, hook in list(module._forward_pre_hooks.items()):
-            if hook is _advance:
-                del module._forward_pre_hooks[key]
-    if wanted:
-        model.register_forward_pre_hook(_advance)
-
-
-def _advance(model: nn.Module, _: Any) -> None:
-    if model.training:
-        checkpointing = torch.is_grad_enabled() and bool(getattr(model, "is_gradient_checkpointing", False))
-        for state in _model_states(model):  # type: ignore[arg-type]
-            state.forward_index.add_(1)
-            open_before = 0 if state.recomputed or not checkpointing else state.unfinished
-            state.unfinished, state.recomputed = open_before + checkpointing, False
+    count_forwards(model, wanted=config.rule == "random")

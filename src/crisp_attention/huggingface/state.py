@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError
 from crisp_attention.monitoring import Monitor
+from crisp_attention.operator import AttentionOutput, attend
+from crisp_attention.rules import Pairs
 from crisp_attention.settings import require_share
 
 SETTINGS = "crisp_attention"
@@ -46,6 +48,7 @@ class ModelState:
             Set from the Trainer's global step by `SparsityCallback`, so that resuming repeats nothing.
         unfinished: Training forwards under gradient checkpointing since a backward pass recomputed one.
         recomputed: Whether a backward pass recomputed a forward since the last training forward.
+        drawn: Layers that drew a random mask in the present training forward.
         monitors: Who counts realised sparsity at present.
         probing: Whether attention is sparse in every mode just now, for a look at what it does.
         adopted: Whether it was made for one layer on its first call rather than by `sparsify`.
@@ -58,13 +61,19 @@ class ModelState:
     forward_index: Tensor = field(default_factory=lambda: _scalar(0))
     unfinished: int = 0
     recomputed: bool = False
+    drawn: set[int] = field(default_factory=set)
     monitors: list[Monitor] = field(default_factory=list)
     probing: bool = False
     adopted: bool = False
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is made outside of the blocks that are open around the original."""
-        return {**self.__dict__, "dense": 0, "monitors": []}
+        return {**self.__dict__, "dense": 0, "drawn": set(), "monitors": []}
+
+    def set_forward_index(self, index: int) -> None:
+        """Say how many training forwards there were; every layer may draw anew."""
+        self.forward_index.fill_(index)
+        self.drawn.clear()
 
 
 class LayerState:
@@ -128,6 +137,87 @@ class LayerState:
         if config.schedule.kind == "stochastic" and not training:
             return config.sparsity
         return self._sparsity if torch.compiler.is_compiling() else float(self._sparsity)
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        training: bool,
+        pairs: Pairs,
+        bias: Tensor | None = None,
+        scale: float | None = None,
+        softcap: float | None = None,
+        sinks: Tensor | None = None,
+        dropout_p: float = 0.0,
+    ) -> AttentionOutput:
+        """`operator.attend` as this layer is at this moment, seen by whoever watches.
+
+        Args:
+            q: As in `operator.attend`.
+            k: As in `operator.attend`.
+            v: As in `operator.attend`.
+            training: The module's mode.
+            pairs: The valid pairs.
+            bias: As in `operator.attend`.
+            scale: As in `operator.attend`.
+            softcap: As in `operator.attend`.
+            sinks: As in `operator.attend`.
+            dropout_p: Applied as given.
+        """
+        config = self.active(training)
+        out = attend(
+            q,
+            k,
+            v,
+            config=config,
+            pairs=pairs,
+            sparsity=None if config is None else self.sparsity(config, training),
+            bias=bias,
+            scale=scale,
+            softcap=softcap,
+            sinks=sinks,
+            dropout_p=dropout_p,
+            stream=self._stream(config, training),
+            training=training,
+        )
+        for monitor in self.model.monitors:
+            monitor.record(self.name, training, out)
+        return out
+
+    def _stream(self, config: SparsityConfig | None, training: bool) -> Tensor | None:
+        """Which random stream a randomised rule draws from: seed, layer and, in training, the step.
+
+        A pure function of those, so that gradient checkpointing and resuming repeat the same masks.
+
+        Raises:
+            ConfigurationError: If a backward pass recomputes a forward that was not the last one, whose
+                step is no longer known, or the layer draws twice in one step.
+        """
+        if config is None or config.rule != "random":
+            return None
+        base = ((config.seed or 0) * 1_000_003 + self.index) * 16_777_259
+        if not training:
+            return torch.tensor(base)
+        if torch._C._current_graph_task_id() >= 0:  # within a backward pass: gradient checkpointing recomputes
+            self.model.recomputed = True
+            if self.model.unfinished > 1:
+                raise ConfigurationError(
+                    f"Gradient checkpointing recomputes one of {self.model.unfinished} forwards, and rule 'random' "
+                    "knows the draw of the last one only. Call backward after each forward, or switch gradient "
+                    "checkpointing off."
+                )
+        elif not torch.compiler.is_compiling():
+            if self.index in self.model.drawn:
+                raise ConfigurationError(
+                    f"Rule 'random' would give {self.name or 'this layer'} the same masks again: it ran twice since "
+                    "the sparsified model's forward began. Either it runs several times in a pass, which this rule "
+                    "cannot serve, or that model is not the one that is called: sparsify the one that is, or call "
+                    "crisp_attention.set_forward_index before each step."
+                )
+            self.model.drawn.add(self.index)
+        return self.model.forward_index + base
 
 
 def layer_state(module: nn.Module) -> LayerState:
@@ -225,3 +315,27 @@ def unmark_config(config: Any) -> None:
     """Remove what `mark_config` wrote."""
     for name in (SETTINGS, "attn_implementation"):
         config.__dict__.pop(name, None)
+
+
+def count_forwards(model: nn.Module, *, wanted: bool) -> None:
+    """Advance the draw of a randomised rule once per training forward of the whole model.
+
+    On the model, not in its layers: gradient checkpointing runs a layer twice in one step.
+    """
+    for module in model.modules():
+        for key, hook in list(module._forward_pre_hooks.items()):
+            if hook is _advance:
+                del module._forward_pre_hooks[key]
+    if wanted:
+        model.register_forward_pre_hook(_advance)
+
+
+def _advance(model: nn.Module, _: Any) -> None:
+    if model.training:
+        # A plain module does not say whether parts of it are recomputed.
+        checkpointing = torch.is_grad_enabled() and bool(getattr(model, "is_gradient_checkpointing", True))
+        for state in {id(layer.model): layer.model for layer in layers(model).values()}.values():
+            state.forward_index.add_(1)
+            state.drawn.clear()
+            open_before = 0 if state.recomputed or not checkpointing else state.unfinished
+            state.unfinished, state.recomputed = open_before + checkpointing, False
