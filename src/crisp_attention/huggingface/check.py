@@ -26,6 +26,7 @@ from crisp_attention.huggingface.state import (
     detach,
     layer_state,
     layers,
+    model_states,
     read_settings,
 )
 from crisp_attention.operator import AttentionOutput
@@ -223,15 +224,15 @@ def measure(model: nn.Module, inputs: Inputs | None) -> tuple[AttentionCall, ...
         inputs: As in `check`.
     """
     recorder = _Recorder()
-    states = {id(layer.model): layer.model for layer in layers(model).values()}.values()
-    watching = [state.monitors for state in states]
-    for state in states:
+    shared = model_states(model)
+    watching = [state.monitors for state in shared]
+    for state in shared:
         state.probing, state.monitors = True, [recorder]
     try:
         with _evaluation(model):
             _forward(model, inputs)
     finally:
-        for state, monitors in zip(states, watching, strict=True):
+        for state, monitors in zip(shared, watching, strict=True):
             state.probing, state.monitors = False, monitors
     return tuple(recorder.calls)
 

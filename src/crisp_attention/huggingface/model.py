@@ -24,6 +24,7 @@ from crisp_attention.huggingface.state import (
     detach,
     layers,
     mark_config,
+    model_states,
     read_settings,
     unmark_config,
 )
@@ -229,7 +230,7 @@ def _model_states(model: nn.Module) -> list[ModelState]:
         if not isinstance(model, PreTrainedModel) or getattr(model.config, SETTINGS, None) is None:
             raise ConfigurationError(f"This {type(model).__name__} is not sparsified. Call crisp_attention.sparsify.")
         sparsify(model, read_settings(model.config)[0])
-    return list({id(layer.model): layer.model for layer in layers(model).values()}.values())
+    return model_states(model)
 
 
 def _remove(model: PreTrainedModel, restore: str | None) -> None:

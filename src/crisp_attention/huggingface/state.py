@@ -229,8 +229,7 @@ def layer_state(module: nn.Module) -> LayerState:
     Raises:
         ConfigurationError: If the module's model has no settings, or they concern the whole model.
     """
-    state: LayerState | None = module.__dict__.get(_STATE)
-    return _adopt(module) if state is None else state
+    return attached(module) or _adopt(module)
 
 
 def _adopt(module: nn.Module) -> LayerState:
@@ -261,18 +260,32 @@ def _adopt(module: nn.Module) -> LayerState:
     return state
 
 
+def attached(module: nn.Module) -> LayerState | None:
+    """The state that hangs on a module, or None."""
+    state: LayerState | None = module.__dict__.get(_STATE)
+    return state
+
+
 def attach(module: nn.Module, state: LayerState) -> None:
     """Hang a layer's state on its module."""
     setattr(module, _STATE, state)
 
 
 def layers(model: nn.Module) -> dict[str, LayerState]:
-    """All attached layers of a model, by module name."""
-    return {name: module.__dict__[_STATE] for name, module in model.named_modules() if _STATE in module.__dict__}
+    """All attached layers of a model, by module name; those made alone learn their name."""
+    found = {name: module.__dict__[_STATE] for name, module in model.named_modules() if _STATE in module.__dict__}
+    for name, layer in found.items():
+        layer.name = layer.name or name
+    return found
+
+
+def model_states(model: nn.Module) -> list[ModelState]:
+    """The state that a model's layers share; several where parts of it were sparsified apart."""
+    return list({id(layer.model): layer.model for layer in layers(model).values()}.values())
 
 
 def detach(model: nn.Module) -> None:
-    """Remove the state of every layer."""
+    """Remove the state of every layer of a model, its own included."""
     for module in model.modules():
         module.__dict__.pop(_STATE, None)
 
@@ -334,7 +347,7 @@ def _advance(model: nn.Module, _: Any) -> None:
     if model.training:
         # A plain module does not say whether parts of it are recomputed.
         checkpointing = torch.is_grad_enabled() and bool(getattr(model, "is_gradient_checkpointing", True))
-        for state in {id(layer.model): layer.model for layer in layers(model).values()}.values():
+        for state in model_states(model):
             state.forward_index.add_(1)
             state.drawn.clear()
             open_before = 0 if state.recomputed or not checkpointing else state.unfinished
