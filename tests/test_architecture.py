@@ -29,6 +29,8 @@ FLOORS = [
     ["operator"],
     ["monitoring"],
     ["huggingface"],
+    ["modules"],
+    ["verbs"],
     ["experiment"],
     ["cli"],
 ]

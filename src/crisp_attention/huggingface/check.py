@@ -27,6 +27,7 @@ from crisp_attention.huggingface.state import (
     layer_state,
     layers,
     read_settings,
+    shared_states,
 )
 from crisp_attention.operator import AttentionOutput
 
@@ -162,7 +163,11 @@ def check(model: PreTrainedModel, inputs: Inputs | None = None) -> CheckReport:
     finally:
         for name, state in found.items():
             attach(model.get_submodule(name), state)
-    calls = measure(model, inputs)
+    return CheckReport(type(model).__name__, config, layer_reports(model, measure(model, inputs)), problems)
+
+
+def layer_reports(model: nn.Module, calls: tuple[AttentionCall, ...]) -> tuple[LayerReport, ...]:
+    """What each layer did in the calls that `measure` recorded."""
     reports = []
     for name in dict.fromkeys(call.layer for call in calls):
         own = [call for call in calls if call.layer == name]
@@ -178,7 +183,7 @@ def check(model: PreTrainedModel, inputs: Inputs | None = None) -> CheckReport:
                 cross=state.cross,
             )
         )
-    return CheckReport(type(model).__name__, config, tuple(reports), problems)
+    return tuple(reports)
 
 
 def probe(model: PreTrainedModel, inputs: Inputs | None) -> Probe:
@@ -211,7 +216,7 @@ def probe(model: PreTrainedModel, inputs: Inputs | None) -> Probe:
     return Probe(tuple(recorder.calls), tuple(problems))
 
 
-def measure(model: PreTrainedModel, inputs: Inputs | None) -> tuple[AttentionCall, ...]:
+def measure(model: nn.Module, inputs: Inputs | None) -> tuple[AttentionCall, ...]:
     """Run a forward pass of a sparsified model as if it were sparse in every mode, and record it.
 
     Args:
@@ -219,23 +224,30 @@ def measure(model: PreTrainedModel, inputs: Inputs | None) -> tuple[AttentionCal
         inputs: As in `check`.
     """
     recorder = _Recorder()
-    shared = next(iter(layers(model).values())).model
-    shared.probing, watching = True, shared.monitors
-    shared.monitors = [recorder]
+    shared = shared_states(model)
+    watching = [state.monitors for state in shared]
+    for state in shared:
+        state.probing, state.monitors = True, [recorder]
     try:
         with _evaluation(model):
             _forward(model, inputs)
     finally:
-        shared.probing, shared.monitors = False, watching
+        for state, monitors in zip(shared, watching, strict=True):
+            state.probing, state.monitors = False, monitors
     return tuple(recorder.calls)
 
 
-def probe_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
+def probe_inputs(model: nn.Module) -> dict[str, Tensor]:
     """A small batch for a model: two rows of tokens, the second padded, or two images.
 
     Raises:
         UnsupportedModelError: If the model takes neither.
     """
+    if not isinstance(model, PreTrainedModel):
+        raise UnsupportedModelError(
+            f"Nothing says what a {type(model).__name__} takes. Pass inputs={{...}}, the keyword arguments of a small "
+            "forward pass."
+        )
     device = model.device
     config = model.config.get_text_config()
     if model.main_input_name == "input_ids":
@@ -260,7 +272,7 @@ def probe_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
     )
 
 
-def _forward(model: PreTrainedModel, inputs: Inputs | None) -> None:
+def _forward(model: nn.Module, inputs: Inputs | None) -> None:
     if inputs is not None:
         model(**inputs)
         return

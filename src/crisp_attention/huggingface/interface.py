@@ -6,7 +6,6 @@ at all, and padding would be attended in silence.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import torch
@@ -17,8 +16,8 @@ from transformers.masking_utils import sdpa_mask
 
 from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError, UnsupportedArgumentError
-from crisp_attention.huggingface.state import IMPLEMENTATION, LayerState, layer_state
-from crisp_attention.operator import attend, causal_refusal, padding_from_pairs, split_mask
+from crisp_attention.huggingface.state import IMPLEMENTATION, layer_state
+from crisp_attention.operator import causal_refusal, padding_from_pairs, split_mask
 from crisp_attention.rules import Pairs
 
 # Arguments that models hand to every attention function and that change nothing in the result,
@@ -122,38 +121,22 @@ def crisp_attention_forward(
     if config is not None and config.by_key_position:
         _require_all_keys(config, query, key, kwargs.get("sliding_window"))
     pairs, bias = _read_mask(attention_mask, query, key, causal, layer.cross)
-    if config is not None and config.rule == "random" and module.training:
-        pairs = dataclasses.replace(pairs, first=_process() * query.shape[0])
     if position_bias is not None:
         bias = position_bias if bias is None else bias + position_bias
     # Dense attention with dropout takes this way too: one dropout stream for sparse and dense arms.
-    out = attend(
+    out = layer.attend(
         query,
         key,
         value,
-        config=config,
+        training=module.training,
         pairs=pairs,
-        sparsity=None if config is None else layer.sparsity(config, module.training),
         bias=bias,
         scale=scaling,
         softcap=softcap,
         sinks=s_aux,
         dropout_p=dropout,
-        stream=_stream(config, layer, module.training),
-        training=module.training,
     )
-    for monitor in layer.model.monitors:
-        monitor.record(layer.name, module.training, out)
     return out.output.transpose(1, 2).contiguous(), out.weights
-
-
-def _process() -> int:
-    """This process's rank among those that train together.
-
-    With it, processes draw what one process would draw for their batches put one after another.
-    """
-    together = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_rank() if together else 0
 
 
 def _require_all_keys(config: SparsityConfig, query: Tensor, key: Tensor, sliding_window: int | None) -> None:
@@ -164,37 +147,6 @@ def _require_all_keys(config: SparsityConfig, query: Tensor, key: Tensor, slidin
             f"These settings (rule {config.rule!r}) go by the place of keys in the sequence, which a sliding-window "
             f"cache of {sliding_window} tokens forgets. Generate with use_cache=False, or use rule='topk' without "
             "keep_first and keep_self."
-        )
-
-
-def _stream(config: SparsityConfig | None, layer: LayerState, training: bool) -> Tensor | None:
-    """Which random stream a randomised rule draws from: seed, layer and, in training, the step.
-
-    A pure function of those, so that gradient checkpointing and resuming repeat the same masks.
-
-    Raises:
-        ConfigurationError: If a backward pass recomputes a forward that was not the last one, whose
-            step is no longer known.
-    """
-    if config is None or config.rule != "random":
-        return None
-    base = ((config.seed or 0) * 1_000_003 + layer.index) * 16_777_259 % 2**62  # an int64 with room for steps
-    if not training:
-        return torch.tensor(base)
-    if not torch.compiler.is_compiling():
-        _require_last_forward(layer)
-    return layer.model.forward_index + base
-
-
-def _require_last_forward(layer: LayerState) -> None:
-    """Refuse to recompute, for gradient checkpointing, a forward whose step is no longer known."""
-    if torch._C._current_graph_task_id() < 0:  # not within a backward pass
-        return
-    layer.model.recomputed = True
-    if layer.model.unfinished > 1:
-        raise ConfigurationError(
-            f"Gradient checkpointing recomputes one of {layer.model.unfinished} forwards, and rule 'random' knows "
-            "the draw of the last one only. Call backward after each forward, or switch gradient checkpointing off."
         )
 
 

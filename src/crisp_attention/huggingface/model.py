@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -21,17 +20,21 @@ from crisp_attention.huggingface.state import (
     LayerState,
     ModelState,
     attach,
+    count_forwards,
     detach,
     layers,
     mark_config,
     read_settings,
+    shared_states,
     unmark_config,
 )
 from crisp_attention.monitoring import SparsityMonitor
 from crisp_attention.operator import causal_refusal
 from crisp_attention.schedule import require_progress
+from crisp_attention.settings import given
 
 Model = TypeVar("Model", bound=PreTrainedModel)
+AnyModel = TypeVar("AnyModel", bound=nn.Module)
 
 
 def sparsify(
@@ -58,11 +61,7 @@ def sparsify(
         UnsupportedModelError: If the model, or one of its attention layers, would not be touched.
             The model is then as it was.
     """
-    if config is not None and settings:
-        raise ConfigurationError(
-            f"Give a SparsityConfig or keywords, not both; got both config and {sorted(settings)}."
-        )
-    config = SparsityConfig.from_dict(settings) if config is None else config
+    config = given(SparsityConfig, config, settings)
     _require_interface(model)
     register()
     found = layers(model)
@@ -97,7 +96,7 @@ def densify(model: Model) -> Model:
 
 
 @contextlib.contextmanager
-def dense(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+def dense(model: AnyModel) -> Iterator[AnyModel]:
     """Dense attention within a `with` block; nests, and is undone on errors too."""
     states = model_states(model)
     for state in states:
@@ -110,7 +109,7 @@ def dense(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
 
 
 @contextlib.contextmanager
-def monitor(model: PreTrainedModel) -> Iterator[SparsityMonitor]:
+def monitor(model: nn.Module) -> Iterator[SparsityMonitor]:
     """Count realised sparsity of every attention call within a `with` block.
 
     Yields:
@@ -135,7 +134,7 @@ def set_forward_index(model: nn.Module, index: int) -> None:
         index: Training forwards so far, >= 0.
     """
     for state in model_states(model):
-        state.forward_index.fill_(index)
+        state.set_forward_index(index)
 
 
 def set_progress(model: nn.Module, progress: float) -> None:
@@ -152,9 +151,8 @@ def set_progress(model: nn.Module, progress: float) -> None:
         ConfigurationError: If `progress` is not a share, or the model is not sparsified.
     """
     progress = require_progress(progress)
-    for sparse in sparse_models(model):
-        model_states(sparse)
-        _stand_at(sparse, progress)
+    model_states(model)
+    _stand_at(model, progress)
 
 
 def load(auto_class: type[Any], path: str | os.PathLike[str], **kwargs: Any) -> Any:
@@ -182,12 +180,29 @@ def load(auto_class: type[Any], path: str | os.PathLike[str], **kwargs: Any) -> 
     return model
 
 
-def sparse_models(model: nn.Module) -> list[PreTrainedModel]:
-    """The sparsified models in a module: itself, or those that DDP, a compiler or another module wraps.
+def model_states(model: nn.Module) -> list[ModelState]:
+    """The state of each sparsified model in a module: itself, or what DDP, a compiler or another module wraps.
+
+    A model that was only loaded as "crisp" gets its state here.
 
     Raises:
         ConfigurationError: If there is none.
     """
+    for marked in _marked_models(model):
+        attached = layers(marked).values()
+        if not attached or any(layer.model.adopted for layer in attached):
+            settings, progress = read_settings(marked.config)
+            sparsify(marked, settings)
+            if progress is not None:
+                _stand_at(marked, progress)
+    states = shared_states(model)
+    if not states:
+        raise ConfigurationError(f"This {type(model).__name__} is not sparsified. Call crisp_attention.sparsify.")
+    return states
+
+
+def _marked_models(model: nn.Module) -> list[PreTrainedModel]:
+    """The Transformers models in a module whose config holds settings, the outermost ones."""
     found: list[PreTrainedModel] = []
     inside: set[nn.Module] = set()
     for module in model.modules():
@@ -196,35 +211,16 @@ def sparse_models(model: nn.Module) -> list[PreTrainedModel]:
         if getattr(module.config, SETTINGS, None) is not None:
             found.append(module)
             inside.update(module.modules())
-    if not found:
-        raise ConfigurationError(f"This {type(model).__name__} is not sparsified. Call crisp_attention.sparsify.")
     return found
 
 
-def model_states(model: nn.Module) -> list[ModelState]:
-    """The state of each sparsified model in a module, attaching it to one that was only loaded as "crisp".
-
-    Raises:
-        ConfigurationError: If there is none.
-    """
-    states: dict[int, ModelState] = {}
-    for sparse in sparse_models(model):
-        attached = layers(sparse).values()
-        if not attached or any(layer.model.adopted for layer in attached):
-            settings, progress = read_settings(sparse.config)
-            sparsify(sparse, settings)
-            if progress is not None:
-                _stand_at(sparse, progress)
-        states |= {id(layer.model): layer.model for layer in layers(sparse).values()}
-    return list(states.values())
-
-
-def _stand_at(model: PreTrainedModel, progress: float) -> None:
-    for state in {id(layer.model): layer.model for layer in layers(model).values()}.values():
+def _stand_at(model: nn.Module, progress: float) -> None:
+    for state in shared_states(model):
         state.progress = progress
-        mark_config(model.config, state.config, progress)
     for layer in layers(model).values():
         layer.follow_schedule()
+    for marked in _marked_models(model):
+        mark_config(marked.config, read_settings(marked.config)[0], progress)
 
 
 def _require_interface(model: object) -> None:
@@ -262,13 +258,13 @@ def _attach_layers(model: PreTrainedModel, config: SparsityConfig, restore: str 
         attach(model.get_submodule(name), state)
     # What only a call can tell, as heads that do not exist, is told now and not in training.
     measure(model, inputs)
-    shared.forward_index.fill_(0)
-    _count_forwards(model, wanted=config.rule == "random")
+    shared.set_forward_index(0)
+    count_forwards(model, wanted=config.rule == "random")
 
 
 def _remove(model: PreTrainedModel, restore: str | None) -> None:
     detach(model)
-    _count_forwards(model, wanted=False)
+    count_forwards(model, wanted=False)
     unmark_config(model.config)
     model.set_attn_implementation(restore or model.get_correct_attn_implementation(None))
 
@@ -280,35 +276,4 @@ def _restore_settings(
         attach(model.get_submodule(name), state)
         state.model.config, state.model.progress = config, progress
     mark_config(model.config, config, progress)
-    _count_forwards(model, wanted=config.rule == "random")
-
-
-def _count_forwards(model: PreTrainedModel, *, wanted: bool) -> None:
-    """Advance the draw of a randomised rule once per training forward of the whole model.
-
-    On the model, not in its layers: gradient checkpointing runs a layer twice in one step.
-    """
-    for module in model.modules():
-        for key, hook in list(module._forward_pre_hooks.items()):
-            if hook is _advance:
-                del module._forward_pre_hooks[key]
-    if wanted:
-        model.register_forward_pre_hook(_advance)
-
-
-def _advance(model: nn.Module, _: Any) -> None:
-    if not model.training:
-        return
-    for state in model_states(model):
-        state.forward_index.add_(1)
-        if not torch.compiler.is_compiling():
-            _count_unfinished(model, state)
-
-
-def _count_unfinished(model: nn.Module, state: ModelState) -> None:
-    """Count the forwards whose backward pass, under gradient checkpointing, is still to recompute them."""
-    checkpointing = torch.is_grad_enabled() and any(
-        getattr(module, "gradient_checkpointing", False) for module in model.modules()
-    )
-    before = 0 if state.recomputed or not checkpointing else state.unfinished
-    state.unfinished, state.recomputed = before + checkpointing, False
+    count_forwards(model, wanted=config.rule == "random")
