@@ -7,17 +7,16 @@ call it, and nothing but a call proves otherwise.
 from __future__ import annotations
 
 import contextlib
-import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from crisp_attention.config import SparsityConfig
-from crisp_attention.errors import ConfigurationError, CrispError, UnsupportedModelError
+from crisp_attention.errors import ConfigurationError, UnsupportedModelError
+from crisp_attention.huggingface.inputs import Inputs, working_inputs
 from crisp_attention.huggingface.state import (
     SETTINGS,
     LayerState,
@@ -27,13 +26,6 @@ from crisp_attention.huggingface.state import (
     layers,
 )
 from crisp_attention.operator import AttentionOutput
-
-Inputs = Mapping[str, Any]
-"""Keyword arguments of a model's forward pass."""
-
-_PROBE_LENGTH = 16
-_PROBE_PADDING = 4
-
 
 @dataclass(frozen=True)
 class AttentionCall:
@@ -134,10 +126,12 @@ def probe(model: PreTrainedModel, inputs: Inputs | None, config: SparsityConfig)
     shared = ModelState(config.replace(apply="always"), monitors=[recorder])
     for name, module in model.named_modules():
         attach(module, LayerState(name, 0, shared))
-    default_inputs = inputs is None
     try:
-        with _evaluation(model), _running_attention_modules(model) as ran:
-            _forward(model, inputs)
+        with evaluation(model), _running_attention_modules(model) as ran:
+            if inputs is None:
+                inputs = working_inputs(model, before_each=lambda: (recorder.calls.clear(), ran.clear()))
+            else:
+                model(**inputs)
     finally:
         detach(model)
     called = {call.layer for call in recorder.calls}
@@ -147,56 +141,19 @@ def probe(model: PreTrainedModel, inputs: Inputs | None, config: SparsityConfig)
     untouched = [name for name in ran if not _related(name, called)]
     if called and untouched:
         problems.append(f"these attention layers compute on their own and stay dense: {', '.join(untouched)}.")
-    if default_inputs and model.main_input_name == "input_ids":
-        blind = [call.layer for call in recorder.calls if call.shape[2] == call.shape[3] and not call.padding_seen]
-        if blind:
-            problems.append(f"the padding mask does not reach: {', '.join(dict.fromkeys(blind))}.")
+    blind = [call.layer for call in recorder.calls if not call.padding_seen and _is_padded(call, inputs)]
+    if blind:
+        problems.append(f"the padding mask does not reach: {', '.join(dict.fromkeys(blind))}.")
     return CheckReport(type(model).__name__, config, tuple(recorder.calls), tuple(problems))
 
 
-def probe_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
-    """A small batch for a model: two rows of tokens, the second padded, or two images.
-
-    Raises:
-        UnsupportedModelError: If the model takes neither.
-    """
-    device = model.device
-    config = model.config.get_text_config()
-    if model.main_input_name == "input_ids":
-        vocabulary = config.vocab_size
-        length = min(_PROBE_LENGTH, getattr(config, "max_position_embeddings", None) or _PROBE_LENGTH)
-        ids = torch.arange(2 * length, device=device).view(2, length) * 7 % max(vocabulary - 8, 1)
-        # Past the special tokens where the vocabulary allows it: some models derive positions from them.
-        ids = (ids + 8).clamp(max=vocabulary - 1)
-        mask = torch.ones_like(ids)
-        mask[1, -_PROBE_PADDING:] = 0
-        batch = {"input_ids": ids, "attention_mask": mask}
-        if "decoder_input_ids" in inspect.signature(model.forward).parameters:
-            batch |= {"decoder_input_ids": ids.clone(), "decoder_attention_mask": mask.clone()}
-        return batch
-    if model.main_input_name == "pixel_values" and isinstance(getattr(model.config, "image_size", None), int):
-        size = model.config.image_size
-        shape = (2, getattr(model.config, "num_channels", 3), size, size)
-        return {"pixel_values": torch.linspace(-1, 1, size * size, device=device).view(1, 1, size, size).expand(shape)}
-    raise UnsupportedModelError(
-        f"No default probe inputs for {type(model).__name__} (main input {model.main_input_name!r}). "
-        "Pass inputs={...}, the keyword arguments of a small forward pass."
+def _is_padded(call: AttentionCall, inputs: Inputs) -> bool:
+    """Whether a call is self-attention over a text of which the inputs say that some is padding."""
+    batch, _, queries, keys = call.shape
+    masks = [inputs.get(name) for name in ("attention_mask", "decoder_attention_mask")]
+    return queries == keys and any(
+        isinstance(mask, Tensor) and mask.shape == (batch, keys) and not bool(mask.all()) for mask in masks
     )
-
-
-def _forward(model: PreTrainedModel, inputs: Inputs | None) -> None:
-    if inputs is not None:
-        model(**inputs)
-        return
-    try:
-        model(**probe_inputs(model))
-    except CrispError:
-        raise
-    except Exception as error:  # whatever a model raises on a batch that is not its kind
-        raise UnsupportedModelError(
-            f"The default probe batch does not suit {type(model).__name__} ({type(error).__name__}: {error}). "
-            "Pass inputs={...}, the keyword arguments of a small forward pass."
-        ) from error
 
 
 class _Recorder:
@@ -228,7 +185,7 @@ def _is_causal(valid: Tensor) -> bool:
 
 
 @contextlib.contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
+def evaluation(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; every module's own mode and the random state come back."""
     modes = {module: module.training for module in model.modules()}
     model.eval()

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError, UnsupportedModelError
-from crisp_attention.huggingface.check import AttentionCall, Inputs, probe
+from crisp_attention.huggingface.check import AttentionCall, probe
+from crisp_attention.huggingface.inputs import Inputs
 from crisp_attention.huggingface.interface import register
 from crisp_attention.huggingface.state import (
     IMPLEMENTATION,
@@ -25,10 +26,11 @@ from crisp_attention.huggingface.state import (
     mark_config,
     unmark_config,
 )
-from crisp_attention.monitoring import SparsityMonitor
+from crisp_attention.monitoring import Monitor, SparsityMonitor
 from crisp_attention.operator import causal_refusal
 
 Model = TypeVar("Model", bound=PreTrainedModel)
+Watcher = TypeVar("Watcher", bound=Monitor)
 
 
 def sparsify(
@@ -113,7 +115,13 @@ def monitor(model: PreTrainedModel) -> Iterator[SparsityMonitor]:
     Yields:
         A `SparsityMonitor`; read `realised(training)` or `mean(training)` at any time.
     """
-    watcher = SparsityMonitor()
+    with watching(model, SparsityMonitor()) as watcher:
+        yield watcher
+
+
+@contextlib.contextmanager
+def watching(model: PreTrainedModel, watcher: Watcher) -> Iterator[Watcher]:
+    """Let a monitor of your own see every attention call within a `with` block."""
     states = _model_states(model)
     for state in states:
         state.monitors.append(watcher)
