@@ -97,3 +97,23 @@ def audit(model: PreTrainedModel, inputs: Inputs | None = None) -> AuditReport:
     if failed:
         return AuditReport(name, "refused", failed, checks)
     return AuditReport(name, "served with limits" if limits else "served", limits, checks)
+
+
+def _limits(trial: Trial) -> tuple[str, ...]:
+    """What a served model cannot do, or was not seen doing."""
+    sparsify(trial.model, sparsity=0.0, inputs=trial.inputs)
+    try:
+        report: CheckReport = probe(trial.model, trial.inputs, SparsityConfig(sparsity=0.0))
+    finally:
+        densify(trial.model)
+    limits = []
+    if report.idle:
+        limits.append(f"These attention layers did not run on the inputs and were not checked: {_summary(report.idle)}.")
+    if len({call.layer for call in report.calls}) < len(report.calls):
+        limits.append("Rule 'random' is refused: an attention module runs several times in a pass.")
+    return tuple(limits)
+
+
+def _summary(names: tuple[str, ...]) -> str:
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

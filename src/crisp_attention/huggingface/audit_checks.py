@@ -14,7 +14,7 @@ from torch import Tensor
 from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError, CrispError
 from crisp_attention.huggingface.model import densify, load, sparsify, watching
-from crisp_attention.huggingface.state import SETTINGS
+from crisp_attention.huggingface.state import SETTINGS, implementations
 from crisp_attention.huggingface.trial import CallRecorder, Outputs, Trial, difference, floating, outputs_of, worst
 from crisp_attention.huggingface.check import evaluation
 
@@ -50,19 +50,16 @@ class Stock:
     Attributes:
         outputs: Its outputs.
         repeatable: Whether a second pass gives the same.
-        config: Its configuration.
-        implementations: The attention implementation of each of its configurations.
     """
 
     outputs: Outputs
     repeatable: bool
-    config: dict[str, Any]
 
     @classmethod
     def of(cls, trial: Trial) -> Stock:
         """Run a dense model twice."""
         first, second = trial.run(), trial.run()
-        return cls(first, difference(second, first) == 0.0, trial.model.config.to_dict())
+        return cls(first, difference(second, first) == 0.0)
 
 
 def dense_equality(trial: Trial, stock: Stock) -> CheckOutcome:
@@ -348,9 +345,10 @@ def _stock_reload(trial: Trial, stock: Stock) -> CheckOutcome:
 def restoration(trial: Trial, stock: Stock) -> CheckOutcome:
     """After `densify` outputs are the stock model's to the bit, and the configuration too."""
     name = "restore"
+    before = trial.model.config.to_dict(), implementations(trial.model)
     sparsify(trial.model, sparsity=_MOST, inputs=trial.inputs)
     densify(trial.model)
-    if trial.model.config.to_dict() != stock.config:
+    if (trial.model.config.to_dict(), implementations(trial.model)) != before:
         return CheckOutcome(name, "failed", None, "the configuration is not what it was")
     leftover = [key for module in trial.model.modules() for key in module.__dict__ if "crisp" in key]
     if leftover or SETTINGS in str(trial.model.config.to_dict()):

@@ -55,12 +55,14 @@ class CheckReport:
         config: The settings in force; probed as if sparse in every mode.
         calls: Every attention call, in order.
         problems: Sentences, one a defect; empty if all is well.
+        idle: Attention modules that did not run on these inputs, so that nothing is known of them.
     """
 
     model: str
     config: SparsityConfig
     calls: tuple[AttentionCall, ...]
     problems: tuple[str, ...]
+    idle: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -144,7 +146,8 @@ def probe(model: PreTrainedModel, inputs: Inputs | None, config: SparsityConfig)
     blind = [call.layer for call in recorder.calls if not call.padding_seen and _is_padded(call, inputs)]
     if blind:
         problems.append(f"the padding mask does not reach: {', '.join(dict.fromkeys(blind))}.")
-    return CheckReport(type(model).__name__, config, tuple(recorder.calls), tuple(problems))
+    idle = [name for name in _attention_modules(model) if name not in ran and not _related(name, called)]
+    return CheckReport(type(model).__name__, config, tuple(recorder.calls), tuple(problems), tuple(idle))
 
 
 def _is_padded(call: AttentionCall, inputs: Inputs) -> bool:
@@ -200,19 +203,25 @@ def evaluation(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def _running_attention_modules(model: nn.Module) -> Iterator[list[str]]:
     """Names of the innermost modules called *Attention* that ran within the block."""
-    named = {name: module for name, module in model.named_modules() if "Attention" in type(module).__name__}
-    innermost = {
-        name: module
-        for name, module in named.items()
-        if not any(other != name and other.startswith(f"{name}.") for other in named)
-    }
     ran: list[str] = []
-    hooks = [module.register_forward_hook(lambda *_, name=name: ran.append(name)) for name, module in innermost.items()]
+    hooks = [
+        module.register_forward_hook(lambda *_, name=name: ran.append(name))
+        for name, module in _attention_modules(model).items()
+    ]
     try:
         yield ran
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _attention_modules(model: nn.Module) -> dict[str, nn.Module]:
+    named = {name: module for name, module in model.named_modules() if "Attention" in type(module).__name__}
+    return {
+        name: module
+        for name, module in named.items()
+        if not any(other != name and other.startswith(f"{name}.") for other in named)
+    }
 
 
 def _related(name: str, called: set[str]) -> bool:

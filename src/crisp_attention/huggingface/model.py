@@ -18,10 +18,14 @@ from crisp_attention.huggingface.interface import register
 from crisp_attention.huggingface.state import (
     IMPLEMENTATION,
     SETTINGS,
+    Implementations,
     LayerState,
     ModelState,
     attach,
+    configs,
+    default_implementations,
     detach,
+    implementations,
     layers,
     mark_config,
     unmark_config,
@@ -67,10 +71,11 @@ def sparsify(
     found = layers(model)
     restore = next(iter(found.values())).model.restore if found else None
     if restore is None and model.config._attn_implementation != IMPLEMENTATION:
-        restore = model.config._attn_implementation
+        restore = implementations(model)
     previous_settings = getattr(model.config, SETTINGS, None)
     model.set_attn_implementation(IMPLEMENTATION)
-    mark_config(model.config, config)
+    for part in configs(model):
+        mark_config(part, config)
     try:
         _attach_layers(model, config, restore, inputs)
     except Exception:
@@ -143,12 +148,13 @@ def set_forward_index(model: PreTrainedModel, index: int) -> None:
         state.forward_index = index
 
 
-def load(auto_class: type[Any], path: str | os.PathLike[str], **kwargs: Any) -> Any:
+def load(auto_class: type[Any], path: str | os.PathLike[str], *, inputs: Inputs | None = None, **kwargs: Any) -> Any:
     """`from_pretrained` for a sparsified model: the settings come back, or an error does.
 
     Args:
         auto_class: A model class or auto class, as `AutoModelForSequenceClassification`.
         path: What `save_pretrained` wrote, or a hub name.
+        inputs: As in `sparsify`.
         **kwargs: Passed to `from_pretrained`.
 
     Raises:
@@ -162,7 +168,7 @@ def load(auto_class: type[Any], path: str | os.PathLike[str], **kwargs: Any) -> 
             f"{os.fspath(path)!r} was saved without {SETTINGS!r} settings, so it would load dense. "
             f"Load it with {auto_class.__name__}.from_pretrained and call crisp_attention.sparsify."
         )
-    return sparsify(model, SparsityConfig.from_dict(settings))
+    return sparsify(model, SparsityConfig.from_dict(settings), inputs=inputs)
 
 
 def _require_interface(model: object) -> None:
@@ -178,7 +184,7 @@ def _require_interface(model: object) -> None:
         )
 
 
-def _attach_layers(model: PreTrainedModel, config: SparsityConfig, restore: str | None, inputs: Inputs | None) -> None:
+def _attach_layers(model: PreTrainedModel, config: SparsityConfig, restore: Implementations | None, inputs: Inputs | None) -> None:
     # The same object again, so that blocks of `dense` and `monitor` that are open stay in force.
     states = [layer.model for layer in layers(model).values() if not layer.model.adopted]
     shared = states[0] if states else ModelState(config)
@@ -213,17 +219,21 @@ def _model_states(model: PreTrainedModel) -> list[ModelState]:
     return list({id(layer.model): layer.model for layer in layers(model).values()}.values())
 
 
-def _remove(model: PreTrainedModel, restore: str | None) -> None:
+def _remove(model: PreTrainedModel, restore: Implementations | None) -> None:
     detach(model)
     _count_forwards(model, wanted=False)
-    unmark_config(model.config)
-    model.set_attn_implementation(restore or model.get_correct_attn_implementation(None))
+    for part in configs(model):
+        unmark_config(part)
+    for part, implementation in restore or default_implementations(model):
+        # Not the public property, which would pass it on to the parts, each of which has its own.
+        part._attn_implementation_internal = implementation
 
 
 def _restore_settings(model: PreTrainedModel, found: dict[str, LayerState], config: SparsityConfig) -> None:
     for name, state in found.items():
         attach(model.get_submodule(name), state)
-    mark_config(model.config, config)
+    for part in configs(model):
+        mark_config(part, config)
     _count_forwards(model, wanted=config.rule == "random")
 
 

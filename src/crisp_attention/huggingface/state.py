@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError
@@ -24,6 +25,9 @@ IMPLEMENTATION = "crisp"
 
 _STATE = "_crisp_layer"
 
+Implementations = list[tuple[Any, str | None]]
+"""Configuration objects, each with the name of its attention implementation."""
+
 
 @dataclass
 class ModelState:
@@ -31,7 +35,8 @@ class ModelState:
 
     Attributes:
         config: The settings in force.
-        restore: The attention implementation to return to.
+        restore: Each of the model's configurations and the attention implementation to return to;
+            None if it was sparse from the start.
         dense: How many `crisp.dense` blocks are open.
         forward_index: Training forwards so far; which draw a randomised rule makes. Set from the
             Trainer's global step by `SparsityCallback`, so that resuming repeats nothing.
@@ -40,7 +45,7 @@ class ModelState:
     """
 
     config: SparsityConfig
-    restore: str | None = None
+    restore: Implementations | None = None
     dense: int = 0
     forward_index: int = 0
     monitors: list[Monitor] = field(default_factory=list)
@@ -113,6 +118,39 @@ def detach(model: nn.Module) -> None:
     """Remove the state of every layer."""
     for module in model.modules():
         module.__dict__.pop(_STATE, None)
+
+
+def configs(model: nn.Module) -> list[Any]:
+    """Every configuration object of a model once: its own, their sub-configurations, its modules' own.
+
+    Composite models keep one for each part, and some parts a copy of their model's; each says for
+    itself which attention is used, and is saved with its part.
+    """
+    found: dict[int, Any] = {}
+
+    def add(config: Any) -> None:
+        if isinstance(config, PreTrainedConfig) and id(config) not in found:
+            found[id(config)] = config
+            for name in config.sub_configs:
+                add(getattr(config, name, None))
+
+    for module in model.modules():
+        add(getattr(module, "config", None))
+    return list(found.values())
+
+
+def implementations(model: nn.Module) -> Implementations:
+    """The attention implementation of each configuration, to return to."""
+    return [(config, config._attn_implementation) for config in configs(model)]
+
+
+def default_implementations(model: PreTrainedModel) -> Implementations:
+    """What Transformers would choose for each configuration, where nobody knows what was before."""
+    chosen: dict[int, str | None] = {}
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            chosen.setdefault(id(module.config), module.get_correct_attn_implementation(None))
+    return [(config, chosen.get(id(config), chosen[id(model.config)])) for config in configs(model)]
 
 
 def mark_config(config: Any, settings: SparsityConfig) -> None:

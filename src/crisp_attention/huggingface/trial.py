@@ -20,7 +20,7 @@ TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}
 """Largest difference, relative to an output's scale, that rounding explains; 0.05 in half precision."""
 
 _MASKS = ("attention_mask", "decoder_attention_mask")
-_NOT_OUTPUTS = ("past_key_values", "cache", "state", "loss")
+_NOT_OUTPUTS = frozenset({"cache_params", "loss", "memory", "past_key_values", "state", "states"})
 
 Outputs = dict[str, Tensor]
 
@@ -185,7 +185,7 @@ def floating(result: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
             yield name or "output", result
     elif isinstance(result, Mapping):
         for key, value in result.items():
-            if not any(word in str(key) for word in _NOT_OUTPUTS):
+            if key not in _NOT_OUTPUTS:
                 yield from floating(value, f"{name}.{key}" if name else str(key))
     elif isinstance(result, (list, tuple)):
         for index, value in enumerate(result):
