@@ -175,6 +175,8 @@ def attend(
     stream: Tensor | None = None,
     training: bool = False,
     backend: str = "auto",
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> AttentionOutput:
     """`attention` on arguments already validated: the one way from a model to a backend.
 
@@ -190,6 +192,8 @@ def attend(
         stream: Random stream of a randomised rule.
         training: Whether a randomised rule draws anew for each example.
         backend: As in `attention`.
+        softcap: Bends the scores, before the bias, to at most this size; they are ranked bent.
+        sinks: One logit a head, broadcastable to `[B, H, Q, 1]`, in the softmax's denominator only.
     """
     backends.choose(backend)
     groups = q.shape[1] // k.shape[1]
@@ -204,6 +208,8 @@ def attend(
         bias=bias,
         scale=1.0 / math.sqrt(q.shape[-1]) if scale is None else scale,
         dropout_p=dropout_p,
+        softcap=softcap,
+        sinks=sinks,
     )
     return AttentionOutput(output, weights, keep, pairs)
 

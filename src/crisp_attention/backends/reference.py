@@ -25,6 +25,8 @@ def attention(
     bias: Tensor | None,
     scale: float,
     dropout_p: float,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Scores, selection, softmax, dropout, weighted sum.
 
@@ -37,33 +39,48 @@ def attention(
         bias: Added to the scaled scores before they are ranked, broadcastable to `[B, H, Q, K]`.
         scale: Factor on q.k.
         dropout_p: Probability of dropping an attention weight after the softmax; 0 in evaluation.
+        softcap: Bends scores to `softcap * tanh(q.k * scale / softcap)` before the bias is added.
+        sinks: One logit a head, broadcastable to `[B, H, Q, 1]`, that takes part in the softmax and
+            has no value: a query's weights then sum to less than 1. It is not ranked.
 
     Returns:
         The output `[B, H, Q, Dv]` in the input's dtype; the weights after dropout `[B, H, Q, K]`;
         the keep mask `[B, H, Q, K]` (None if every pair is kept). A query without a valid key has
         zero weights, a zero output and zero gradients.
     """
-    scores = score(query, key, bias=bias, scale=scale)
+    scores = score(query, key, bias=bias, scale=scale, softcap=softcap)
     keep = pairs.valid if selection is None else keep_mask(scores, pairs, selection)
     if keep is None:
-        weights = scores.softmax(dim=-1)
+        weights = _softmax(scores, sinks)
     else:
         # The lowest finite value, not -inf: a row without survivors then has a finite softmax,
         # whose weights the second mask sets to exactly zero, gradients included.
         lowest = torch.finfo(scores.dtype).min
-        weights = scores.masked_fill(~keep, lowest).softmax(dim=-1).masked_fill(~keep, 0.0)
+        weights = _softmax(scores.masked_fill(~keep, lowest), sinks).masked_fill(~keep, 0.0)
     weights = weights.to(value.dtype)
     if dropout_p > 0.0:
         weights = F.dropout(weights, p=dropout_p)
     return weights @ value, weights, keep
 
 
-def score(query: Tensor, key: Tensor, *, bias: Tensor | None, scale: float) -> Tensor:
-    """Final scores q.k * scale + bias, `[B, H, Q, K]`, in fp32 or better."""
+def _softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
+    """Softmax over the keys, and over the sink if there is one, whose own weight is left out."""
+    if sinks is None:
+        return scores.softmax(dim=-1)
+    column = sinks.to(scores.dtype).expand(*scores.shape[:-1], 1)
+    return torch.cat([scores, column], dim=-1).softmax(dim=-1)[..., :-1]
+
+
+def score(
+    query: Tensor, key: Tensor, *, bias: Tensor | None, scale: float, softcap: float | None = None
+) -> Tensor:
+    """Final scores softcap(q.k * scale) + bias, `[B, H, Q, K]`, in fp32 or better."""
     dtype = torch.promote_types(query.dtype, torch.float32)
     # Autocast would take the product back to half precision, and ranks with it.
     with torch.autocast(query.device.type, enabled=False):
         scores = (query.to(dtype) * scale) @ key.to(dtype).transpose(-2, -1)
+    if softcap is not None:
+        scores = (scores / softcap).tanh() * softcap
     return scores if bias is None else scores + bias.to(dtype)
 
 

@@ -109,6 +109,8 @@ def _limits(trial: Trial) -> tuple[str, ...]:
     limits = []
     if report.idle:
         limits.append(f"These attention layers did not run on the inputs and were not checked: {_summary(report.idle)}.")
+    if report.dense:
+        limits.append(f"Pooling heads outside of the attention interface stay dense: {_summary(report.dense)}.")
     if len({call.layer for call in report.calls}) < len(report.calls):
         limits.append("Rule 'random' is refused: an attention module runs several times in a pass.")
     return tuple(limits)

@@ -7,6 +7,7 @@ call it, and nothing but a call proves otherwise.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -19,13 +20,19 @@ from crisp_attention.errors import ConfigurationError, UnsupportedModelError
 from crisp_attention.huggingface.inputs import Inputs, working_inputs
 from crisp_attention.huggingface.state import (
     SETTINGS,
+    Implementations,
     LayerState,
     ModelState,
     attach,
+    default_implementations,
     detach,
     layers,
 )
 from crisp_attention.operator import AttentionOutput
+
+# Called attention, but without scores of pairs that could be ranked.
+_NOT_SCORED = re.compile("Linear|Lightning|Deformable|DeltaNet")
+
 
 @dataclass(frozen=True)
 class AttentionCall:
@@ -56,6 +63,7 @@ class CheckReport:
         calls: Every attention call, in order.
         problems: Sentences, one a defect; empty if all is well.
         idle: Attention modules that did not run on these inputs, so that nothing is known of them.
+        dense: Pooling heads that stay dense; sparsity is not for them, but it is said.
     """
 
     model: str
@@ -63,6 +71,7 @@ class CheckReport:
     calls: tuple[AttentionCall, ...]
     problems: tuple[str, ...]
     idle: tuple[str, ...] = ()
+    dense: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -85,6 +94,7 @@ class CheckReport:
             f" of {self.config.sparsity:.3f} requested{', causal' if call.causal else ''}"
             for call in self.calls
         ]
+        lines += [f"  {name}: a pooling head, stays dense" for name in self.dense]
         return "\n".join(lines + [f"  problem: {problem}" for problem in self.problems])
 
 
@@ -110,24 +120,28 @@ def check(model: PreTrainedModel, inputs: Inputs | None = None) -> CheckReport:
         raise ConfigurationError(f"This {type(model).__name__} is not sparsified. Call crisp_attention.sparsify.")
     found = layers(model)
     try:
-        return probe(model, inputs, SparsityConfig.from_dict(settings))
+        return probe(model, inputs, SparsityConfig.from_dict(settings), next((s.model.restore for s in found.values()), None))
     finally:
         for name, state in found.items():
             attach(model.get_submodule(name), state)
 
 
-def probe(model: PreTrainedModel, inputs: Inputs | None, config: SparsityConfig) -> CheckReport:
+def probe(
+    model: PreTrainedModel, inputs: Inputs | None, config: SparsityConfig, restore: Implementations | None = None
+) -> CheckReport:
     """Run a forward pass and report every attention call; leaves no layer state behind.
 
     Args:
         model: A model whose attention implementation is "crisp".
         inputs: As in `check`.
         config: Settings to probe, as if sparse in every mode.
+        restore: The implementation of each of the model's configurations when dense.
     """
     recorder = _Recorder()
     shared = ModelState(config.replace(apply="always"), monitors=[recorder])
+    stock = {id(part): implementation for part, implementation in restore or default_implementations(model)}
     for name, module in model.named_modules():
-        attach(module, LayerState(name, 0, shared))
+        attach(module, LayerState(name, 0, shared, stock.get(id(getattr(module, "config", model.config)))))
     try:
         with evaluation(model), _running_attention_modules(model) as ran:
             if inputs is None:
@@ -140,14 +154,16 @@ def probe(model: PreTrainedModel, inputs: Inputs | None, config: SparsityConfig)
     problems = []
     if not called:
         problems.append("no layer called the attention interface.")
-    untouched = [name for name in ran if not _related(name, called)]
+    alone = [name for name in dict.fromkeys(ran) if not _related(name, called)]
+    pooling = [name for name in alone if _pools(model.get_submodule(name))]
+    untouched = [name for name in alone if name not in pooling]
     if called and untouched:
         problems.append(f"these attention layers compute on their own and stay dense: {', '.join(untouched)}.")
     blind = [call.layer for call in recorder.calls if not call.padding_seen and _is_padded(call, inputs)]
     if blind:
         problems.append(f"the padding mask does not reach: {', '.join(dict.fromkeys(blind))}.")
     idle = [name for name in _attention_modules(model) if name not in ran and not _related(name, called)]
-    return CheckReport(type(model).__name__, config, tuple(recorder.calls), tuple(problems), tuple(idle))
+    return CheckReport(type(model).__name__, config, tuple(recorder.calls), tuple(problems), tuple(idle), tuple(pooling))
 
 
 def _is_padded(call: AttentionCall, inputs: Inputs) -> bool:
@@ -216,12 +232,21 @@ def _running_attention_modules(model: nn.Module) -> Iterator[list[str]]:
 
 
 def _attention_modules(model: nn.Module) -> dict[str, nn.Module]:
-    named = {name: module for name, module in model.named_modules() if "Attention" in type(module).__name__}
+    named = {
+        name: module
+        for name, module in model.named_modules()
+        if "Attention" in type(module).__name__ and not _NOT_SCORED.search(type(module).__name__)
+    }
     return {
         name: module
         for name, module in named.items()
         if not any(other != name and other.startswith(f"{name}.") for other in named)
     }
+
+
+def _pools(module: nn.Module) -> bool:
+    """Whether a module sums up a whole sequence by a learned query, as image towers do at their end."""
+    return isinstance(module, nn.MultiheadAttention) or "Pool" in type(module).__name__
 
 
 def _related(name: str, called: set[str]) -> bool:

@@ -74,8 +74,8 @@ def candidates(model: PreTrainedModel) -> Iterator[dict[str, Any]]:
     seen = list(_images(model, parameters))
     heard = list(_sounds(model, parameters))
     text = _text(model, parameters, LENGTH if not (seen or heard) else MIXED_LENGTH)
-    generator = any(_token(model.config, names) is not None for names in (_IMAGE_TOKENS, _AUDIO_TOKENS))
-    if generator and text:
+    marked = any(_token(model.config, names) is not None for names in (_IMAGE_TOKENS, _AUDIO_TOKENS))
+    if marked and text:
         for batch in seen:
             yield from _with_features(model, text, batch, _IMAGE_TOKENS, ("get_image_features",))
         for batch in heard:
@@ -159,8 +159,7 @@ def _images(model: PreTrainedModel, parameters: Mapping[str, Any]) -> Iterator[d
     if main is None:
         return
     for size in _image_sizes(model.config, vision, patch):
-        square = torch.linspace(-1, 1, size * size * channels, device=model.device).view(1, channels, size, size)
-        picture = torch.cat([square.sin() * 2, (square * 3).cos()]).to(model.dtype)
+        picture = _noise((2, channels, size, size), model)
         frames = _first(vision, ("num_frames", "frames_per_clip"), 4)
         film = picture[:, None].expand(-1, frames if isinstance(frames, int) else 4, -1, -1, -1).contiguous()
         sizes = {"image_sizes": torch.tensor([[size, size]] * 2)} if "image_sizes" in parameters else {}
@@ -179,11 +178,9 @@ def _patches(
     frames = _number(_first(vision, ("temporal_patch_size",), 1))
     side = 2 * merge
     width = channels * frames * patch * patch
-    rows = torch.linspace(-1, 1, 2 * side * side * width, device=model.device).mul(40).sin()
     grid = [[1, side, side]] * 2 if grid_name.endswith("thw") else [[side, side]] * 2
     name = next((name for name in ("pixel_values", "hidden_states") if name in parameters), "pixel_values")
-    flat = rows.view(2 * side * side, width).to(model.dtype)
-    yield {name: flat, grid_name: torch.tensor(grid, device=model.device)}
+    yield {name: _noise((2 * side * side, width), model), grid_name: torch.tensor(grid, device=model.device)}
 
 
 def _image_sizes(config: Any, vision: Any, patch: int) -> list[int]:
@@ -206,24 +203,23 @@ def _sounds(model: PreTrainedModel, parameters: Mapping[str, Any]) -> Iterator[d
     )
     mels = mels if isinstance(mels, int) else 80
     frames = _number(_first(audio, ("max_source_positions", "max_length"), 0))
-    device, dtype = model.device, model.dtype
+    device = model.device
     for name in ("input_features", "audio_values", "audio_input_features"):
         if name not in parameters:
             continue
         for count in dict.fromkeys([2 * frames or _FRAMES, _FRAMES, 1024]):
-            wave = torch.linspace(0, 60, 2 * mels * count, device=device).sin().view(2, mels, count).to(dtype)
+            wave = _noise((2, mels, count), model)
             masks = _frame_masks(parameters, count, device)
             for features in (wave, wave.transpose(1, 2).contiguous(), wave[:, None], wave.transpose(1, 2)[:, None]):
                 for mask in masks:
                     yield {name: features, **mask}
     if "input_values" in parameters:
-        wave = torch.linspace(0, 400, 2 * _SAMPLES, device=device).sin().view(2, _SAMPLES).to(dtype)
+        wave = _noise((2, _SAMPLES), model)
         for mask in _frame_masks(parameters, _SAMPLES, device):
             yield {"input_values": wave, **mask}
         yield {"input_values": wave[:, None]}
         length = _number(_first(audio, ("max_length",), 128))
-        spectrum = torch.linspace(0, 60, 2 * length * mels, device=device).sin().view(2, length, mels).to(dtype)
-        yield {"input_values": spectrum}
+        yield {"input_values": _noise((2, length, mels), model)}
 
 
 def _frame_masks(parameters: Mapping[str, Any], count: int, device: torch.device) -> list[dict[str, Tensor]]:
@@ -284,6 +280,12 @@ def _feature_counts(features: Any) -> list[int]:
         elif isinstance(found, Tensor):
             counts.append(math.prod(found.shape[:-1]) // 2)
     return list(dict.fromkeys(count for count in counts if 0 < count <= 2048))
+
+
+def _noise(shape: tuple[int, ...], model: PreTrainedModel) -> Tensor:
+    """The same noise each time: no two patches or frames are alike, so that no scores tie."""
+    draw = torch.Generator().manual_seed(0)
+    return torch.randn(shape, generator=draw).to(device=model.device, dtype=model.dtype)
 
 
 def _part(config: Any, names: tuple[str, ...]) -> Any:

@@ -15,7 +15,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from crisp_attention.config import SparsityConfig
-from crisp_attention.errors import UnsupportedArgumentError
+from crisp_attention.errors import UnsupportedArgumentError, UnsupportedModelError
 from crisp_attention.huggingface.state import IMPLEMENTATION, LayerState, layer_state
 from crisp_attention.operator import attend, causal_refusal, padding_from_pairs, split_mask
 from crisp_attention.rules import Pairs
@@ -26,6 +26,8 @@ _HARMLESS = frozenset(
     {
         "cache_position",
         "deterministic",
+        "grid_thw",  # an image's grid, from which its mask and positions were made
+        "indices",  # an index of the same keys that the mask allows, for kernels that gather
         "num_items_in_batch",
         "output_attentions",
         "output_hidden_states",
@@ -66,6 +68,9 @@ def crisp_attention_forward(
     scaling: float | None = None,
     is_causal: bool | None = None,
     position_bias: Tensor | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    sinks: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention function in Transformers' signature.
@@ -80,6 +85,9 @@ def crisp_attention_forward(
         scaling: Factor on q.k.
         is_causal: Overrides the module's own flag where no mask is given.
         position_bias: Added to the scores before they are ranked.
+        softcap: Bends the scores before they are ranked.
+        s_aux: Attention sinks, one logit a head `[H]`.
+        sinks: The same under another name, `[H]` or broadcastable to `[B, H, Q, 1]`.
         **kwargs: Refused unless known not to matter.
 
     Returns:
@@ -98,10 +106,12 @@ def crisp_attention_forward(
             )
     layer = layer_state(module)
     config = _active(layer, module.training)
-    causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
+    causal = _is_causal(module, attention_mask, is_causal, layer, queries=query.shape[2])
+    sinks = s_aux if sinks is None else sinks
     if config is not None and causal and not config.traits.causal:
         raise causal_refusal(config.rule)
-    if config is None and not dropout and not layer.model.monitors and not kwargs.get("output_attentions"):
+    watched = bool(layer.model.monitors) or bool(kwargs.get("output_attentions"))
+    if config is None and not dropout and not watched and softcap is None and sinks is None:
         return sdpa_attention_forward(
             module,
             query,
@@ -109,7 +119,7 @@ def crisp_attention_forward(
             value,
             attention_mask,
             scaling=scaling,
-            is_causal=is_causal,
+            is_causal=causal,
             position_bias=position_bias,
         )
     pairs, bias = _read_mask(attention_mask, query, key, causal)
@@ -127,10 +137,36 @@ def crisp_attention_forward(
         dropout_p=dropout,
         stream=_stream(config, layer, module.training),
         training=module.training,
+        softcap=softcap,
+        sinks=sinks.view(1, -1, 1, 1) if sinks is not None and sinks.dim() == 1 else sinks,
     )
     for monitor in layer.model.monitors:
         monitor.record(layer.name, module.training, out)
     return out.output.transpose(1, 2).contiguous(), out.weights
+
+
+def _is_causal(
+    module: nn.Module, mask: Tensor | None, is_causal: bool | None, layer: LayerState, *, queries: int
+) -> bool:
+    """Whether later keys are hidden where no mask says so.
+
+    SDPA reads this from an argument or from the module, and takes a module that does not say for
+    causal. Eager attention reads it nowhere: to it, no mask means that every pair may be attended.
+
+    Raises:
+        UnsupportedModelError: If the model was loaded sparse, so that nobody knows which it was.
+    """
+    stated = is_causal if is_causal is not None else getattr(module, "is_causal", None)
+    if mask is not None or queries == 1:
+        return bool(stated)
+    if layer.stock == "eager":
+        return False
+    if stated is None and layer.stock is None:
+        raise UnsupportedModelError(
+            f"{type(module).__name__} passes no mask and does not say whether it is causal. Load the model with "
+            "crisp_attention.load, which finds out, instead of from_pretrained."
+        )
+    return stated is not False
 
 
 def _active(layer: LayerState, training: bool) -> SparsityConfig | None:

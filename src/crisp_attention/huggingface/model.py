@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -188,7 +189,7 @@ def _attach_layers(model: PreTrainedModel, config: SparsityConfig, restore: Impl
     # The same object again, so that blocks of `dense` and `monitor` that are open stay in force.
     states = [layer.model for layer in layers(model).values() if not layer.model.adopted]
     shared = states[0] if states else ModelState(config)
-    result = probe(model, inputs, config)
+    result = probe(model, inputs, config, restore)
     result.raise_for_problems()
     for call in result.calls:
         _require_causal_rule(call, config)
@@ -197,9 +198,18 @@ def _attach_layers(model: PreTrainedModel, config: SparsityConfig, restore: Impl
             f"{type(model).__name__} runs one attention module several times in a pass; rule 'random', which draws "
             "by module, would draw the same masks each time."
         )
+    stock = {id(part): implementation for part, implementation in restore or default_implementations(model)}
     shared.config, shared.restore, shared.forward_index = config, restore, 0
-    for index, name in enumerate(dict.fromkeys(call.layer for call in result.calls)):
-        attach(model.get_submodule(name), LayerState(name, index, shared))
+    # Layers that the probe did not reach, as those of a tower without input, come last.
+    for index, name in enumerate(dict.fromkeys([*(call.layer for call in result.calls), *result.idle])):
+        module = model.get_submodule(name)
+        attach(module, LayerState(name, index, shared, stock.get(id(getattr(module, "config", model.config)))))
+    if result.dense:
+        warnings.warn(
+            f"These pooling heads of {type(model).__name__} do not go through Transformers' attention interface and "
+            f"stay dense: {', '.join(result.dense)}.",
+            stacklevel=4,
+        )
     _count_forwards(model, wanted=config.rule == "random")
 
 

@@ -64,11 +64,13 @@ class LayerState:
         name: The module's name in its model.
         index: Its position among the attention layers, in calling order.
         model: State shared with the model's other layers.
+        stock: The attention implementation that it has when dense; None if that is not known.
     """
 
     name: str
     index: int
     model: ModelState
+    stock: str | None = None
 
 
 def layer_state(module: nn.Module) -> LayerState:

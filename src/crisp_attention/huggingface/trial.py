@@ -19,7 +19,8 @@ from crisp_attention.rules.selection import keep_count
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}
 """Largest difference, relative to an output's scale, that rounding explains; 0.05 in half precision."""
 
-_MASKS = ("attention_mask", "decoder_attention_mask")
+_MASKS = ("attention_mask", "input_features_mask", "feature_attention_mask", "padding_mask")
+_DECODER_MASKS = ("decoder_attention_mask",)
 _NOT_OUTPUTS = frozenset({"cache_params", "loss", "memory", "past_key_values", "state", "states"})
 
 Outputs = dict[str, Tensor]
@@ -33,9 +34,9 @@ class Call:
         layer: Name of the module that called.
         causal: Whether later keys are hidden from earlier queries.
         windowed: Whether keys are hidden from a query that are neither padding nor in its future.
-        realised: Share of counted pairs whose weight is zero.
+        realised: Share of counted pairs that did not survive.
         expected: Share that the settings ask for, given how many keys each query has.
-        escaped: Pairs outside the model's own masks that have weight.
+        escaped: Pairs that have weight though they did not survive or the model's masks hide them.
     """
 
     layer: str
@@ -61,6 +62,7 @@ class CallRecorder:
         counted = counted.to(pairs.device).expand(shape)
         valid = torch.ones(shape, dtype=torch.bool, device=pairs.device)
         valid = valid if pairs.valid is None else pairs.valid.expand(shape)
+        kept = out.keep.expand(shape)
         weighted = out.weights.expand(shape) != 0
         rows = counted.any(-1, keepdim=True)
         per_row = valid.sum(-1, keepdim=True)
@@ -73,9 +75,9 @@ class CallRecorder:
                 layer,
                 causal=shape[2] > 1 and not bool((valid & future).any()) and bool((hidden & future).any()),
                 windowed=shape[2] == shape[3] and bool((hidden & ~future).any()),
-                realised=1.0 - int((weighted & counted).sum()) / max(total, 1),
+                realised=1.0 - int((kept & counted).sum()) / max(total, 1),
                 expected=1.0 - int((wanted * rows).sum()) / max(total, 1),
-                escaped=int((weighted & ~valid).sum()),
+                escaped=int((weighted & ~(valid & kept)).sum()),
             )
         )
 
@@ -122,6 +124,9 @@ class Trial:
                 row = tensor[index]
                 if mask is not None and row.dim() and row.shape[0] == mask.shape[-1]:
                     row = row[mask[index].bool()]
+                elif mask is not None and row.dim() and "input_ids" not in inputs:
+                    # Sound: frames were merged on the way. Those that padding touched are left out.
+                    row = row[: max(1, int(row.shape[0] * float(mask[index].float().mean())) - 1)]
                 example[name] = row
             examples.append(example)
         return examples
@@ -227,5 +232,6 @@ def worst(differences: list[float | None]) -> float | None:
 def _mask_of(name: str, inputs: Mapping[str, Any]) -> Tensor | None:
     """The padding mask of an output: the decoder's in an encoder-decoder, unless it is the encoder's output."""
     decoder = "decoder_input_ids" in inputs and not name.startswith(("encoder_", "text_"))
-    mask = inputs.get(_MASKS[decoder])
+    names = _DECODER_MASKS if decoder else _MASKS
+    mask = next((inputs[name] for name in names if name in inputs), None)
     return mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
