@@ -52,12 +52,38 @@ _RULES: list[tuple[str, Any]] = [
     (r"(mamba_)?chunk_size", 8),
     (r"num_nextn_predict_layers|num_mtp_layers", 0),
     (r"codebook_size", 32),
+    (r"conv_dim|tdnn_dim|xvector_output_dim|codevector_dim|proj_codevector_dim|classifier_proj_size", WIDTH),
+    (r"tdnn_kernel|tdnn_dilation", 1),
+    (r"depths|num_residual_layers|num_adapter_layers|encoder_depths|layers_per_stage", 1),
+    (r"hidden_sizes|encoder_hidden_sizes|neck_hidden_sizes|decoder_hidden_size|fusion_hidden_size|vision_hidden_size", WIDTH),
+    (r"num_filters|base_channels|stem_channels|upsample_initial_channel", 8),
+    (r"vocoder_.*_dim|variance_predictor_.*_dim|.*condition_dim|adapter_input_size|spkr_embed_dim|lang_embed_dim", WIDTH),
+    (r"window_layers|max_window_layers", 1),
+    (r"prediction_length|context_length", 16),
+    (r"num_denoising|num_points", 4),
 ]
 _COMPILED = [(re.compile(pattern), value) for pattern, value in _RULES]
 _TOKEN = re.compile(r".*(token_id|token_index|_token)")
 _KEPT = re.compile(r".*(token_id|token_index)s?|stage_names|_?out_(features|indices)")
 
-OVERRIDES: dict[str, dict[str, Any]] = {}
+# What a configuration class demands beyond its fields' names; `...` leaves a field to the class.
+OVERRIDES: dict[str, dict[str, Any]] = {
+    "dbrx": {"attn_config": ..., "ffn_config": ...},
+    "esm": {"vocab_size": VOCABULARY, "pad_token_id": 1, "mask_token_id": 3, "position_embedding_type": "rotary"},
+    "esmc": {"num_key_value_heads": HEADS},
+    "glm5_next": {"text_config": {"num_key_value_heads": HEADS, "index_topk": 16}},
+    "glm5_next_text": {"num_key_value_heads": HEADS, "index_topk": 16},
+    "hunyuan_v1_dense": {"head_dim": HEAD_WIDTH},
+    "hunyuan_v1_moe": {"head_dim": HEAD_WIDTH},
+    "informer": {"prediction_length": 8, "context_length": 16},
+    "ministral": {"head_dim": HEAD_WIDTH},
+    "nemotron": {"head_dim": HEAD_WIDTH},
+    "qwen2_moe": {"shared_expert_intermediate_size": INNER},
+    "time_series_transformer": {"prediction_length": 8, "context_length": 16},
+    "vitpose_backbone": {"image_size": [IMAGE, IMAGE], "patch_size": [PATCH, PATCH]},
+    "xmod": {"default_language": "en_XX", "languages": ["en_XX"]},
+    "zaya": {"num_experts_per_tok": 1},
+}
 
 
 def tiny_config(model_type: str) -> PreTrainedConfig:
@@ -81,8 +107,9 @@ def _shrunk(cls: type[PreTrainedConfig]) -> dict[str, Any]:
         default = None
     names = {field.name for field in dataclasses.fields(cls)}
     fields: dict[str, Any] = {}
+    defaults = {field.name: field.default for field in dataclasses.fields(cls)}
     for name in names:
-        value = getattr(default, name, None)
+        value = _value(default, name, defaults[name])
         if isinstance(value, PreTrainedConfig):
             fields[name] = {"model_type": value.model_type, **_shrunk(type(value))}
         else:
@@ -95,6 +122,16 @@ def _shrunk(cls: type[PreTrainedConfig]) -> dict[str, Any]:
             fields[name] = {"model_type": value.model_type, **_shrunk(type(value))}
     _layer_lists(fields, default, names)
     return fields
+
+
+def _value(config: Any, name: str, default: Any) -> Any:
+    try:
+        value = getattr(config, name, None)
+    except Exception:  # may vary by layer, and then has no value of the whole
+        value = None
+    if value is None and isinstance(default, (bool, int, float, str, list, tuple)):
+        return default
+    return value
 
 
 def _small(name: str, value: Any) -> Any:
@@ -119,13 +156,33 @@ def _like(value: Any, small: int, name: str) -> Any:
 
 
 def _layer_lists(fields: dict[str, Any], default: Any, names: set[str]) -> None:
-    """Lists with one entry a layer: one layer of every kind, at least two."""
-    types = getattr(default, "layer_types", None)
-    if "layer_types" not in names or not isinstance(types, list):
-        return
-    kinds = list(dict.fromkeys(types))
-    kinds = kinds if len(kinds) > 1 else kinds * LAYERS
-    fields["layer_types"] = kinds
-    for name in ("num_hidden_layers", "n_layer", "num_layers"):
-        if name in names:
-            fields[name] = len(kinds)
+    """Lists with one entry a layer: one layer of every kind, at least two; and what heads depend on."""
+    if "kv_lora_rank" in names and "num_key_value_heads" in fields:
+        fields["num_key_value_heads"] = HEADS  # keys and values share their low rank instead
+    count_name = next((name for name in ("num_hidden_layers", "n_layer", "num_layers") if name in fields), None)
+    before = _value(default, count_name, None) if count_name else None
+    lists = {
+        name: value
+        for name in names
+        if not isinstance(getattr(type(default), name, None), property)
+        and isinstance(value := _value(default, name, None), list) and before and len(value) == before and before > 1
+    }
+    kinds = lists.get("layer_types") or lists.get("layers_block_type") or lists.get("mlp_layer_types")
+    if kinds is None and "layer_types" in names and isinstance(types := _value(default, "layer_types", None), list):
+        kinds, lists["layer_types"] = types, types
+    if kinds is not None:
+        places = sorted({kind: kinds.index(kind) for kind in dict.fromkeys(kinds)}.values())
+        places = places if len(places) > 1 else [0, 0]
+        fields[count_name or "num_hidden_layers"] = len(places)
+    else:
+        places = list(range(LAYERS))
+    for name, value in lists.items():
+        small = [value[place] for place in places]
+        fields[name] = [_small(name, item) or item for item in small] if isinstance(value[0], int) else small
+    if "mrope_section" in getattr(type(default), "ignore_keys_at_rope_validation", ()):
+        rope = dict(_value(default, "rope_parameters", None) or {"rope_type": "default", "rope_theta": 10000.0})
+        share = rope.get("partial_rotary_factor", 1.0)
+        half = int((fields.get("head_dim") or HEAD_WIDTH) * (share if isinstance(share, float) else 1.0)) // 2
+        fields["rope_parameters"] = rope | {"mrope_section": [half - half // 3 * 2 or half, half // 3, half // 3]}
+        if half == 4:
+            fields["rope_parameters"]["mrope_section"] = [2, 1, 1]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         UnsupportedArgumentError,
         UnsupportedModelError,
     )
+    from crisp_attention.huggingface.audit import AuditReport, audit
     from crisp_attention.huggingface.callback import SparsityCallback
     from crisp_attention.huggingface.check import CheckReport, check
     from crisp_attention.huggingface.model import dense, densify, load, monitor, set_forward_index, sparsify
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "AssetError": "errors",
     "AttentionOutput": "operator",
+    "AuditReport": "huggingface.audit",
     "CheckReport": "huggingface.check",
     "ConfigurationError": "errors",
     "CrispError": "errors",
@@ -46,6 +48,7 @@ _HOMES = {
     "UnsupportedArgumentError": "errors",
     "UnsupportedModelError": "errors",
     "attention": "operator",
+    "audit": "huggingface.audit",
     "check": "huggingface.check",
     "dense": "huggingface.model",
     "densify": "huggingface.model",
@@ -58,6 +61,7 @@ _HOMES = {
 __all__ = [
     "AssetError",
     "AttentionOutput",
+    "AuditReport",
     "CheckReport",
     "ConfigurationError",
     "CrispError",
@@ -69,6 +73,7 @@ __all__ = [
     "UnsupportedArgumentError",
     "UnsupportedModelError",
     "attention",
+    "audit",
     "check",
     "dense",
     "densify",

@@ -69,8 +69,7 @@ def dense_equality(trial: Trial, stock: Stock) -> CheckOutcome:
     name = "sparsity 0 equals stock"
     if not stock.repeatable:
         return _not_applicable(name, "two passes of the dense model differ")
-    bare = {key: value for key, value in trial.inputs.items() if not key.endswith("mask")}
-    bare_stock = _attempt(lambda: trial.run(bare)) if len(bare) < len(trial.inputs) else None
+    bare, bare_stock = without_masks(trial)
     sparsify(trial.model, sparsity=0.0, inputs=trial.inputs)
     recorder = CallRecorder(SparsityConfig(sparsity=0.0))
     try:
@@ -84,6 +83,24 @@ def dense_equality(trial: Trial, stock: Stock) -> CheckOutcome:
     if not recorder.calls:
         return CheckOutcome(name, "failed", None, "no attention call was seen")
     return _judged(name, worst(found), trial, "largest difference from the stock model")
+
+
+def without_masks(trial: Trial) -> tuple[dict[str, Any], Outputs | None]:
+    """The inputs without their masks, and what a dense model gives for them.
+
+    None where there are no masks or the model cannot do without, and where it gives other outputs
+    than for masks of ones: then its own implementations of attention disagree.
+    """
+    bare = {key: value for key, value in trial.inputs.items() if not key.endswith("mask")}
+    full = {key: torch.ones_like(value) if key.endswith("mask") else value for key, value in trial.inputs.items()}
+    if len(bare) == len(full):
+        return bare, None
+    outputs = _attempt(lambda: trial.run(bare))
+    expected = _attempt(lambda: trial.run(full))
+    if outputs is None or expected is None:
+        return bare, None
+    figure = difference(outputs, expected)
+    return bare, outputs if figure is not None and figure <= trial.tolerance else None
 
 
 def _compared(ours: Outputs, theirs: Outputs, trial: Trial) -> float | None:
@@ -383,7 +400,7 @@ def _relative(name: str, trial: Trial, measure: Callable[[], float | None], deta
         return _not_applicable(name, "the dense model itself does not offer it")
     limit = 0.0 if name == "finite gradients" else trial.tolerance
     if stock > limit:
-        return _not_applicable(name, "the dense model itself does not hold it")
+        return _not_applicable(name, f"the dense model itself does not hold it ({stock:.1e})")
     sparsify(trial.model, sparsity=_HALF, inputs=trial.inputs)
     try:
         figure = measure()

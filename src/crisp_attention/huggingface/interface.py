@@ -27,7 +27,6 @@ _HARMLESS = frozenset(
         "cache_position",
         "deterministic",
         "grid_thw",  # an image's grid, from which its mask and positions were made
-        "indices",  # an index of the same keys that the mask allows, for kernels that gather
         "num_items_in_batch",
         "output_attentions",
         "output_hidden_states",
@@ -71,6 +70,7 @@ def crisp_attention_forward(
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     sinks: Tensor | None = None,
+    indices: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention function in Transformers' signature.
@@ -88,6 +88,7 @@ def crisp_attention_forward(
         softcap: Bends the scores before they are ranked.
         s_aux: Attention sinks, one logit a head `[H]`.
         sinks: The same under another name, `[H]` or broadcastable to `[B, H, Q, 1]`.
+        indices: The keys that the model itself selected for each query, int `[B, Q, selected]`.
         **kwargs: Refused unless known not to matter.
 
     Returns:
@@ -110,6 +111,8 @@ def crisp_attention_forward(
     sinks = s_aux if sinks is None else sinks
     if config is not None and causal and not config.traits.causal:
         raise causal_refusal(config.rule)
+    if indices is not None:
+        attention_mask = _within(indices, attention_mask, query, key, causal)
     watched = bool(layer.model.monitors) or bool(kwargs.get("output_attentions"))
     if config is None and not dropout and not watched and softcap is None and sinks is None:
         return sdpa_attention_forward(
@@ -167,6 +170,21 @@ def _is_causal(
             "crisp_attention.load, which finds out, instead of from_pretrained."
         )
     return stated is not False
+
+
+def _within(indices: Tensor, mask: Tensor | None, query: Tensor, key: Tensor, causal: bool) -> Tensor:
+    """A bool mask `[B, 1 | H, Q, K]` of the valid pairs whose key the model itself selected.
+
+    Where attention is "eager" or "sdpa" such models write their selection into the mask; to any
+    other implementation they hand it over like this.
+    """
+    batch, queries, keys = query.shape[0], query.shape[2], key.shape[2]
+    selected = torch.zeros(batch, queries, keys, dtype=torch.bool, device=query.device)
+    selected = selected.scatter(-1, indices.long(), True)[:, None]
+    pairs, bias = _read_mask(mask, query, key, causal)
+    if bias is not None:
+        return torch.where(selected, mask[..., :keys], torch.finfo(bias.dtype).min)  # type: ignore[index]
+    return selected if pairs.valid is None else selected & pairs.valid
 
 
 def _active(layer: LayerState, training: bool) -> SparsityConfig | None:
