@@ -1,7 +1,7 @@
 """Every architecture of the installed Transformers, built small and random, and what the audit says of it.
 
-    python tests/zoo.py --write docs/compatibility.md     # two processes, a few minutes
-    python tests/zoo.py bert llama                        # the audits of some, in full
+python tests/zoo.py --write docs/compatibility.md     # two processes, a few minutes
+python tests/zoo.py bert llama                        # the audits of some, in full
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
-from zoo_configs import tiny_config
 
 import crisp_attention as crisp
 from crisp_attention.huggingface.inputs import working_inputs
+from zoo_configs import tiny_config
 
 MODEL_TYPES = sorted(CONFIG_MAPPING_NAMES)
 LARGEST = 3_000_000
@@ -56,6 +56,9 @@ class Row:
     verdict: str
     reason: str
     outcomes: str
+
+
+BROKEN = "The audit itself broke"
 
 
 class NotBuilt(Exception):
@@ -153,7 +156,10 @@ def row(model_type: str) -> Row:
             return Row(model_type, name, "Other" if cls is None else kind(cls), "not run", str(error), "")
         except Exception as error:
             return Row(model_type, "", "Other", "not run", f"No model class ({type(error).__name__}).", "")
-        report = crisp.audit(model)
+        try:
+            report = crisp.audit(model)
+        except Exception as error:
+            return Row(model_type, cls.__name__, kind(cls), "not run", f"{BROKEN}: {_line(repr(error))}", "")
     letters = {"ok": "+", "failed": "-", "not applicable": "."}
     reason, verdict = " ".join(report.reasons), report.verdict
     if "no layer called the attention interface" in reason:
@@ -171,7 +177,7 @@ def kind(cls: type[PreTrainedModel]) -> str:
     sees = bool(takes & {"pixel_values", "pixel_values_videos", "flattened_patches"})
     hears = bool(takes & {"input_features", "input_values", "audio_values"})
     reads = bool(takes & {"input_ids"})
-    if reads and (sees or hears) or sees and hears:
+    if (reads and (sees or hears)) or (sees and hears):
         return "Several senses"
     if sees:
         return "Images and video"

@@ -19,20 +19,41 @@ IMAGE, PATCH, WINDOW, POSITIONS = 32, 8, 6, 128
 
 _RULES: list[tuple[str, Any]] = [
     # The first pattern that matches a field's whole name decides; "=" entries keep the default.
-    (r"(linear_|vision_|text_|decoder_|encoder_)?num_key_value_heads|num_kv_heads|n_head_kv|multi_query_group_num", KV_HEADS),
+    (
+        r"(linear_|vision_|text_|decoder_|encoder_)?num_key_value_heads|num_kv_heads|n_head_kv|multi_query_group_num",
+        KV_HEADS,
+    ),
     (r"linear_num_key_heads|linear_num_value_heads", 4),
     (r"(.*_)?(num_attention_heads|attention_heads|num_heads|n_heads?|nhead)", HEADS),
-    (r"linear_key_head_dim|linear_value_head_dim|qk_rope_head_dim|v_head_dim|qk_nope_head_dim|index_head_dim", HEAD_WIDTH),
+    (
+        r"linear_key_head_dim|linear_value_head_dim|qk_rope_head_dim|v_head_dim|qk_nope_head_dim|index_head_dim",
+        HEAD_WIDTH,
+    ),
     (r"qk_head_dim", 2 * HEAD_WIDTH),
     (r"(.*_)?(head_dim|dim_head|d_kv|head_width)|attention_head_size|kv_channels|global_head_dim", HEAD_WIDTH),
     (r"kv_lora_rank|q_lora_rank|o_lora_rank", 16),
-    (r"(.*_)?(num_hidden_layers|hidden_layers|num_layers|n_layers?|encoder_layers|decoder_layers|num_blocks|depth)", LAYERS),
-    (r"(.*_)?(intermediate_size|intermediate_dim|ffn_dim|inner_dim|d_ff|mlp_dim|ffn_hidden_size|feed_forward_size)|n_inner|ff_dim", INNER),
+    (
+        r"(.*_)?(num_hidden_layers|hidden_layers|num_layers|n_layers?|encoder_layers|decoder_layers|num_blocks|depth)",
+        LAYERS,
+    ),
+    (
+        r"(.*_)?(intermediate_size|intermediate_dim|ffn_dim|inner_dim|d_ff|mlp_dim|ffn_hidden_size|feed_forward_size)|n_inner|ff_dim",
+        INNER,
+    ),
     (r"d_inner", 2 * WIDTH),
-    (r"(.*_)?(hidden_size|hidden_dim|d_model|n_embd|embed_dim|embedding_size|embedding_dim|embed_size|projection_dim|projection_size|latent_dim)", WIDTH),
-    (r"(.*_)?(projector_hidden_size|output_hidden_size|out_hidden_size|output_dim|query_dim|hidden_channels|pooler_output_size|emb_dim)|dim", WIDTH),
+    (
+        r"(.*_)?(hidden_size|hidden_dim|d_model|n_embd|embed_dim|embedding_size|embedding_dim|embed_size|projection_dim|projection_size|latent_dim)",
+        WIDTH,
+    ),
+    (
+        r"(.*_)?(projector_hidden_size|output_hidden_size|out_hidden_size|output_dim|query_dim|hidden_channels|pooler_output_size|emb_dim)|dim",
+        WIDTH,
+    ),
     (r"(.*_)?vocab_size(_.*)?", VOCABULARY),
-    (r"max_source_positions|max_target_positions|n_positions|(.*_)?max_(sequence|seq|speech|text)_(length|positions)|max_position_embeddings|n_ctx|max_seq_len", POSITIONS),
+    (
+        r"max_source_positions|max_target_positions|n_positions|(.*_)?max_(sequence|seq|speech|text)_(length|positions)|max_position_embeddings|n_ctx|max_seq_len",
+        POSITIONS,
+    ),
     (r"(.*_)?sliding_window(_size)?|local_attention|attention_chunk_size", WINDOW),
     (r"(num|n_routed|n|moe_num|num_local|n_shared)_experts|num_experts|n_routed_experts|num_local_experts", 4),
     (r"(num_experts_per_tok|num_experts_per_token|moe_k|moe_topk|top_k_experts|moe_top_k)", 2),
@@ -55,9 +76,15 @@ _RULES: list[tuple[str, Any]] = [
     (r"conv_dim|tdnn_dim|xvector_output_dim|codevector_dim|proj_codevector_dim|classifier_proj_size", WIDTH),
     (r"tdnn_kernel|tdnn_dilation", 1),
     (r"depths|num_residual_layers|num_adapter_layers|encoder_depths|layers_per_stage", 1),
-    (r"hidden_sizes|encoder_hidden_sizes|neck_hidden_sizes|decoder_hidden_size|fusion_hidden_size|vision_hidden_size", WIDTH),
+    (
+        r"hidden_sizes|encoder_hidden_sizes|neck_hidden_sizes|decoder_hidden_size|fusion_hidden_size|vision_hidden_size",
+        WIDTH,
+    ),
     (r"num_filters|base_channels|stem_channels|upsample_initial_channel", 8),
-    (r"vocoder_.*_dim|variance_predictor_.*_dim|.*condition_dim|adapter_input_size|spkr_embed_dim|lang_embed_dim", WIDTH),
+    (
+        r"vocoder_.*_dim|variance_predictor_.*_dim|.*condition_dim|adapter_input_size|spkr_embed_dim|lang_embed_dim",
+        WIDTH,
+    ),
     (r"window_layers|max_window_layers", 1),
     (r"prediction_length|context_length", 16),
     (r"num_denoising|num_points", 4),
@@ -135,8 +162,10 @@ def _value(config: Any, name: str, default: Any) -> Any:
 
 
 def _small(name: str, value: Any) -> Any:
-    if isinstance(value, bool) or isinstance(value, str):
+    if isinstance(value, (bool, str)):
         return None
+    if isinstance(value, float) and name == "attn_logit_softcapping":
+        return 2.0  # so low that it bends the scores of a small model
     if isinstance(value, float):
         return 0.0 if name.endswith(("layerdrop", "drop_path_rate")) else None
     if _TOKEN.fullmatch(name):
@@ -165,7 +194,10 @@ def _layer_lists(fields: dict[str, Any], default: Any, names: set[str]) -> None:
         name: value
         for name in names
         if not isinstance(getattr(type(default), name, None), property)
-        and isinstance(value := _value(default, name, None), list) and before and len(value) == before and before > 1
+        and isinstance(value := _value(default, name, None), list)
+        and before
+        and len(value) == before
+        and before > 1
     }
     kinds = lists.get("layer_types") or lists.get("layers_block_type") or lists.get("mlp_layer_types")
     if kinds is None and "layer_types" in names and isinstance(types := _value(default, "layer_types", None), list):

@@ -33,9 +33,9 @@ $ crisp check MODEL
 | --- | ---: | --- |
 | served | {served} | every check that applies holds |
 | served with limits | {limits} | the same, with what the last column says |
-| refused | {refused} | `crisp.sparsify` raises and leaves the model as it was, or a check failed and the last column says which |
+| refused | {refused} | `crisp.sparsify` raises, says why and leaves the model as it was |
 | no attention | {none} | nothing to make sparse; `crisp.sparsify` raises |
-| not run | {skipped} | no small model or no inputs for it could be made here, so nothing is known; the last column says why |
+| not run | {skipped} | no small model or no inputs for it could be made here: nothing is known of it |
 
 ## The checks
 

@@ -71,9 +71,7 @@ def _softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
     return torch.cat([scores, column], dim=-1).softmax(dim=-1)[..., :-1]
 
 
-def score(
-    query: Tensor, key: Tensor, *, bias: Tensor | None, scale: float, softcap: float | None = None
-) -> Tensor:
+def score(query: Tensor, key: Tensor, *, bias: Tensor | None, scale: float, softcap: float | None = None) -> Tensor:
     """Final scores softcap(q.k * scale) + bias, `[B, H, Q, K]`, in fp32 or better."""
     dtype = torch.promote_types(query.dtype, torch.float32)
     # Autocast would take the product back to half precision, and ranks with it.

@@ -11,7 +11,10 @@ sparse one: the check then says "not applicable" and why.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,13 +23,14 @@ from transformers.utils import logging
 
 from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import CrispError
-from crisp_attention.huggingface.audit_checks import CHECKS, CheckOutcome, Stock
+from crisp_attention.huggingface.audit_checks import CHECKS, CheckOutcome, Stock, has_two_ways
 from crisp_attention.huggingface.check import CheckReport, evaluation, probe
 from crisp_attention.huggingface.inputs import Inputs, working_inputs
 from crisp_attention.huggingface.model import densify, sparsify
 from crisp_attention.huggingface.trial import Trial
 
 Verdict = Literal["served", "served with limits", "refused"]
+
 
 @dataclass(frozen=True)
 class AuditReport:
@@ -75,9 +79,7 @@ def audit(model: PreTrainedModel, inputs: Inputs | None = None) -> AuditReport:
         The verdict, its reasons and each check's outcome.
     """
     name = type(model).__name__
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
+    with _quiet():
         twin = densify(copy.deepcopy(model))
         try:
             if inputs is None and twin._can_set_attn_implementation():
@@ -86,17 +88,34 @@ def audit(model: PreTrainedModel, inputs: Inputs | None = None) -> AuditReport:
             sparsify(twin, sparsity=0.0, inputs=inputs)
         except CrispError as refusal:
             return AuditReport(name, "refused", (str(refusal),), ())
+        except Exception as error:  # whatever a model raises under an attention that it was not written for
+            reason = f"Made sparse, {name} raises {type(error).__name__}: {error}."
+            return AuditReport(name, "refused", (reason,), ())
         densify(twin)
         trial = Trial(twin, dict(inputs or {}))
         stock = Stock.of(trial)
         checks = tuple(check(trial, stock) for check in CHECKS)
         limits = _limits(trial)
-    finally:
-        logging.set_verbosity(verbosity)
     failed = tuple(f"Check '{check.name}' failed: {check.detail}" for check in checks if check.outcome == "failed")
     if failed:
         return AuditReport(name, "refused", failed, checks)
     return AuditReport(name, "served with limits" if limits else "served", limits, checks)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Neither Transformers' warnings nor its progress bars, nor ours about each check's `sparsify`."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _limits(trial: Trial) -> tuple[str, ...]:
@@ -107,8 +126,15 @@ def _limits(trial: Trial) -> tuple[str, ...]:
     finally:
         densify(trial.model)
     limits = []
+    if has_two_ways(trial):
+        limits.append(
+            "The dense model gives an unpadded example other outputs alone than beside a padded one; sparse, it is as "
+            "beside a padded one."
+        )
     if report.idle:
-        limits.append(f"These attention layers did not run on the inputs and were not checked: {_summary(report.idle)}.")
+        limits.append(
+            f"These attention layers did not run on the inputs and were not checked: {_summary(report.idle)}."
+        )
     if report.dense:
         limits.append(f"Pooling heads outside of the attention interface stay dense: {_summary(report.dense)}.")
     if len({call.layer for call in report.calls}) < len(report.calls):

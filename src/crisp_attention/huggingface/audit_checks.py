@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,16 +14,15 @@ from torch import Tensor
 
 from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError, CrispError
+from crisp_attention.huggingface.check import evaluation
 from crisp_attention.huggingface.model import densify, load, sparsify, watching
 from crisp_attention.huggingface.state import SETTINGS, implementations
 from crisp_attention.huggingface.trial import CallRecorder, Outputs, Trial, difference, floating, outputs_of, worst
-from crisp_attention.huggingface.check import evaluation
 
 Outcome = Literal["ok", "failed", "not applicable"]
 
 _HALF, _MOST = 0.5, 0.8
 _PADS = 7
-_TIES = 0.02
 _DECODED = 4
 
 
@@ -75,7 +74,7 @@ def dense_equality(trial: Trial, stock: Stock) -> CheckOutcome:
     try:
         fused = difference(trial.run(), stock.outputs)
         with watching(trial.model, recorder):
-            found = [fused, _compared(trial.run(), stock.outputs, trial)]
+            found = [fused, trial.compared(trial.run(), stock.outputs)]
             if bare_stock is not None:
                 found.append(difference(trial.run(bare), bare_stock))
     finally:
@@ -88,33 +87,34 @@ def dense_equality(trial: Trial, stock: Stock) -> CheckOutcome:
 def without_masks(trial: Trial) -> tuple[dict[str, Any], Outputs | None]:
     """The inputs without their masks, and what a dense model gives for them.
 
-    None where there are no masks or the model cannot do without, and where it gives other outputs
-    than for masks of ones: then its own implementations of attention disagree.
+    None where there are no masks, where the model cannot do without, and where an example without
+    padding comes out otherwise alone than beside a padded one: the dense model then has two ways.
     """
     bare = {key: value for key, value in trial.inputs.items() if not key.endswith("mask")}
-    full = {key: torch.ones_like(value) if key.endswith("mask") else value for key, value in trial.inputs.items()}
-    if len(bare) == len(full):
+    outputs = _attempt(lambda: trial.run(bare)) if len(bare) < len(trial.inputs) else None
+    if outputs is None or has_two_ways(trial):
         return bare, None
-    outputs = _attempt(lambda: trial.run(bare))
-    expected = _attempt(lambda: trial.run(full))
-    if outputs is None or expected is None:
-        return bare, None
-    figure = difference(outputs, expected)
-    return bare, outputs if figure is not None and figure <= trial.tolerance else None
+    return bare, outputs
 
 
-def _compared(ours: Outputs, theirs: Outputs, trial: Trial) -> float | None:
-    """Difference at positions that are not padding, or everywhere if outputs have no examples."""
-    if not trial.batch:
-        return difference(ours, theirs)
-    pairs = zip(trial.unpadded(ours, trial.inputs), trial.unpadded(theirs, trial.inputs), strict=True)
-    return worst([difference(one, other) for one, other in pairs])
+def has_two_ways(trial: Trial) -> bool:
+    """Whether a dense model treats its first example, unpadded, otherwise alone than in its batch."""
+    if trial.batch < 2 or "input_ids" not in trial.inputs or "attention_mask" not in trial.inputs:
+        return False
+    alone = _attempt(lambda: Trial(trial.model, trial.example(0)).run())
+    if alone is None:
+        return False
+    first = Trial(trial.model, trial.example(0)).unpadded(alone, trial.example(0))[0]
+    beside = trial.unpadded(trial.run(), trial.inputs)[0]
+    same = {name for name in first if name in beside and first[name].shape == beside[name].shape}
+    figure = difference({name: first[name] for name in same}, {name: beside[name] for name in same})
+    return figure is not None and figure > trial.tolerance
 
 
 def realised_sparsity(trial: Trial, stock: Stock) -> CheckOutcome:
     """Weights are zero for the share of pairs that was asked for, and the outputs show it."""
     name = "realised sparsity"
-    shares, misses, escaped, unchanged = [], [], 0, False
+    shares, misses, escaped, unchanged = [], 0, 0, False
     for sparsity in (_HALF, _MOST):
         config = SparsityConfig(sparsity=sparsity)
         sparsify(trial.model, config, inputs=trial.inputs)
@@ -124,8 +124,7 @@ def realised_sparsity(trial: Trial, stock: Stock) -> CheckOutcome:
                 sparse = trial.run()
         finally:
             densify(trial.model)
-        # Ties survive together, which can only keep more.
-        misses += [abs(call.realised - call.expected) for call in recorder.calls]
+        misses += sum(call.unlawful for call in recorder.calls)
         escaped += sum(call.escaped for call in recorder.calls)
         shares.append(sum(call.realised for call in recorder.calls) / max(len(recorder.calls), 1))
         unchanged |= stock.repeatable and difference(sparse, stock.outputs) == 0.0
@@ -136,8 +135,8 @@ def realised_sparsity(trial: Trial, stock: Stock) -> CheckOutcome:
         return CheckOutcome(name, "failed", shares[1], f"{detail}; the outputs are those of the dense model")
     if escaped:
         return CheckOutcome(name, "failed", shares[1], f"{detail}; {escaped} removed pairs have weight")
-    if max(misses) > _TIES:
-        return CheckOutcome(name, "failed", shares[1], f"{detail}; a layer is off by {max(misses):.3f}")
+    if misses:
+        return CheckOutcome(name, "failed", shares[1], f"{detail}; {misses} queries keep another number of keys")
     return CheckOutcome(name, "ok", shares[1], detail)
 
 
@@ -212,7 +211,7 @@ def cache_equality(trial: Trial, stock: Stock) -> CheckOutcome:
 
     def measure() -> float | None:
         key = "decoder_input_ids" if decoder else "input_ids"
-        extra = {} if decoder else {}
+        extra: dict[str, Any] = {}
         with evaluation(trial.model):
             whole = trial.model(**text, use_cache=False)
             expected = _positions(whole, ids.shape[1])
@@ -227,8 +226,7 @@ def cache_equality(trial: Trial, stock: Stock) -> CheckOutcome:
                 past = step.past_key_values
                 if past is None:
                     return None
-                rest = {} if decoder and extra else {}
-                one = {**rest, **extra, key: ids[:, place : place + 1]}
+                one = {**extra, key: ids[:, place : place + 1]}
                 step = trial.model(**one, past_key_values=past, use_cache=True)
                 found.append(_positions(step, 1))
         joined = {output: torch.cat([part[output] for part in found if output in part], dim=1) for output in expected}
@@ -254,6 +252,15 @@ def no_future(trial: Trial, stock: Stock) -> CheckOutcome:
     if key not in text or text[key].dim() != 2 or not stock.repeatable:
         return _not_applicable(name, "the inputs have no text")
     half = text[key].shape[1] // 2
+    sparsify(trial.model, sparsity=0.0, inputs=trial.inputs)
+    recorder = CallRecorder(SparsityConfig(sparsity=0.0))
+    try:
+        with watching(trial.model, recorder):
+            trial.run()
+    finally:
+        densify(trial.model)
+    if not any(call.causal for call in recorder.calls):
+        return _not_applicable(name, "attention is not causal")
 
     def measure() -> float | None:
         first = _positions(trial.run(text), text[key].shape[1])
@@ -399,7 +406,8 @@ def _relative(name: str, trial: Trial, measure: Callable[[], float | None], deta
     if stock is None:
         return _not_applicable(name, "the dense model itself does not offer it")
     limit = 0.0 if name == "finite gradients" else trial.tolerance
-    if stock > limit:
+    # Ten times as strictly: what a dense model nearly holds, a sparse one need not.
+    if stock > limit / 10:
         return _not_applicable(name, f"the dense model itself does not hold it ({stock:.1e})")
     sparsify(trial.model, sparsity=_HALF, inputs=trial.inputs)
     try:

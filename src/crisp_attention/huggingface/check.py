@@ -120,7 +120,9 @@ def check(model: PreTrainedModel, inputs: Inputs | None = None) -> CheckReport:
         raise ConfigurationError(f"This {type(model).__name__} is not sparsified. Call crisp_attention.sparsify.")
     found = layers(model)
     try:
-        return probe(model, inputs, SparsityConfig.from_dict(settings), next((s.model.restore for s in found.values()), None))
+        return probe(
+            model, inputs, SparsityConfig.from_dict(settings), next((s.model.restore for s in found.values()), None)
+        )
     finally:
         for name, state in found.items():
             attach(model.get_submodule(name), state)
@@ -144,8 +146,13 @@ def probe(
         attach(module, LayerState(name, 0, shared, stock.get(id(getattr(module, "config", model.config)))))
     try:
         with evaluation(model), _running_attention_modules(model) as ran:
+
+            def forget() -> None:
+                recorder.calls.clear()
+                ran.clear()
+
             if inputs is None:
-                inputs = working_inputs(model, before_each=lambda: (recorder.calls.clear(), ran.clear()))
+                inputs = working_inputs(model, before_each=forget)
             else:
                 model(**inputs)
     finally:
@@ -163,7 +170,9 @@ def probe(
     if blind:
         problems.append(f"the padding mask does not reach: {', '.join(dict.fromkeys(blind))}.")
     idle = [name for name in _attention_modules(model) if name not in ran and not _related(name, called)]
-    return CheckReport(type(model).__name__, config, tuple(recorder.calls), tuple(problems), tuple(idle), tuple(pooling))
+    return CheckReport(
+        type(model).__name__, config, tuple(recorder.calls), tuple(problems), tuple(idle), tuple(pooling)
+    )
 
 
 def _is_padded(call: AttentionCall, inputs: Inputs) -> bool:

@@ -148,14 +148,18 @@ def _tokens(model: PreTrainedModel, config: PreTrainedConfig, length: int) -> tu
 
 
 def _images(model: PreTrainedModel, parameters: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    vision = _part(model.config, ("vision_config", "backbone_config", "image_config", "vision_encoder_config", "encoder"))
+    vision = _part(
+        model.config, ("vision_config", "backbone_config", "image_config", "vision_encoder_config", "encoder")
+    )
     channels = _first(vision, ("num_channels", "in_channels", "in_chans", "num_input_channels"), 3)
     channels = channels if isinstance(channels, int) else 3
     grid_name = next((name for name in ("image_grid_thw", "grid_thw", "image_grid_hw") if name in parameters), None)
     patch = _number(_first(vision, ("patch_size", "spatial_patch_size"), 16))
     if grid_name is not None:
         yield from _patches(model, vision, parameters, grid_name, channels, patch)
-    main = next((name for name in ("pixel_values", "pixel_values_videos", "image", "images") if name in parameters), None)
+    main = next(
+        (name for name in ("pixel_values", "pixel_values_videos", "image", "images") if name in parameters), None
+    )
     if main is None:
         return
     for size in _image_sizes(model.config, vision, patch):
@@ -186,7 +190,7 @@ def _patches(
 def _image_sizes(config: Any, vision: Any, patch: int) -> list[int]:
     declared = [_first(place, ("image_size", "img_size", "input_size"), None) for place in (vision, config)]
     sizes = [max(size) if isinstance(size, (list, tuple)) else size for size in declared]
-    known = [size for size in sizes if isinstance(size, int) and 0 < size]
+    known = [size for size in sizes if isinstance(size, int) and size > 0]
     return list(dict.fromkeys([*known, 4 * patch, 64, 224]))[:3]
 
 
@@ -198,7 +202,14 @@ def _sounds(model: PreTrainedModel, parameters: Mapping[str, Any]) -> Iterator[d
     audio = _part(model.config, ("audio_config", "audio_encoder_config", "encoder_config", "speech_encoder", "encoder"))
     mels = _first(
         audio,
-        ("num_mel_bins", "feature_size", "input_feat_per_channel", "input_dim", "n_mels", "feature_projection_input_dim"),
+        (
+            "num_mel_bins",
+            "feature_size",
+            "input_feat_per_channel",
+            "input_dim",
+            "n_mels",
+            "feature_projection_input_dim",
+        ),
         80,
     )
     mels = mels if isinstance(mels, int) else 80

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError, UnsupportedModelError
-from crisp_attention.huggingface.check import AttentionCall, probe
-from crisp_attention.huggingface.inputs import Inputs
+from crisp_attention.huggingface.check import AttentionCall, evaluation, probe
+from crisp_attention.huggingface.inputs import Inputs, working_inputs
 from crisp_attention.huggingface.interface import register
 from crisp_attention.huggingface.state import (
     IMPLEMENTATION,
@@ -31,6 +31,7 @@ from crisp_attention.huggingface.state import (
     mark_config,
     unmark_config,
 )
+from crisp_attention.huggingface.trial import Trial
 from crisp_attention.monitoring import Monitor, SparsityMonitor
 from crisp_attention.operator import causal_refusal
 
@@ -79,6 +80,7 @@ def sparsify(
         mark_config(part, config)
     try:
         _attach_layers(model, config, restore, inputs)
+        _require_dense_equality(model, inputs)
     except Exception:
         if previous_settings is not None and found:
             _restore_settings(model, found, SparsityConfig.from_dict(previous_settings))
@@ -185,7 +187,9 @@ def _require_interface(model: object) -> None:
         )
 
 
-def _attach_layers(model: PreTrainedModel, config: SparsityConfig, restore: Implementations | None, inputs: Inputs | None) -> None:
+def _attach_layers(
+    model: PreTrainedModel, config: SparsityConfig, restore: Implementations | None, inputs: Inputs | None
+) -> None:
     # The same object again, so that blocks of `dense` and `monitor` that are open stay in force.
     states = [layer.model for layer in layers(model).values() if not layer.model.adopted]
     shared = states[0] if states else ModelState(config)
@@ -213,6 +217,39 @@ def _attach_layers(model: PreTrainedModel, config: SparsityConfig, restore: Impl
     _count_forwards(model, wanted=config.rule == "random")
 
 
+def _require_dense_equality(model: PreTrainedModel, inputs: Inputs | None) -> None:
+    """Make sure that with every score kept, the operator gives what the stock model gives.
+
+    A model may compute its scores in a way that no argument tells, or choose its way by the name of
+    its attention implementation; only its outputs show it.
+    """
+    if inputs is None:
+        with evaluation(model), dense(model):
+            inputs = working_inputs(model)
+    trial = Trial(model, dict(inputs))
+    with dense(model), watching(model, SparsityMonitor()):
+        ours = trial.run()
+    now = implementations(model)
+    _set_implementations(next(iter(layers(model).values())).model.restore or default_implementations(model))
+    try:
+        theirs = trial.run()
+        figure = trial.compared(ours, theirs)
+        unsteady = figure is not None and figure > trial.tolerance and trial.compared(trial.run(), theirs) != 0.0
+    finally:
+        _set_implementations(now)
+    if figure is not None and figure > trial.tolerance and not unsteady:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} with every score kept differs from the stock model (by {figure:.1e} of its "
+            "outputs' scale): its attention does something that crisp attention does not know of."
+        )
+
+
+def _set_implementations(wanted: Implementations) -> None:
+    for part, implementation in wanted:
+        # Not the public property, which would pass it on to the parts, each of which has its own.
+        part._attn_implementation_internal = implementation
+
+
 def _require_causal_rule(call: AttentionCall, config: SparsityConfig) -> None:
     if call.causal and config.removes and not config.traits.causal:
         raise causal_refusal(config.rule)
@@ -234,9 +271,7 @@ def _remove(model: PreTrainedModel, restore: Implementations | None) -> None:
     _count_forwards(model, wanted=False)
     for part in configs(model):
         unmark_config(part)
-    for part, implementation in restore or default_implementations(model):
-        # Not the public property, which would pass it on to the parts, each of which has its own.
-        part._attn_implementation_internal = implementation
+    _set_implementations(restore or default_implementations(model))
 
 
 def _restore_settings(model: PreTrainedModel, found: dict[str, LayerState], config: SparsityConfig) -> None:

@@ -12,7 +12,6 @@ from transformers import PreTrainedModel
 
 from crisp_attention.config import SparsityConfig
 from crisp_attention.huggingface.check import evaluation
-from crisp_attention.huggingface.inputs import Inputs
 from crisp_attention.operator import AttentionOutput
 from crisp_attention.rules.selection import keep_count
 
@@ -35,7 +34,8 @@ class Call:
         causal: Whether later keys are hidden from earlier queries.
         windowed: Whether keys are hidden from a query that are neither padding nor in its future.
         realised: Share of counted pairs that did not survive.
-        expected: Share that the settings ask for, given how many keys each query has.
+        unlawful: Queries that keep another number of keys than the settings ask for, though no tie
+            at their lowest surviving weight explains it.
         escaped: Pairs that have weight though they did not survive or the model's masks hide them.
     """
 
@@ -43,7 +43,7 @@ class Call:
     causal: bool
     windowed: bool
     realised: float
-    expected: float
+    unlawful: int
     escaped: int
 
 
@@ -67,6 +67,10 @@ class CallRecorder:
         rows = counted.any(-1, keepdim=True)
         per_row = valid.sum(-1, keepdim=True)
         wanted = torch.minimum(keep_count(per_row, self._config.sparsity).clamp(min=self._config.min_keep), per_row)
+        survivors = kept.sum(-1, keepdim=True)
+        lowest = out.weights.expand(shape).masked_fill(~kept, torch.inf).amin(-1, keepdim=True)
+        tied = (kept & (out.weights == lowest)).sum(-1, keepdim=True)
+        lawful = (survivors == wanted) | ((survivors > wanted) & (survivors - tied < wanted))
         total = int(counted.sum())
         future = torch.ones(shape[2], shape[3], dtype=torch.bool, device=pairs.device).triu(1 + shape[3] - shape[2])
         hidden = ~valid & valid.any(-2, keepdim=True) & valid.any(-1, keepdim=True)
@@ -76,7 +80,7 @@ class CallRecorder:
                 causal=shape[2] > 1 and not bool((valid & future).any()) and bool((hidden & future).any()),
                 windowed=shape[2] == shape[3] and bool((hidden & ~future).any()),
                 realised=1.0 - int((kept & counted).sum()) / max(total, 1),
-                expected=1.0 - int((wanted * rows).sum()) / max(total, 1),
+                unlawful=int((rows & ~lawful).sum()),
                 escaped=int((weighted & ~(valid & kept)).sum()),
             )
         )
@@ -130,6 +134,13 @@ class Trial:
                 example[name] = row
             examples.append(example)
         return examples
+
+    def compared(self, ours: Outputs, theirs: Outputs) -> float | None:
+        """Difference at positions that are not padding, or everywhere if outputs have no examples."""
+        if not self.batch:
+            return difference(ours, theirs)
+        pairs = zip(self.unpadded(ours, self.inputs), self.unpadded(theirs, self.inputs), strict=True)
+        return worst([difference(one, other) for one, other in pairs])
 
     def token_inputs(self) -> list[str]:
         """Names of the inputs with one entry a token of the (encoder's) text."""
@@ -232,6 +243,6 @@ def worst(differences: list[float | None]) -> float | None:
 def _mask_of(name: str, inputs: Mapping[str, Any]) -> Tensor | None:
     """The padding mask of an output: the decoder's in an encoder-decoder, unless it is the encoder's output."""
     decoder = "decoder_input_ids" in inputs and not name.startswith(("encoder_", "text_"))
-    names = _DECODER_MASKS if decoder else _MASKS
+    names = _MASKS if not decoder else _DECODER_MASKS if "input_ids" in inputs else (*_DECODER_MASKS, *_MASKS)
     mask = next((inputs[name] for name in names if name in inputs), None)
     return mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
