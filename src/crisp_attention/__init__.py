@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         UnsupportedArgumentError,
         UnsupportedModelError,
     )
+    from crisp_attention.huggingface.audit import AuditReport, audit
     from crisp_attention.huggingface.callback import SparsityCallback
     from crisp_attention.huggingface.check import CheckReport
     from crisp_attention.huggingface.model import dense, load, monitor, set_forward_index, set_progress
@@ -38,6 +39,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "AssetError": "errors",
     "AttentionOutput": "operator",
+    "AuditReport": "huggingface.audit",
     "CheckReport": "huggingface.check",
     "ConfigurationError": "errors",
     "CrispAttention": "modules.attention",
@@ -51,6 +53,7 @@ _HOMES = {
     "UnsupportedArgumentError": "errors",
     "UnsupportedModelError": "errors",
     "attention": "operator",
+    "audit": "huggingface.audit",
     "check": "verbs",
     "dense": "huggingface.model",
     "densify": "verbs",
@@ -64,6 +67,7 @@ _HOMES = {
 __all__ = [
     "AssetError",
     "AttentionOutput",
+    "AuditReport",
     "CheckReport",
     "ConfigurationError",
     "CrispAttention",
@@ -77,6 +81,7 @@ __all__ = [
     "UnsupportedArgumentError",
     "UnsupportedModelError",
     "attention",
+    "audit",
     "check",
     "dense",
     "densify",

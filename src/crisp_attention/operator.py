@@ -174,7 +174,7 @@ def attention(
         bias=bias,
         scale=scale,
         softcap=softcap,
-        sinks=sinks,
+        sinks=None if sinks is None else sinks.view(1, -1, 1, 1),
         dropout_p=dropout_p if training else 0.0,
         stream=stream,
         training=training,
@@ -212,7 +212,7 @@ def attend(
         bias: Additive, finite at valid pairs.
         scale: Factor on q.k; 1 / sqrt(D) by default.
         softcap: As in `attention`.
-        sinks: As in `attention`.
+        sinks: One logit a head, broadcastable to `[B, H, Q, 1]`.
         dropout_p: Applied as given.
         stream: Random stream of a randomised rule.
         training: Whether a randomised rule draws anew for each example.

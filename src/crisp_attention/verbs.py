@@ -17,7 +17,8 @@ from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError, UnsupportedModelError
 from crisp_attention.huggingface import check as transformers_check
 from crisp_attention.huggingface import model as transformers_model
-from crisp_attention.huggingface.check import CheckReport, Inputs
+from crisp_attention.huggingface.check import CheckReport
+from crisp_attention.huggingface.inputs import Inputs
 from crisp_attention.modules import model as plain_model
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -42,6 +43,20 @@ class Home:
 
 TRANSFORMERS = Home(transformers_model.sparsify, transformers_model.densify, transformers_check.check, excludes=False)
 PLAIN = Home(plain_model.sparsify, plain_model.densify, plain_model.check, excludes=True)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model within DDP, `torch.compile` or a PEFT model; itself if nothing wraps it."""
+    inner: Any = model
+    while True:
+        if isinstance(inner, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = inner.module
+        elif hasattr(inner, "_orig_mod"):
+            inner = inner._orig_mod
+        elif hasattr(inner, "get_base_model"):
+            inner = inner.get_base_model()
+        else:
+            return inner  # type: ignore[no-any-return]
 
 
 def home_of(model: nn.Module) -> Home:
@@ -80,7 +95,7 @@ def sparsify(
 
     Args:
         model: A `PreTrainedModel` whose attention goes through Transformers' attention interface,
-            or any other `nn.Module`.
+            or any other `nn.Module`; also within DDP, `torch.compile` or a PEFT model.
         config: The settings, or give them as keywords.
         inputs: Keyword arguments of a forward pass for the check; needed where a Transformers model
             takes other than token ids or images. A plain module is tried out only if they are given.
@@ -95,11 +110,12 @@ def sparsify(
         UnsupportedModelError: If the model, or one of its attention layers, would not be touched.
             The model is then as it was.
     """
-    home = home_of(model)
+    within = unwrap(model)
+    home = home_of(within)
     if exclude and not home.excludes:
         raise ConfigurationError("exclude names parts of a plain module; for a Transformers model use layers=....")
     parts = {"exclude": exclude} if home.excludes else {}
-    home.sparsify(model, config, inputs=inputs, **parts, **settings)
+    home.sparsify(within, config, inputs=inputs, **parts, **settings)
     return model
 
 
@@ -109,7 +125,8 @@ def densify(model: Model) -> Model:
     Returns:
         The same model.
     """
-    home_of(model).densify(model)
+    within = unwrap(model)
+    home_of(within).densify(within)
     return model
 
 
@@ -132,4 +149,5 @@ def check(model: nn.Module, inputs: Inputs | None = None) -> CheckReport:
         ConfigurationError: If the model is not sparsified.
         UnsupportedModelError: If no default inputs are known for the model.
     """
-    return home_of(model).check(model, inputs)
+    within = unwrap(model)
+    return home_of(within).check(within, inputs)

@@ -15,8 +15,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from crisp_attention.config import SparsityConfig
-from crisp_attention.errors import ConfigurationError, UnsupportedArgumentError
-from crisp_attention.huggingface.state import IMPLEMENTATION, layer_state
+from crisp_attention.errors import ConfigurationError, UnsupportedArgumentError, UnsupportedModelError
+from crisp_attention.huggingface.state import IMPLEMENTATION, LayerState, layer_state
 from crisp_attention.operator import causal_refusal, padding_from_pairs, split_mask
 from crisp_attention.rules import Pairs
 
@@ -26,6 +26,7 @@ _HARMLESS = frozenset(
     {
         "cache_position",
         "deterministic",
+        "grid_thw",  # an image's grid, from which its mask and positions were made
         "num_items_in_batch",
         "output_attentions",
         "output_hidden_states",
@@ -69,6 +70,8 @@ def crisp_attention_forward(
     position_bias: Tensor | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
+    sinks: Tensor | None = None,
+    indices: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention function in Transformers' signature.
@@ -85,6 +88,8 @@ def crisp_attention_forward(
         position_bias: Added to the scores before they are ranked.
         softcap: Bounds the scaled scores before they are ranked (Gemma 2).
         s_aux: `[H]`, attention sinks: a logit for each head that takes weight and has no value (gpt-oss).
+        sinks: The same under another name, `[H]` or broadcastable to `[B, H, Q, 1]`.
+        indices: The keys that the model itself selected for each query, int `[B, Q, selected]`.
         **kwargs: Refused unless known not to matter.
 
     Returns:
@@ -103,11 +108,14 @@ def crisp_attention_forward(
             )
     layer = layer_state(module)
     config = layer.active(module.training)
-    causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
+    causal = _is_causal(module, attention_mask, is_causal, layer, queries=query.shape[2])
+    sinks = s_aux if sinks is None else sinks
     if config is not None and causal and not config.per_row:
         raise causal_refusal(config)
-    stock = softcap is None and s_aux is None and not dropout and not kwargs.get("output_attentions")
-    if config is None and stock and not layer.model.monitors:
+    if indices is not None:
+        attention_mask = _within(indices, attention_mask, query, key, causal)
+    watched = bool(layer.model.monitors) or bool(kwargs.get("output_attentions"))
+    if config is None and not dropout and not watched and softcap is None and sinks is None:
         return sdpa_attention_forward(
             module,
             query,
@@ -115,7 +123,7 @@ def crisp_attention_forward(
             value,
             attention_mask,
             scaling=scaling,
-            is_causal=is_causal,
+            is_causal=causal,
             position_bias=position_bias,
         )
     if config is not None and config.by_key_position:
@@ -133,10 +141,49 @@ def crisp_attention_forward(
         bias=bias,
         scale=scaling,
         softcap=softcap,
-        sinks=s_aux,
+        sinks=sinks.view(1, -1, 1, 1) if sinks is not None and sinks.dim() == 1 else sinks,
         dropout_p=dropout,
     )
     return out.output.transpose(1, 2).contiguous(), out.weights
+
+
+def _is_causal(
+    module: nn.Module, mask: Tensor | None, is_causal: bool | None, layer: LayerState, *, queries: int
+) -> bool:
+    """Whether later keys are hidden where no mask says so.
+
+    SDPA reads this from an argument or from the module, and takes a module that does not say for
+    causal. Eager attention reads it nowhere: to it, no mask means that every pair may be attended.
+
+    Raises:
+        UnsupportedModelError: If the model was loaded sparse, so that nobody knows which it was.
+    """
+    stated = is_causal if is_causal is not None else getattr(module, "is_causal", None)
+    if mask is not None or queries == 1:
+        return bool(stated)
+    if layer.stock == "eager":
+        return False
+    if stated is None and layer.stock is None:
+        raise UnsupportedModelError(
+            f"{type(module).__name__} passes no mask and does not say whether it is causal. Load the model with "
+            "crisp_attention.load, which finds out, instead of from_pretrained."
+        )
+    return stated is not False
+
+
+def _within(indices: Tensor, mask: Tensor | None, query: Tensor, key: Tensor, causal: bool) -> Tensor:
+    """A bool mask `[B, 1 | H, Q, K]` of the valid pairs whose key the model itself selected.
+
+    Where attention is "eager" or "sdpa" such models write their selection into the mask; to any
+    other implementation they hand it over like this.
+    """
+    batch, queries, keys = query.shape[0], query.shape[2], key.shape[2]
+    selected = torch.zeros(batch, queries, keys, dtype=torch.bool, device=query.device)
+    selected = selected.scatter(-1, indices.long(), True)[:, None]
+    pairs, bias = _read_mask(mask, query, key, causal, cross=False)
+    if bias is not None:
+        return torch.where(selected, mask[..., :keys], torch.finfo(bias.dtype).min)  # type: ignore[index]
+    return selected if pairs.valid is None else selected & pairs.valid
 
 
 def _require_all_keys(config: SparsityConfig, query: Tensor, key: Tensor, sliding_window: int | None) -> None:

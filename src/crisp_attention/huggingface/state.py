@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError
@@ -30,6 +31,9 @@ IMPLEMENTATION = "crisp"
 _STATE = "_crisp_layer"
 _PROGRESS = "progress"
 
+Implementations = list[tuple[Any, str | None]]
+"""Configuration objects, each with the name of its attention implementation."""
+
 
 def _scalar(value: float | int) -> Tensor:
     """A number that compiled code reads anew each time instead of building it in."""
@@ -42,7 +46,8 @@ class ModelState:
 
     Attributes:
         config: The settings in force.
-        restore: The attention implementation to return to.
+        restore: Each of the model's configurations and the attention implementation to return to;
+            None if it was sparse from the start.
         dense: How many `crisp.dense` blocks are open.
         progress: Share of training that is done, which a schedule follows; None until it is set.
         forward_index: Int64 scalar, training forwards so far; which draw a randomised rule makes.
@@ -56,7 +61,7 @@ class ModelState:
     """
 
     config: SparsityConfig
-    restore: str | None = None
+    restore: Implementations | None = None
     dense: int = 0
     progress: float | None = None
     forward_index: Tensor = field(default_factory=lambda: _scalar(0))
@@ -85,14 +90,18 @@ class LayerState:
         index: Its position among the attention layers, in calling order.
         config: Its own settings; None if it stays dense whatever the model's are.
         cross: Whether its queries and keys come from two different sequences.
+        stock: The attention implementation that it has when dense; None if that is not known.
         model: State shared with the model's other layers.
     """
 
-    def __init__(self, name: str, index: int, count: int, model: ModelState, *, cross: bool = False) -> None:
+    def __init__(
+        self, name: str, index: int, count: int, model: ModelState, *, cross: bool = False, stock: str | None = None
+    ) -> None:
         self.name = name
         self.index = index
         self.config = model.config.for_layer(index, count)
         self.cross = cross
+        self.stock = stock
         self.model = model
         self._depth = index / (count - 1) if count > 1 else 0.0
         self._sparsity = _scalar(0.0)
@@ -305,6 +314,39 @@ def detach(model: nn.Module) -> None:
     """Remove the state of every layer of a model, its own included."""
     for module in model.modules():
         module.__dict__.pop(_STATE, None)
+
+
+def configs(model: nn.Module) -> list[Any]:
+    """Every configuration object of a model once: its own, their sub-configurations, its modules' own.
+
+    Composite models keep one for each part, and some parts a copy of their model's; each says for
+    itself which attention is used, and is saved with its part.
+    """
+    found: dict[int, Any] = {}
+
+    def add(config: Any) -> None:
+        if isinstance(config, PreTrainedConfig) and id(config) not in found:
+            found[id(config)] = config
+            for name in config.sub_configs:
+                add(getattr(config, name, None))
+
+    for module in model.modules():
+        add(getattr(module, "config", None))
+    return list(found.values())
+
+
+def implementations(model: nn.Module) -> Implementations:
+    """The attention implementation of each configuration, to return to."""
+    return [(config, config._attn_implementation) for config in configs(model)]
+
+
+def default_implementations(model: PreTrainedModel) -> Implementations:
+    """What Transformers would choose for each configuration, where nobody knows what was before."""
+    chosen: dict[int, str | None] = {}
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            chosen.setdefault(id(module.config), module.get_correct_attn_implementation(None))
+    return [(config, chosen.get(id(config), chosen[id(model.config)])) for config in configs(model)]
 
 
 def mark_config(config: Any, settings: SparsityConfig, progress: float | None = None) -> None:

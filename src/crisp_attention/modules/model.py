@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 
 from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError, UnsupportedModelError, nearest
-from crisp_attention.huggingface.check import CheckReport, Inputs, layer_reports, measure
+from crisp_attention.huggingface.check import CheckReport, layer_reports, measure
+from crisp_attention.huggingface.inputs import Inputs
 from crisp_attention.huggingface.state import LayerState, ModelState, attach, count_forwards, detach
 from crisp_attention.modules.attention import require_heads
 from crisp_attention.modules.multihead import SparseMultiheadAttention, guard_nested, unguard_nested
@@ -80,6 +81,11 @@ def check(model: nn.Module, inputs: Inputs | None = None) -> CheckReport:
     layers = {name: module.layer for name, module in _served(model).items() if module.layer is not None}
     if not layers:
         raise ConfigurationError(f"This {type(model).__name__} is not sparsified. Call crisp_attention.sparsify.")
+    if inputs is None:
+        raise UnsupportedModelError(
+            f"Nothing says what a {type(model).__name__} takes. Pass inputs={{...}}, the keyword arguments of a small "
+            "forward pass."
+        )
     reports = layer_reports(model, measure(model, inputs))
     idle = sorted(layers.keys() - {report.name for report in reports})
     problems = (f"these attention layers did not run: {', '.join(idle)}.",) if idle else ()
