@@ -1,0 +1,42 @@
+"""What the documentation says of the public interface is complete."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+import crisp_attention as crisp
+from crisp_attention.schedule import KINDS
+from crisp_attention.traits import RULES
+
+ROOT = Path(__file__).parent.parent
+OPERATOR = (ROOT / "docs" / "operator.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", sorted(RULES))
+def test_every_rule_is_explained(name):
+    row = re.search(rf"^\| .*`{name}`.*$", OPERATOR, re.MULTILINE)
+    assert row, f"docs/operator.md says nothing of the rule {name}"
+    assert all(f"`{strength}`" in row[0] for strength in RULES[name].strengths)
+
+
+@pytest.mark.parametrize(
+    "name", [item.name for kind in (crisp.SparsityConfig, crisp.Schedule) for item in dataclasses.fields(kind)]
+)
+def test_every_setting_is_explained(name):
+    assert re.search(rf"`[^`\n]*\b{name}\b[^`\n]*`", OPERATOR), f"docs/operator.md says nothing of {name}"
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_every_schedule_is_explained(kind):
+    assert f"`{kind}`" in OPERATOR
+
+
+@pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md", "docs/operator.md", "docs/compatibility.md"])
+def test_links_within_the_project_lead_somewhere(file):
+    text = (ROOT / file).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
+        assert ((ROOT / file).parent / target).exists(), f"{file} links to {target}"
