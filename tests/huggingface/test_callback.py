@@ -155,6 +155,20 @@ def test_the_schedule_follows_the_global_step(bert, tmp_path):
     assert bert.config.crisp_attention["progress"] == 1.0
 
 
+def test_evaluation_within_a_step_is_not_counted(bert, tmp_path):
+    """As of a teacher that shares the model: another length, another sparsity."""
+
+    class Teaching(Trainer):
+        def compute_loss(self, model, *arguments, **keywords):
+            with torch.no_grad():
+                model.eval()(input_ids=torch.full((4, 3), 7))
+            return super().compute_loss(model.train(), *arguments, **keywords)
+
+    run = trainer(crisp.sparsify(bert, sparsity=0.5), tmp_path, steps=2, kind=Teaching)
+    run.train()
+    assert logged(run, "realised_sparsity") == [0.5, 0.5]
+
+
 def test_one_sparsity_per_optimizer_step(bert, tmp_path):
     """All forwards of a step see the same sparsity, that of the step: gradient accumulation changes nothing."""
     crisp.sparsify(bert, sparsity=0.8, schedule={"kind": "stochastic"})

@@ -58,7 +58,7 @@ class StepRecorder:
 
     def __init__(self, layers: Mapping[str, LayerState]) -> None:
         self.watch_entropy = False
-        self._layers = {name: state for name, state in layers.items() if state.config is not None}
+        self._layers = dict(layers)
         self._sums: dict[str, Tensor] = {}
         self._entropies: dict[str, Tensor] = {}
 
