@@ -16,6 +16,14 @@ from crisp_attention.huggingface.state import layers
 CUBIC = {"kind": "cubic", "end": 0.5}
 
 
+@pytest.fixture(autouse=True, scope="module")
+def quick_collections():
+    """Each training collects garbage, which takes longer than these small ones, all of it for imported modules."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 def rows(count=32, length=12):
     draw = torch.Generator().manual_seed(0)
     return [
