@@ -102,7 +102,7 @@ class _Tester:
         self.config = config
         if config.model_type == "vit":
             self.seq_length = 1 + (config.image_size // config.patch_size) ** 2
-            self.num_masks = self.seq_length - 1
+            self.num_masks = self.mask_length = self.seq_length - 1
 
     def get_config(self) -> PreTrainedConfig:
         return self.config

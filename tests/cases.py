@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 import oracle
 from crisp_attention.backends.reference import keep_mask
-from crisp_attention.config import RULES, SparsityConfig
+from crisp_attention.config import APPLY, SparsityConfig
 from crisp_attention.operator import padding_from_pairs
 from crisp_attention.rules import Pairs, select
 from crisp_attention.rules.selection import Normalizer
+from crisp_attention.schedule import KINDS
+from crisp_attention.traits import RULES
 
 SPARSITY = st.one_of(st.sampled_from([0.1, 0.2, 0.25, 0.5, 0.75, 0.8, 0.9]), st.floats(0.01, 0.99))
 
@@ -45,6 +47,16 @@ NORMALIZERS = ["entmax15", "sparsemax", "temperature"]
 SELECTIONS = sorted(set(RULES) - set(NORMALIZERS))
 
 
+def qkv(batch=2, heads=3, queries=7, keys=7, width=8, dtype=torch.float64, seed=0, kv_heads=None):
+    """Queries, keys and values of one attention call."""
+    draw = torch.Generator().manual_seed(seed)
+    kv_heads = kv_heads or heads
+    return tuple(
+        torch.randn(batch, count, length, width, generator=draw, dtype=torch.float64).to(dtype)
+        for count, length in ((heads, queries), (kv_heads, keys), (kv_heads, keys))
+    )
+
+
 @st.composite
 def settings_of(draw, rule, **fixed):
     """Settings of one rule for one call, each given or left to its default."""
@@ -56,6 +68,23 @@ def settings_of(draw, rule, **fixed):
     for name in sorted(set(traits.settings) - set(traits.strengths) - set(chosen)):
         if draw(st.booleans()) and (name != "stride" or "window" in chosen):
             chosen[name] = draw(VALUES[name])
+    return chosen
+
+
+@st.composite
+def model_settings(draw):
+    """Settings of any rule for a whole model, as a file holds them."""
+    chosen = draw(settings_of(draw(st.sampled_from(sorted(RULES)))))
+    chosen["apply"] = draw(st.sampled_from(APPLY))
+    if draw(st.booleans()):
+        chosen["heads"] = draw(st.lists(st.integers(0, 11), min_size=1, unique=True))
+    by_sparsity = "sparsity" in chosen
+    if by_sparsity and draw(st.booleans()):
+        chosen["layer_sparsity"] = [chosen.pop("sparsity"), *draw(st.lists(SPARSITY, max_size=3)), 0.0]
+    elif draw(st.booleans()):
+        chosen["layers"] = draw(st.lists(st.integers(-6, 5), min_size=1))
+    if by_sparsity and draw(st.booleans()):
+        chosen["schedule"] = {"kind": draw(st.sampled_from(sorted(KINDS)))}
     return chosen
 
 

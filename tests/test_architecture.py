@@ -22,13 +22,15 @@ MODULES = {
 FLOORS = [
     ["errors"],
     ["settings"],
-    ["schedule"],
+    ["schedule", "traits"],
     ["config"],
     ["rules"],
     ["backends"],
     ["operator"],
     ["monitoring"],
     ["huggingface"],
+    ["modules"],
+    ["verbs"],
     ["experiment"],
     ["cli"],
 ]
@@ -52,6 +54,7 @@ TORCH_FREE = [
     "errors",
     "schedule",
     "settings",
+    "traits",
     *(
         f"experiment.{room}"
         for room in (

@@ -94,6 +94,34 @@ def test_check_prints_each_layer(tiny_folders):
     assert done.stdout.count("of 0.500 requested") == 2
 
 
+@pytest.mark.parametrize("columns", ["40", "100", "200"])
+def test_check_ends_with_the_audit(tiny_folders, columns):
+    done = crisp("check", tiny_folders["bert"], COLUMNS=columns)
+    assert done.returncode == 0, done.stderr
+    assert "BertModel: served" in done.stdout
+    assert max(len(line) for line in done.stdout.partition("outcome")[2].splitlines()) <= int(columns)
+    words = " ".join(done.stdout.split())
+    for check in ("restore", "padding", "not applicable" if columns != "40" else "applicable"):
+        assert check in words
+
+
+def test_check_exits_with_1_when_the_audit_finds_something_wrong(tiny_folders):
+    code = f"""
+import sys
+from crisp_attention import operator
+from crisp_attention.cli import main
+stock = operator.select
+naive = lambda config, pairs, **more: stock(config.replace(rule="percentile", count_padding=True), pairs, **more)
+operator.select = naive
+sys.argv = ["crisp", "check", {str(tiny_folders["bert"])!r}]
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "BertModel: refused" in done.stdout
+    assert "padding invariance" in done.stdout
+
+
 @pytest.mark.slow
 def test_a_study_from_question_to_verdict(spec_file, tmp_path):
     folder = tmp_path / "out"

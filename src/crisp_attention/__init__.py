@@ -24,28 +24,25 @@ if TYPE_CHECKING:
         UnsupportedArgumentError,
         UnsupportedModelError,
     )
+    from crisp_attention.huggingface.audit import AuditReport, audit
     from crisp_attention.huggingface.callback import SparsityCallback
-    from crisp_attention.huggingface.check import CheckReport, check
-    from crisp_attention.huggingface.model import (
-        dense,
-        densify,
-        load,
-        monitor,
-        set_forward_index,
-        set_progress,
-        sparsify,
-    )
+    from crisp_attention.huggingface.check import CheckReport
+    from crisp_attention.huggingface.model import dense, load, monitor, set_forward_index, set_progress
+    from crisp_attention.modules.attention import CrispAttention
     from crisp_attention.monitoring import SparsityMonitor
     from crisp_attention.operator import AttentionOutput, attention
     from crisp_attention.schedule import Schedule
+    from crisp_attention.verbs import check, densify, sparsify
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "AssetError": "errors",
     "AttentionOutput": "operator",
+    "AuditReport": "huggingface.audit",
     "CheckReport": "huggingface.check",
     "ConfigurationError": "errors",
+    "CrispAttention": "modules.attention",
     "CrispError": "errors",
     "DataError": "errors",
     "RecordError": "errors",
@@ -56,21 +53,24 @@ _HOMES = {
     "UnsupportedArgumentError": "errors",
     "UnsupportedModelError": "errors",
     "attention": "operator",
-    "check": "huggingface.check",
+    "audit": "huggingface.audit",
+    "check": "verbs",
     "dense": "huggingface.model",
-    "densify": "huggingface.model",
+    "densify": "verbs",
     "load": "huggingface.model",
     "monitor": "huggingface.model",
     "set_forward_index": "huggingface.model",
     "set_progress": "huggingface.model",
-    "sparsify": "huggingface.model",
+    "sparsify": "verbs",
 }
 
 __all__ = [
     "AssetError",
     "AttentionOutput",
+    "AuditReport",
     "CheckReport",
     "ConfigurationError",
+    "CrispAttention",
     "CrispError",
     "DataError",
     "RecordError",
@@ -81,6 +81,7 @@ __all__ = [
     "UnsupportedArgumentError",
     "UnsupportedModelError",
     "attention",
+    "audit",
     "check",
     "dense",
     "densify",

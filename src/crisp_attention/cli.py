@@ -135,7 +135,11 @@ def check(
     sparsity: Annotated[float, typer.Option(help="Share of scores to remove, in [0, 1).")] = 0.8,
     rule: Annotated[str, typer.Option(help="percentile, topk or random.")] = "topk",
 ) -> None:
-    """Does sparsity reach every attention layer of a model, and what does it realise?
+    """Is a model served correctly, does sparsity reach every layer, and what does it realise?
+
+    Prints each layer and then the audit: every promise measured on a copy of the model. Exit code 0
+    if the model is served, with or without limits, 1 if the audit finds something wrong, 2 if it
+    cannot be made sparse at all.
 
     Example:
       crisp check minilm-l6 --rule percentile
@@ -150,12 +154,22 @@ def check(
     from transformers import AutoModel
     from transformers.utils import logging
 
+    from crisp_attention.experiment.display import show_audit
+    from crisp_attention.huggingface.audit import audit
     from crisp_attention.huggingface.check import check as probe
     from crisp_attention.huggingface.model import sparsify
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    typer.echo(str(probe(sparsify(AutoModel.from_pretrained(checkpoint.folder), config))))
+    network = AutoModel.from_pretrained(checkpoint.folder)
+    report = audit(network)
+    if report.checks:
+        typer.echo(str(probe(sparsify(network, config))) if report.served else "")
+        show_audit(Console(), report)
+    else:
+        sparsify(network, config)  # raises with the reason
+    if not report.served:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -118,7 +118,8 @@ def attention(
         q: Queries `[B, H, Q, D]`.
         k: Keys `[B, Hkv, K, D]`; H must be a multiple of Hkv (grouped-query attention).
         v: Values `[B, Hkv, K, Dv]`.
-        sparsity: Share of valid scores to remove, in [0, 1). 0 equals dense attention.
+        sparsity: Share of valid scores to remove, in [0, 1). 0 equals dense attention. No query loses
+            its last key: over a single key, any sparsity realises 0.
         rule: Which scores survive: any rule of `SparsityConfig`.
         valid: Bool, True = the pair may be attended: `[B, K]` (valid keys), or anything
             broadcastable to `[B, H, Q, K]`. None if all are.
@@ -160,10 +161,7 @@ def attention(
     if sinks is not None and sinks.shape != (q.shape[1],):
         raise ConfigurationError(f"sinks must be [H] = ({q.shape[1]},), got {tuple(sinks.shape)}.")
     shape = (q.shape[0], q.shape[1], q.shape[2], k.shape[2])
-    valid = _read_valid(valid, shape)
-    bias, unmasked = _read_bias(bias, shape)
-    if unmasked is not None:
-        valid = _read_valid(unmasked if valid is None else valid & unmasked, shape)
+    pairs, bias = read_pairs(shape, q.device, valid=valid, query_valid=query_valid, bias=bias, causal=causal)
     stream = None
     if generator is not None:
         stream = torch.randint(2**32, (), generator=generator, device=generator.device)
@@ -172,11 +170,11 @@ def attention(
         k,
         v,
         config=config if config.removes else None,
-        pairs=_pairs(shape, q.device, valid, query_valid, causal),
+        pairs=pairs,
         bias=bias,
         scale=scale,
         softcap=softcap,
-        sinks=sinks,
+        sinks=None if sinks is None else sinks.view(1, -1, 1, 1),
         dropout_p=dropout_p if training else 0.0,
         stream=stream,
         training=training,
@@ -214,7 +212,7 @@ def attend(
         bias: Additive, finite at valid pairs.
         scale: Factor on q.k; 1 / sqrt(D) by default.
         softcap: As in `attention`.
-        sinks: As in `attention`.
+        sinks: One logit a head, broadcastable to `[B, H, Q, 1]`.
         dropout_p: Applied as given.
         stream: Random stream of a randomised rule.
         training: Whether a randomised rule draws anew for each example.
@@ -244,6 +242,37 @@ def attend(
         dropout_p=dropout_p,
     )
     return AttentionOutput(computed.output, computed.weights, computed.probabilities, computed.keep, pairs)
+
+
+def read_pairs(
+    shape: tuple[int, int, int, int],
+    device: torch.device,
+    *,
+    valid: Tensor | None = None,
+    query_valid: Tensor | None = None,
+    bias: Tensor | None = None,
+    causal: bool = False,
+    cross: bool = False,
+) -> tuple[Pairs, Tensor | None]:
+    """Bring the masks of one call to the pairs that it may attend to and a finite bias.
+
+    Args:
+        shape: (B, H, Q, K).
+        device: Where the scores will live.
+        valid: As in `attention`.
+        query_valid: As in `attention`; not derived from `valid` if `cross`.
+        bias: As in `attention`.
+        causal: As in `attention`.
+        cross: Whether queries and keys come from two different sequences.
+
+    Raises:
+        ConfigurationError: If a mask has the wrong shape or dtype.
+    """
+    valid = _read_valid(valid, shape)
+    bias, unmasked = _read_bias(bias, shape)
+    if unmasked is not None:
+        valid = _read_valid(unmasked if valid is None else valid & unmasked, shape)
+    return _pairs(shape, device, valid, query_valid, causal, cross), bias
 
 
 def padding_from_pairs(valid: Tensor, queries: int) -> Tensor | None:
@@ -346,6 +375,7 @@ def _pairs(
     valid: Tensor | None,
     query_valid: Tensor | None,
     causal: bool,
+    cross: bool,
 ) -> Pairs:
     batch, _, queries, keys = shape
     if query_valid is not None:
@@ -354,9 +384,9 @@ def _pairs(
                 f"query_valid must be bool [B, Q] = {(batch, queries)}, "
                 f"got {tuple(query_valid.shape)} {query_valid.dtype}."
             )
-    elif valid is not None and queries == keys:
+    elif valid is not None and queries == keys and not cross:
         query_valid = padding_from_pairs(valid, queries)
     if causal:
         allowed = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
         valid = allowed.expand(batch, 1, queries, keys) if valid is None else valid & allowed
-    return Pairs(shape, device, valid, query_valid, causal)
+    return Pairs(shape, device, valid, query_valid, causal, cross)

@@ -8,9 +8,17 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, Protocol, Self, TypeVar
 
 from crisp_attention.errors import ConfigurationError, nearest
+
+
+class _FromDict(Protocol):
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> Self: ...
+
+
+Settings = TypeVar("Settings", bound=_FromDict)
 
 
 def setting(default: Any, help: str) -> Any:
@@ -36,6 +44,24 @@ def known_keys(cls: type, values: object, what: str) -> dict[str, Any]:
         if key not in known:
             raise ConfigurationError(f"Unknown {what} {key!r}. {nearest(str(key), known)}")
     return dict(values)
+
+
+def given(cls: type[Settings], config: Settings | None, settings: Mapping[str, Any]) -> Settings:
+    """A configuration, or one made of keywords.
+
+    Args:
+        cls: The dataclass; it has a `from_dict`.
+        config: What the user gave, or None.
+        settings: The keywords that the user gave.
+
+    Raises:
+        ConfigurationError: If both are given, or a keyword cannot be served.
+    """
+    if config is not None and settings:
+        raise ConfigurationError(
+            f"Give a {cls.__name__} or keywords, not both; got both config and {sorted(settings)}."
+        )
+    return cls.from_dict(settings) if config is None else config
 
 
 def resolve(instance: Any, what: str, kind: str, optional: Mapping[str, Mapping[str, Any]]) -> None:
@@ -65,7 +91,7 @@ def resolve(instance: Any, what: str, kind: str, optional: Mapping[str, Mapping[
 
 def require_choice(name: str, value: object, choices: Collection[str]) -> None:
     """Raise `ConfigurationError` unless a value is one of the choices."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ConfigurationError(f"Unknown {name} {value!r}. {nearest(str(value), choices)}")
 
 

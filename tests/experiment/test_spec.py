@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cases import model_settings
 from crisp_attention import ConfigurationError, SparsityConfig
-from crisp_attention.config import APPLY, RULES, SCOPES
 from crisp_attention.experiment.spec import (
     ArmSpec,
     RunConfig,
@@ -195,20 +195,11 @@ def test_arms_can_be_found_by_name():
 
 @st.composite
 def arms(draw, name="arm"):
-    rule = draw(st.sampled_from(sorted(RULES)))
-    settings = RULES[rule].settings
-    arm = {"name": name, "rule": rule, "sparsity": draw(st.sampled_from([0.0, 0.2, 0.5, 0.875]))}
-    arm["min_keep"] = draw(st.integers(1, 4))
-    arm["apply"] = draw(st.sampled_from(APPLY))
-    arm["seed_offset"] = draw(st.integers(0, 2000))
-    optional = {
-        "count_padding": st.booleans(),
-        "scope": st.none() | st.sampled_from(SCOPES),
-        "seed": st.none() | st.integers(0, 9),
-    }
-    arm |= {key: draw(values) for key, values in optional.items() if key in settings}
-    arm["padding"] = draw(st.sampled_from([None, "longest", "max_length"]))
-    return {key: value for key, value in arm.items() if value is not None}
+    """An arm as a file holds it: of any rule, dense, or with nothing said at all."""
+    arm = {"name": name, "seed_offset": draw(st.integers(0, 2000))}
+    arm |= draw(st.just({}) | st.just({"sparsity": 0.0, "rule": "percentile"}) | model_settings() | model_settings())
+    padding = draw(st.sampled_from([None, "longest", "max_length"]))
+    return arm if padding is None else {**arm, "padding": padding}
 
 
 @given(
@@ -240,9 +231,34 @@ def test_an_arm_written_as_toml_reads_back_as_itself(arm):
     assert ArmSpec.model_validate(arm.to_toml_dict()) == arm
 
 
-def test_an_arm_is_written_without_its_defaults():
-    arm = ArmSpec.model_validate({"name": "x", "sparsity": 0.5, "rule": "topk", "min_keep": 1, "seed_offset": 0})
-    assert arm.to_toml_dict() == {"name": "x", "sparsity": 0.5}
+@pytest.mark.parametrize(
+    ("settings", "written"),
+    [
+        ({"sparsity": 0.5, "rule": "topk", "min_keep": 1, "seed_offset": 0}, {"sparsity": 0.5}),
+        ({"rule": "nm", "sparsity": 0.5, "m": 4}, {"rule": "nm", "sparsity": 0.5}),
+        ({"rule": "drop_topk", "drop": 1, "keep_first": 2}, {"rule": "drop_topk", "drop": 1, "keep_first": 2}),
+        ({"rule": "sparsemax", "apply": "always"}, {"rule": "sparsemax"}),
+        ({"rule": "window", "window": 3}, {"rule": "window", "window": 3}),
+        ({"layer_sparsity": [0.5, 0.0]}, {"layer_sparsity": [0.5, 0.0]}),
+        ({"sparsity": 0.0}, {}),
+    ],
+)
+def test_an_arm_is_written_with_its_strength_and_without_its_defaults(settings, written):
+    assert ArmSpec.model_validate({"name": "x", **settings}).to_toml_dict() == {"name": "x", **written}
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        ({"rule": "drop_topk"}, "rule must set drop too"),
+        ({"rule": "window", "stride": 2}, "rule, stride must set sparsity or window too"),
+        ({"rule": "top_p"}, "rule must set p too"),
+        ({"rule": ["topk"]}, r"Unknown rule \['topk'\]"),
+    ],
+)
+def test_an_arm_of_another_strength_must_say_that(settings, wanted):
+    with pytest.raises(ConfigurationError, match=wanted):
+        make_spec(arms=[{"name": "dense"}, {"name": "topk-50", **settings}])
 
 
 # Presets
@@ -341,10 +357,9 @@ def changed_configs():
     for key, value in CONFIG.training.items():
         other = "cosine" if key == "lr_schedule" else value * 2 + 1
         yield f"training.{key}", dataclasses.replace(CONFIG, training=CONFIG.training | {key: other})
-    other = {"sparsity": 0.25, "rule": "random", "min_keep": 2, "apply": "eval", "count_padding": True}
-    for key in CONFIG.attention:
-        value = other.get(key, "changed")
-        yield f"attention.{key}", dataclasses.replace(CONFIG, attention=CONFIG.attention | {key: value})
+    # The settings that the rule does not read are left out of a record; a rule that reads them has them.
+    for key in (item.name for item in dataclasses.fields(SparsityConfig)):
+        yield f"attention.{key}", dataclasses.replace(CONFIG, attention=CONFIG.attention | {key: "changed"})
 
 
 def test_any_changed_field_gives_another_id():

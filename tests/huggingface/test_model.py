@@ -255,24 +255,95 @@ def test_models_that_never_call_us_are_refused_and_left_alone(kind):
     assert model.config.to_dict() == before
 
 
-def test_arguments_that_would_be_dropped_are_refused(tmp_path):
+def gemma2():
     from transformers import Gemma2Config, Gemma2Model
 
-    model = Gemma2Model(
+    return Gemma2Model(
         Gemma2Config(
-            hidden_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=8,
-            intermediate_size=64,
-            vocab_size=50,
-            attn_logit_softcapping=30.0,
+            hidden_size=32, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+            intermediate_size=64, vocab_size=50, attn_logit_softcapping=2.0,
         )
-    )
-    with pytest.raises(crisp.UnsupportedArgumentError, match="'softcap'"):
+    ).eval()  # fmt: skip
+
+
+def test_arguments_that_would_be_dropped_are_refused(monkeypatch):
+    from transformers.models.gemma2 import modeling_gemma2
+
+    model = gemma2()
+    stock = modeling_gemma2.Gemma2Attention.forward
+
+    def forward(self, *args, **kwargs):
+        return stock(self, *args, **kwargs, unheard_of=1)
+
+    monkeypatch.setattr(modeling_gemma2.Gemma2Attention, "forward", forward)
+    with pytest.raises(crisp.UnsupportedArgumentError, match="'unheard_of'"):
         crisp.sparsify(model, sparsity=0.5)
     assert model.config._attn_implementation != "crisp"
+
+
+def test_a_model_whose_scores_differ_in_secret_is_refused(bert, monkeypatch):
+    """Nothing but the outputs shows that a module's own eager attention adds something of its own."""
+    from transformers.models.bert import modeling_bert
+
+    stock = modeling_bert.BertSelfAttention.forward
+
+    def forward(self, hidden_states, *args, **kwargs):
+        secret = 2.0 if self.config._attn_implementation != "crisp" else 1.0
+        return stock(self, secret * hidden_states, *args, **kwargs)
+
+    monkeypatch.setattr(modeling_bert.BertSelfAttention, "forward", forward)
+    with pytest.raises(crisp.UnsupportedModelError, match="with every score kept differs"):
+        crisp.sparsify(bert, sparsity=0.5)
+    assert bert.config._attn_implementation == "sdpa"
+    assert "crisp_attention" not in bert.config.to_dict()
+
+
+def test_a_model_that_leaves_its_mask_out_and_was_eager_is_not_causal():
+    """Eager attention takes no mask for "attend to all", whatever SDPA would make of the module."""
+    from transformers import SplinterConfig, SplinterModel
+
+    model = SplinterModel(
+        SplinterConfig(
+            hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64, vocab_size=50,
+            initializer_range=0.5,
+        )
+    ).eval()  # fmt: skip
+    assert model.config._attn_implementation == "eager"
+    ids = torch.arange(20, 30)[None]
+    with torch.no_grad():
+        stock = model(ids).last_hidden_state
+        crisp.sparsify(model, sparsity=0.0)
+        with crisp.monitor(model):
+            torch.testing.assert_close(model(ids).last_hidden_state, stock, atol=1e-5, rtol=0)
+
+
+def test_settings_reach_every_configuration_of_a_composite_model(tmp_path):
+    import zoo
+
+    model = zoo.build("clip").float()
+    before = [
+        model.config.to_dict(),
+        *(part.to_dict() for part in (model.text_model.config, model.vision_model.config)),
+    ]
+    crisp.sparsify(model, sparsity=0.5)
+    for part in (model.config, model.config.text_config, model.config.vision_config, model.vision_model.config):
+        assert part.crisp_attention["sparsity"] == 0.5
+    # A part that is saved alone does not come back dense in silence either.
+    model.vision_model.save_pretrained(tmp_path)
+    plain = type(model.vision_model).from_pretrained(tmp_path)
+    assert plain.config._attn_implementation == "crisp"
+    crisp.densify(model)
+    after = [model.config.to_dict(), *(part.to_dict() for part in (model.text_model.config, model.vision_model.config))]
+    assert after == before
+
+
+def test_pooling_heads_that_stay_dense_are_named():
+    import zoo
+
+    model = zoo.build("siglip_vision_model").float()
+    with pytest.warns(UserWarning, match=r"head\.attention"):
+        crisp.sparsify(model, sparsity=0.5)
+    assert crisp.check(model).dense == ("head.attention",)
 
 
 def test_a_failed_sparsify_leaves_earlier_settings_in_force(bert):

@@ -25,9 +25,10 @@ from cases import (
     survivors,
     valid_of,
 )
-from crisp_attention.config import RULES, SparsityConfig
+from crisp_attention.config import SparsityConfig
 from crisp_attention.rules import FUNCTIONS, keep_count, select
 from crisp_attention.rules.selection import Normalizer, Pairs
+from crisp_attention.traits import RULES
 
 FORCING = [rule for rule in SELECTIONS if "keep_first" in RULES[rule].settings]
 WITH_SPARSITY = [rule for rule in sorted(RULES) if "sparsity" in RULES[rule].strengths]

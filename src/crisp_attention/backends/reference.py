@@ -59,7 +59,7 @@ def attention(
         bias: Added to the scaled scores before they are ranked, broadcastable to `[B, H, Q, K]`.
         scale: Factor on q.k.
         softcap: Bounds the scaled scores, see `score`.
-        sinks: `[H]`, see `softmax`.
+        sinks: One logit a head, broadcastable to `[B, H, Q, 1]`, see `softmax`.
         dropout_p: Probability of dropping an attention weight after the softmax; 0 in evaluation.
 
     Returns:
@@ -97,12 +97,13 @@ def softmax(scores: Tensor, valid: Tensor | None, sinks: Tensor | None) -> Tenso
     Args:
         scores: `[B, H, Q, K]`.
         valid: Bool, broadcastable; None for all.
-        sinks: `[H]`, one more logit for every query of a head, which takes its share of the weight
-            and has no value (attention sinks as in gpt-oss). Never removed, not counted.
+        sinks: Broadcastable to `[B, H, Q, 1]`: one more logit for every query of a head, which takes its
+            share of the weight and has no value (attention sinks as in gpt-oss). Never removed, not
+            counted.
     """
     if sinks is None:
         return masked_softmax(scores, valid)
-    column = sinks.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+    column = sinks.to(scores.dtype).expand(*scores.shape[:3], 1)
     if valid is not None:
         valid = F.pad(valid.expand(scores.shape), (0, 1), value=True)
     return masked_softmax(torch.cat((scores, column), dim=-1), valid)[..., :-1]

@@ -6,6 +6,7 @@ import contextlib
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
@@ -23,6 +24,9 @@ from crisp_attention.experiment.spec import PlannedRun
 from crisp_attention.experiment.study import Plan
 from crisp_attention.experiment.verdict import Verdict
 from crisp_attention.experiment.worker import Event
+
+if TYPE_CHECKING:
+    from crisp_attention.huggingface.audit import AuditReport
 
 _COLOURS = {"helps": "green", "hurts": "red", "equivalent": "cyan", "inconclusive": "yellow", "no verdict": "yellow"}
 
@@ -181,3 +185,24 @@ def _table(*header: str, numbers: bool = False) -> RichTable:
     for position, name in enumerate(header):
         table.add_column(name, justify="right" if numbers and position else "left", overflow="fold")
     return table
+
+
+def show_audit(console: Console, report: AuditReport) -> None:
+    """Print the verdict on a model and what each check of its audit measured.
+
+    Args:
+        console: Where to; long sentences wrap in their column.
+        report: What `crisp.audit` returned.
+    """
+    colours = {"ok": "green", "failed": "bold red", "not applicable": "dim"}
+    table = RichTable(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("check", overflow="fold")
+    table.add_column("outcome", overflow="fold")
+    table.add_column("measured", overflow="fold")
+    for check in report.checks:
+        table.add_row(check.name, Text(check.outcome, colours[check.outcome]), Text(check.detail))
+    console.print(table)
+    colour = {"served": "green", "served with limits": "yellow", "refused": "red"}[report.verdict]
+    console.print(Text.assemble((report.model, "bold"), ": ", (report.verdict, f"bold {colour}")))
+    for reason in report.reasons:
+        console.print(Text(reason))

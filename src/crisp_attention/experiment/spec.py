@@ -16,8 +16,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from crisp_attention.config import RULES, SparsityConfig
+from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError, CrispError, nearest
+from crisp_attention.traits import RULES
 
 _ATTENTION_FIELDS = tuple(item.name for item in dataclasses.fields(SparsityConfig))
 
@@ -92,7 +93,7 @@ class ArmSpec(_Section):
         if isinstance(value, SparsityConfig):
             return value
         if isinstance(value, Mapping) and value:
-            traits = RULES.get(value.get("rule", "topk"))
+            traits = RULES.get(str(value.get("rule", "topk")))
             strengths = (*traits.strengths, "layer_sparsity") if traits and traits.strengths else ()
             if strengths and not any(name in value for name in strengths):
                 raise ValueError(

@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import CallbackHandler
 from transformers.trainer_utils import IntervalStrategy
 
-from crisp_attention.huggingface.model import model_states, set_forward_index, set_progress, sparse_models
+from crisp_attention.huggingface.model import model_states, set_forward_index, set_progress
 from crisp_attention.huggingface.recorder import StepRecorder, Tally, explain, summary
 from crisp_attention.huggingface.state import ModelState, layers
 from crisp_attention.settings import require_share
@@ -61,12 +61,12 @@ class SparsityCallback(TrainerCallback):
         """Find the sparse models and stand where training begins, or resumes."""
         self._recorders.clear()
         self._warned.clear()
-        for model in sparse_models(kwargs["model"]):
-            for own in model_states(model):
-                # Left by a training that was interrupted within a step.
-                own.monitors[:] = [other for other in own.monitors if not isinstance(other, StepRecorder)]
-                if args.logging_strategy != IntervalStrategy.NO:
-                    self._recorders.append((own, StepRecorder(layers(model))))
+        for own in model_states(kwargs["model"]):
+            # Left by a training that was interrupted within a step.
+            own.monitors[:] = [other for other in own.monitors if not isinstance(other, StepRecorder)]
+            if args.logging_strategy != IntervalStrategy.NO:
+                watched = (layer for layer in layers(kwargs["model"]).values() if layer.model is own)
+                self._recorders.append((own, StepRecorder({layer.name: layer for layer in watched})))
         _come_first(self)
         _stand(kwargs["model"], state.global_step, state)
 

@@ -7,34 +7,34 @@ call it, and nothing but a call proves otherwise.
 from __future__ import annotations
 
 import contextlib
-import inspect
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from crisp_attention.config import SparsityConfig
-from crisp_attention.errors import ConfigurationError, CrispError, UnsupportedModelError
+from crisp_attention.errors import ConfigurationError
+from crisp_attention.huggingface.inputs import Inputs, working_inputs
 from crisp_attention.huggingface.state import (
     SETTINGS,
+    Implementations,
     LayerState,
     ModelState,
     attach,
+    default_implementations,
     detach,
     layer_state,
     layers,
     read_settings,
+    shared_states,
 )
 from crisp_attention.operator import AttentionOutput
 
-Inputs = Mapping[str, Any]
-"""Keyword arguments of a model's forward pass."""
-
-_PROBE_LENGTH = 16
-_PROBE_PADDING = 4
+# Called attention, but without scores of pairs that could be ranked.
+_NOT_SCORED = re.compile("Linear|Lightning|Deformable|DeltaNet")
 
 
 @dataclass(frozen=True)
@@ -99,12 +99,14 @@ class CheckReport:
         config: The settings in force; checked as if sparse in every mode.
         layers: Every attention layer, in the order in which they run.
         problems: Sentences, one a defect; empty if all is well.
+        dense: Pooling heads that stay dense; sparsity is not for them, but it is said.
     """
 
     model: str
     config: SparsityConfig
     layers: tuple[LayerReport, ...]
     problems: tuple[str, ...]
+    dense: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -119,6 +121,7 @@ class CheckReport:
             f"({settings or f'sparsity {self.config.sparsity:g}'}, {when[self.config.apply]})"
         ]
         lines += [f"  {layer}" for layer in self.layers]
+        lines += [f"  {name}: a pooling head, stays dense" for name in self.dense]
         return "\n".join(lines + [f"  problem: {problem}" for problem in self.problems])
 
 
@@ -129,10 +132,16 @@ class Probe:
     Attributes:
         calls: Every attention call, in order.
         problems: Sentences, one a defect; empty if every attention layer can be served.
+        idle: Attention modules that did not run on these inputs, so that nothing is known of them.
+        dense: Pooling heads that stay dense.
+        inputs: Keyword arguments of the forward pass.
     """
 
     calls: tuple[AttentionCall, ...]
     problems: tuple[str, ...]
+    idle: tuple[str, ...]
+    dense: tuple[str, ...]
+    inputs: Inputs
 
 
 def check(model: PreTrainedModel, inputs: Inputs | None = None) -> CheckReport:
@@ -158,11 +167,16 @@ def check(model: PreTrainedModel, inputs: Inputs | None = None) -> CheckReport:
     config, _ = read_settings(model.config)
     found = layers(model)
     try:
-        problems = probe(model, inputs).problems
+        seen = probe(model, inputs, next((state.model.restore for state in found.values()), None))
     finally:
         for name, state in found.items():
             attach(model.get_submodule(name), state)
-    calls = measure(model, inputs)
+    reports = layer_reports(model, measure(model, seen.inputs))
+    return CheckReport(type(model).__name__, config, reports, seen.problems, seen.dense)
+
+
+def layer_reports(model: nn.Module, calls: tuple[AttentionCall, ...]) -> tuple[LayerReport, ...]:
+    """What each layer did in the calls that `measure` recorded."""
     reports = []
     for name in dict.fromkeys(call.layer for call in calls):
         own = [call for call in calls if call.layer == name]
@@ -178,101 +192,80 @@ def check(model: PreTrainedModel, inputs: Inputs | None = None) -> CheckReport:
                 cross=state.cross,
             )
         )
-    return CheckReport(type(model).__name__, config, tuple(reports), problems)
+    return tuple(reports)
 
 
-def probe(model: PreTrainedModel, inputs: Inputs | None) -> Probe:
+def probe(model: PreTrainedModel, inputs: Inputs | None, restore: Implementations | None = None) -> Probe:
     """Run a dense forward pass and find every attention call; leaves no layer state behind.
 
     Args:
         model: A model whose attention implementation is "crisp".
         inputs: As in `check`.
+        restore: The implementation of each of the model's configurations when dense.
     """
     recorder = _Recorder()
     shared = ModelState(SparsityConfig(sparsity=0.0), monitors=[recorder])
+    stock = {id(part): implementation for part, implementation in restore or default_implementations(model)}
     for name, module in model.named_modules():
-        attach(module, LayerState(name, 0, 1, shared))
+        own = stock.get(id(getattr(module, "config", model.config)))
+        attach(module, LayerState(name, 0, 1, shared, stock=own))
     try:
-        with _evaluation(model), _running_attention_modules(model) as ran:
-            _forward(model, inputs)
+        with evaluation(model), _running_attention_modules(model) as ran:
+
+            def forget() -> None:
+                recorder.calls.clear()
+                ran.clear()
+
+            if inputs is None:
+                inputs = working_inputs(model, before_each=forget)
+            else:
+                model(**inputs)
     finally:
         detach(model)
     called = {call.layer for call in recorder.calls}
     problems = []
     if not called:
         problems.append("no layer called the attention interface.")
-    untouched = [name for name in ran if not _related(name, called)]
+    alone = [name for name in dict.fromkeys(ran) if not _related(name, called)]
+    pooling = [name for name in alone if _pools(model.get_submodule(name))]
+    untouched = [name for name in alone if name not in pooling]
     if called and untouched:
         problems.append(f"these attention layers compute on their own and stay dense: {', '.join(untouched)}.")
-    if inputs is None and model.main_input_name == "input_ids":
-        blind = [call.layer for call in recorder.calls if call.shape[2] == call.shape[3] and not call.padding_seen]
-        if blind:
-            problems.append(f"the padding mask does not reach: {', '.join(dict.fromkeys(blind))}.")
-    return Probe(tuple(recorder.calls), tuple(problems))
+    blind = [call.layer for call in recorder.calls if not call.padding_seen and _is_padded(call, inputs)]
+    if blind:
+        problems.append(f"the padding mask does not reach: {', '.join(dict.fromkeys(blind))}.")
+    idle = [name for name in _attention_modules(model) if name not in ran and not _related(name, called)]
+    return Probe(tuple(recorder.calls), tuple(problems), tuple(idle), tuple(pooling), inputs)
 
 
-def measure(model: PreTrainedModel, inputs: Inputs | None) -> tuple[AttentionCall, ...]:
+def measure(model: nn.Module, inputs: Inputs) -> tuple[AttentionCall, ...]:
     """Run a forward pass of a sparsified model as if it were sparse in every mode, and record it.
 
     Args:
         model: A model with its layers attached.
-        inputs: As in `check`.
+        inputs: Keyword arguments of its forward pass.
     """
     recorder = _Recorder()
-    shared = next(iter(layers(model).values())).model
-    shared.probing, watching = True, shared.monitors
-    shared.monitors = [recorder]
+    shared = shared_states(model)
+    watching = [state.monitors for state in shared]
+    for state in shared:
+        state.probing, state.monitors = True, [recorder]
     try:
-        with _evaluation(model):
-            _forward(model, inputs)
+        with evaluation(model):
+            model(**inputs)
     finally:
-        shared.probing, shared.monitors = False, watching
+        for state, monitors in zip(shared, watching, strict=True):
+            state.probing, state.monitors = False, monitors
     return tuple(recorder.calls)
 
 
-def probe_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
-    """A small batch for a model: two rows of tokens, the second padded, or two images.
-
-    Raises:
-        UnsupportedModelError: If the model takes neither.
-    """
-    device = model.device
-    config = model.config.get_text_config()
-    if model.main_input_name == "input_ids":
-        vocabulary = config.vocab_size
-        length = min(_PROBE_LENGTH, getattr(config, "max_position_embeddings", None) or _PROBE_LENGTH)
-        ids = torch.arange(2 * length, device=device).view(2, length) * 7 % max(vocabulary - 8, 1)
-        # Past the special tokens where the vocabulary allows it: some models derive positions from them.
-        ids = (ids + 8).clamp(max=vocabulary - 1)
-        mask = torch.ones_like(ids)
-        mask[1, -_PROBE_PADDING:] = 0
-        batch = {"input_ids": ids, "attention_mask": mask}
-        if "decoder_input_ids" in inspect.signature(model.forward).parameters:
-            batch |= {"decoder_input_ids": ids.clone(), "decoder_attention_mask": mask.clone()}
-        return batch
-    if model.main_input_name == "pixel_values" and isinstance(getattr(model.config, "image_size", None), int):
-        size = model.config.image_size
-        shape = (2, getattr(model.config, "num_channels", 3), size, size)
-        return {"pixel_values": torch.linspace(-1, 1, size * size, device=device).view(1, 1, size, size).expand(shape)}
-    raise UnsupportedModelError(
-        f"No default probe inputs for {type(model).__name__} (main input {model.main_input_name!r}). "
-        "Pass inputs={...}, the keyword arguments of a small forward pass."
+def _is_padded(call: AttentionCall, inputs: Inputs) -> bool:
+    """Whether a call is self-attention over a text of which the inputs say that some is padding."""
+    batch, _, queries, keys = call.shape
+    masks = [inputs.get(name) for name in ("attention_mask", "decoder_attention_mask")]
+    return queries == keys and any(
+        isinstance(mask, Tensor) and mask.shape == (batch, keys) and not bool(mask.all()) for mask in masks
     )
-
-
-def _forward(model: PreTrainedModel, inputs: Inputs | None) -> None:
-    if inputs is not None:
-        model(**inputs)
-        return
-    try:
-        model(**probe_inputs(model))
-    except CrispError:
-        raise
-    except Exception as error:  # whatever a model raises on a batch that is not its kind
-        raise UnsupportedModelError(
-            f"The default probe batch does not suit {type(model).__name__} ({type(error).__name__}: {error}). "
-            "Pass inputs={...}, the keyword arguments of a small forward pass."
-        ) from error
 
 
 class _Recorder:
@@ -304,7 +297,7 @@ def _is_causal(valid: Tensor) -> bool:
 
 
 @contextlib.contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
+def evaluation(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; every module's own mode and the random state come back."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -319,19 +312,34 @@ def _evaluation(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def _running_attention_modules(model: nn.Module) -> Iterator[list[str]]:
     """Names of the innermost modules called *Attention* that ran within the block."""
-    named = {name: module for name, module in model.named_modules() if "Attention" in type(module).__name__}
-    innermost = {
-        name: module
-        for name, module in named.items()
-        if not any(other != name and other.startswith(f"{name}.") for other in named)
-    }
     ran: list[str] = []
-    hooks = [module.register_forward_hook(lambda *_, name=name: ran.append(name)) for name, module in innermost.items()]
+    hooks = [
+        module.register_forward_hook(lambda *_, name=name: ran.append(name))
+        for name, module in _attention_modules(model).items()
+    ]
     try:
         yield ran
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _attention_modules(model: nn.Module) -> dict[str, nn.Module]:
+    named = {
+        name: module
+        for name, module in model.named_modules()
+        if "Attention" in type(module).__name__ and not _NOT_SCORED.search(type(module).__name__)
+    }
+    return {
+        name: module
+        for name, module in named.items()
+        if not any(other != name and other.startswith(f"{name}.") for other in named)
+    }
+
+
+def _pools(module: nn.Module) -> bool:
+    """Whether a module sums up a whole sequence by a learned query, as image towers do at their end."""
+    return isinstance(module, nn.MultiheadAttention) or "Pool" in type(module).__name__
 
 
 def _related(name: str, called: set[str]) -> bool:

@@ -6,7 +6,6 @@ at all, and padding would be attended in silence.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import torch
@@ -16,9 +15,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from crisp_attention.config import SparsityConfig
-from crisp_attention.errors import ConfigurationError, UnsupportedArgumentError
+from crisp_attention.errors import ConfigurationError, UnsupportedArgumentError, UnsupportedModelError
 from crisp_attention.huggingface.state import IMPLEMENTATION, LayerState, layer_state
-from crisp_attention.operator import attend, causal_refusal, padding_from_pairs, split_mask
+from crisp_attention.operator import causal_refusal, padding_from_pairs, split_mask
 from crisp_attention.rules import Pairs
 
 # Arguments that models hand to every attention function and that change nothing in the result,
@@ -27,6 +26,7 @@ _HARMLESS = frozenset(
     {
         "cache_position",
         "deterministic",
+        "grid_thw",  # an image's grid, from which its mask and positions were made
         "num_items_in_batch",
         "output_attentions",
         "output_hidden_states",
@@ -70,6 +70,8 @@ def crisp_attention_forward(
     position_bias: Tensor | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
+    sinks: Tensor | None = None,
+    indices: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention function in Transformers' signature.
@@ -86,6 +88,8 @@ def crisp_attention_forward(
         position_bias: Added to the scores before they are ranked.
         softcap: Bounds the scaled scores before they are ranked (Gemma 2).
         s_aux: `[H]`, attention sinks: a logit for each head that takes weight and has no value (gpt-oss).
+        sinks: The same under another name, `[H]` or broadcastable to `[B, H, Q, 1]`.
+        indices: The keys that the model itself selected for each query, int `[B, Q, selected]`.
         **kwargs: Refused unless known not to matter.
 
     Returns:
@@ -104,11 +108,14 @@ def crisp_attention_forward(
             )
     layer = layer_state(module)
     config = layer.active(module.training)
-    causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
+    causal = _is_causal(module, attention_mask, is_causal, layer, queries=query.shape[2])
+    sinks = s_aux if sinks is None else sinks
     if config is not None and causal and not config.per_row:
         raise causal_refusal(config)
-    stock = softcap is None and s_aux is None and not dropout and not kwargs.get("output_attentions")
-    if config is None and stock and not layer.model.monitors:
+    if indices is not None:
+        attention_mask = _within(indices, attention_mask, query, key, causal)
+    watched = bool(layer.model.monitors) or bool(kwargs.get("output_attentions"))
+    if config is None and not dropout and not watched and softcap is None and sinks is None:
         return sdpa_attention_forward(
             module,
             query,
@@ -116,44 +123,67 @@ def crisp_attention_forward(
             value,
             attention_mask,
             scaling=scaling,
-            is_causal=is_causal,
+            is_causal=causal,
             position_bias=position_bias,
         )
     if config is not None and config.by_key_position:
         _require_all_keys(config, query, key, kwargs.get("sliding_window"))
     pairs, bias = _read_mask(attention_mask, query, key, causal, layer.cross)
-    if config is not None and config.rule == "random" and module.training:
-        pairs = dataclasses.replace(pairs, first=_process() * query.shape[0])
     if position_bias is not None:
         bias = position_bias if bias is None else bias + position_bias
     # Dense attention with dropout takes this way too: one dropout stream for sparse and dense arms.
-    out = attend(
+    out = layer.attend(
         query,
         key,
         value,
-        config=config,
+        training=module.training,
         pairs=pairs,
-        sparsity=None if config is None else layer.sparsity(config, module.training),
         bias=bias,
         scale=scaling,
         softcap=softcap,
-        sinks=s_aux,
+        sinks=sinks.view(1, -1, 1, 1) if sinks is not None and sinks.dim() == 1 else sinks,
         dropout_p=dropout,
-        stream=_stream(config, layer, module.training),
-        training=module.training,
     )
-    for monitor in layer.model.monitors:
-        monitor.record(layer.name, module.training, out)
     return out.output.transpose(1, 2).contiguous(), out.weights
 
 
-def _process() -> int:
-    """This process's rank among those that train together.
+def _is_causal(
+    module: nn.Module, mask: Tensor | None, is_causal: bool | None, layer: LayerState, *, queries: int
+) -> bool:
+    """Whether later keys are hidden where no mask says so.
 
-    With it, processes draw what one process would draw for their batches put one after another.
+    SDPA reads this from an argument or from the module, and takes a module that does not say for
+    causal. Eager attention reads it nowhere: to it, no mask means that every pair may be attended.
+
+    Raises:
+        UnsupportedModelError: If the model was loaded sparse, so that nobody knows which it was.
     """
-    together = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_rank() if together else 0
+    stated = is_causal if is_causal is not None else getattr(module, "is_causal", None)
+    if mask is not None or queries == 1:
+        return bool(stated)
+    if layer.stock == "eager":
+        return False
+    if stated is None and layer.stock is None:
+        raise UnsupportedModelError(
+            f"{type(module).__name__} passes no mask and does not say whether it is causal. Load the model with "
+            "crisp_attention.load, which finds out, instead of from_pretrained."
+        )
+    return stated is not False
+
+
+def _within(indices: Tensor, mask: Tensor | None, query: Tensor, key: Tensor, causal: bool) -> Tensor:
+    """A bool mask `[B, 1 | H, Q, K]` of the valid pairs whose key the model itself selected.
+
+    Where attention is "eager" or "sdpa" such models write their selection into the mask; to any
+    other implementation they hand it over like this.
+    """
+    batch, queries, keys = query.shape[0], query.shape[2], key.shape[2]
+    selected = torch.zeros(batch, queries, keys, dtype=torch.bool, device=query.device)
+    selected = selected.scatter(-1, indices.long(), True)[:, None]
+    pairs, bias = _read_mask(mask, query, key, causal, cross=False)
+    if bias is not None:
+        return torch.where(selected, mask[..., :keys], torch.finfo(bias.dtype).min)  # type: ignore[index]
+    return selected if pairs.valid is None else selected & pairs.valid
 
 
 def _require_all_keys(config: SparsityConfig, query: Tensor, key: Tensor, sliding_window: int | None) -> None:
@@ -164,37 +194,6 @@ def _require_all_keys(config: SparsityConfig, query: Tensor, key: Tensor, slidin
             f"These settings (rule {config.rule!r}) go by the place of keys in the sequence, which a sliding-window "
             f"cache of {sliding_window} tokens forgets. Generate with use_cache=False, or use rule='topk' without "
             "keep_first and keep_self."
-        )
-
-
-def _stream(config: SparsityConfig | None, layer: LayerState, training: bool) -> Tensor | None:
-    """Which random stream a randomised rule draws from: seed, layer and, in training, the step.
-
-    A pure function of those, so that gradient checkpointing and resuming repeat the same masks.
-
-    Raises:
-        ConfigurationError: If a backward pass recomputes a forward that was not the last one, whose
-            step is no longer known.
-    """
-    if config is None or config.rule != "random":
-        return None
-    base = ((config.seed or 0) * 1_000_003 + layer.index) * 16_777_259 % 2**62  # an int64 with room for steps
-    if not training:
-        return torch.tensor(base)
-    if not torch.compiler.is_compiling():
-        _require_last_forward(layer)
-    return layer.model.forward_index + base
-
-
-def _require_last_forward(layer: LayerState) -> None:
-    """Refuse to recompute, for gradient checkpointing, a forward whose step is no longer known."""
-    if torch._C._current_graph_task_id() < 0:  # not within a backward pass
-        return
-    layer.model.recomputed = True
-    if layer.model.unfinished > 1:
-        raise ConfigurationError(
-            f"Gradient checkpointing recomputes one of {layer.model.unfinished} forwards, and rule 'random' knows "
-            "the draw of the last one only. Call backward after each forward, or switch gradient checkpointing off."
         )
 
 

@@ -4,34 +4,45 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError, UnsupportedModelError
-from crisp_attention.huggingface.check import Inputs, measure, probe
+from crisp_attention.huggingface.check import measure, probe
+from crisp_attention.huggingface.inputs import Inputs
 from crisp_attention.huggingface.interface import register
 from crisp_attention.huggingface.state import (
     IMPLEMENTATION,
     SETTINGS,
+    Implementations,
     LayerState,
     ModelState,
     attach,
+    configs,
+    count_forwards,
+    default_implementations,
     detach,
+    implementations,
     layers,
     mark_config,
     read_settings,
+    shared_states,
     unmark_config,
 )
-from crisp_attention.monitoring import SparsityMonitor
+from crisp_attention.huggingface.trial import Trial
+from crisp_attention.monitoring import Monitor, SparsityMonitor
 from crisp_attention.operator import causal_refusal
 from crisp_attention.schedule import require_progress
+from crisp_attention.settings import given
 
 Model = TypeVar("Model", bound=PreTrainedModel)
+AnyModel = TypeVar("AnyModel", bound=nn.Module)
+Watcher = TypeVar("Watcher", bound=Monitor)
 
 
 def sparsify(
@@ -58,20 +69,17 @@ def sparsify(
         UnsupportedModelError: If the model, or one of its attention layers, would not be touched.
             The model is then as it was.
     """
-    if config is not None and settings:
-        raise ConfigurationError(
-            f"Give a SparsityConfig or keywords, not both; got both config and {sorted(settings)}."
-        )
-    config = SparsityConfig.from_dict(settings) if config is None else config
+    config = given(SparsityConfig, config, settings)
     _require_interface(model)
     register()
     found = layers(model)
     restore = next(iter(found.values())).model.restore if found else None
     if restore is None and model.config._attn_implementation != IMPLEMENTATION:
-        restore = model.config._attn_implementation
+        restore = implementations(model)
     previous = read_settings(model.config) if getattr(model.config, SETTINGS, None) is not None else None
     model.set_attn_implementation(IMPLEMENTATION)
-    mark_config(model.config, config)
+    for part in configs(model):
+        mark_config(part, config)
     try:
         _attach_layers(model, config, restore, inputs)
     except Exception:
@@ -97,7 +105,7 @@ def densify(model: Model) -> Model:
 
 
 @contextlib.contextmanager
-def dense(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+def dense(model: AnyModel) -> Iterator[AnyModel]:
     """Dense attention within a `with` block; nests, and is undone on errors too."""
     states = model_states(model)
     for state in states:
@@ -110,13 +118,19 @@ def dense(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
 
 
 @contextlib.contextmanager
-def monitor(model: PreTrainedModel) -> Iterator[SparsityMonitor]:
+def monitor(model: nn.Module) -> Iterator[SparsityMonitor]:
     """Count realised sparsity of every attention call within a `with` block.
 
     Yields:
         A `SparsityMonitor`; read `realised(training)` or `mean(training)` at any time.
     """
-    watcher = SparsityMonitor()
+    with watching(model, SparsityMonitor()) as watcher:
+        yield watcher
+
+
+@contextlib.contextmanager
+def watching(model: nn.Module, watcher: Watcher) -> Iterator[Watcher]:
+    """Let a monitor of your own see every attention call within a `with` block."""
     states = model_states(model)
     for state in states:
         state.monitors.append(watcher)
@@ -135,7 +149,7 @@ def set_forward_index(model: nn.Module, index: int) -> None:
         index: Training forwards so far, >= 0.
     """
     for state in model_states(model):
-        state.forward_index.fill_(index)
+        state.set_forward_index(index)
 
 
 def set_progress(model: nn.Module, progress: float) -> None:
@@ -152,17 +166,17 @@ def set_progress(model: nn.Module, progress: float) -> None:
         ConfigurationError: If `progress` is not a share, or the model is not sparsified.
     """
     progress = require_progress(progress)
-    for sparse in sparse_models(model):
-        model_states(sparse)
-        _stand_at(sparse, progress)
+    model_states(model)
+    _stand_at(model, progress)
 
 
-def load(auto_class: type[Any], path: str | os.PathLike[str], **kwargs: Any) -> Any:
+def load(auto_class: type[Any], path: str | os.PathLike[str], *, inputs: Inputs | None = None, **kwargs: Any) -> Any:
     """`from_pretrained` for a sparsified model: the settings come back, or an error does.
 
     Args:
         auto_class: A model class or auto class, as `AutoModelForSequenceClassification`.
         path: What `save_pretrained` wrote, or a hub name.
+        inputs: As in `sparsify`.
         **kwargs: Passed to `from_pretrained`.
 
     Raises:
@@ -176,18 +190,35 @@ def load(auto_class: type[Any], path: str | os.PathLike[str], **kwargs: Any) -> 
             f"Load it with {auto_class.__name__}.from_pretrained and call crisp_attention.sparsify."
         )
     settings, progress = read_settings(model.config)
-    sparsify(model, settings)
+    sparsify(model, settings, inputs=inputs)
     if progress is not None:
         _stand_at(model, progress)
     return model
 
 
-def sparse_models(model: nn.Module) -> list[PreTrainedModel]:
-    """The sparsified models in a module: itself, or those that DDP, a compiler or another module wraps.
+def model_states(model: nn.Module) -> list[ModelState]:
+    """The state of each sparsified model in a module: itself, or what DDP, a compiler or another module wraps.
+
+    A model that was only loaded as "crisp" gets its state here.
 
     Raises:
         ConfigurationError: If there is none.
     """
+    for marked in _marked_models(model):
+        attached = layers(marked).values()
+        if not attached or any(layer.model.adopted for layer in attached):
+            settings, progress = read_settings(marked.config)
+            sparsify(marked, settings)
+            if progress is not None:
+                _stand_at(marked, progress)
+    states = shared_states(model)
+    if not states:
+        raise ConfigurationError(f"This {type(model).__name__} is not sparsified. Call crisp_attention.sparsify.")
+    return states
+
+
+def _marked_models(model: nn.Module) -> list[PreTrainedModel]:
+    """The Transformers models in a module whose config holds settings, the outermost ones."""
     found: list[PreTrainedModel] = []
     inside: set[nn.Module] = set()
     for module in model.modules():
@@ -196,35 +227,17 @@ def sparse_models(model: nn.Module) -> list[PreTrainedModel]:
         if getattr(module.config, SETTINGS, None) is not None:
             found.append(module)
             inside.update(module.modules())
-    if not found:
-        raise ConfigurationError(f"This {type(model).__name__} is not sparsified. Call crisp_attention.sparsify.")
     return found
 
 
-def model_states(model: nn.Module) -> list[ModelState]:
-    """The state of each sparsified model in a module, attaching it to one that was only loaded as "crisp".
-
-    Raises:
-        ConfigurationError: If there is none.
-    """
-    states: dict[int, ModelState] = {}
-    for sparse in sparse_models(model):
-        attached = layers(sparse).values()
-        if not attached or any(layer.model.adopted for layer in attached):
-            settings, progress = read_settings(sparse.config)
-            sparsify(sparse, settings)
-            if progress is not None:
-                _stand_at(sparse, progress)
-        states |= {id(layer.model): layer.model for layer in layers(sparse).values()}
-    return list(states.values())
-
-
-def _stand_at(model: PreTrainedModel, progress: float) -> None:
-    for state in {id(layer.model): layer.model for layer in layers(model).values()}.values():
+def _stand_at(model: nn.Module, progress: float) -> None:
+    for state in shared_states(model):
         state.progress = progress
-        mark_config(model.config, state.config, progress)
     for layer in layers(model).values():
         layer.follow_schedule()
+    for marked in _marked_models(model):
+        for part in configs(marked):
+            mark_config(part, read_settings(marked.config)[0], progress)
 
 
 def _require_interface(model: object) -> None:
@@ -240,37 +253,87 @@ def _require_interface(model: object) -> None:
         )
 
 
-def _attach_layers(model: PreTrainedModel, config: SparsityConfig, restore: str | None, inputs: Inputs | None) -> None:
+def _attach_layers(
+    model: PreTrainedModel, config: SparsityConfig, restore: Implementations | None, inputs: Inputs | None
+) -> None:
     # The same object again, so that blocks of `dense` and `monitor` that are open stay in force.
     states = [layer.model for layer in layers(model).values() if not layer.model.adopted]
     shared = states[0] if states else ModelState(config)
-    found = probe(model, inputs)
+    found = probe(model, inputs, restore)
     if found.problems:
         raise UnsupportedModelError(f"{type(model).__name__} cannot be sparsified: " + " ".join(found.problems))
     shared.config, shared.restore, shared.progress = config, restore, None
-    names = list(dict.fromkeys(call.layer for call in found.calls))
-    if config.rule == "random" and len(names) < len(found.calls):
+    called = {call.layer for call in found.calls}
+    if config.rule == "random" and len(called) < len(found.calls):
         raise UnsupportedModelError(
             f"{type(model).__name__} runs one attention module several times in a pass; rule 'random', which draws "
             "by module, would draw the same masks each time."
         )
+    stock = {id(part): implementation for part, implementation in restore or default_implementations(model)}
+    # Layers that the probe did not reach, as those of a tower without input, come last.
+    names = list(dict.fromkeys([*(call.layer for call in found.calls), *found.idle]))
     for index, name in enumerate(names):
         own = [call for call in found.calls if call.layer == name]
-        state = LayerState(name, index, len(names), shared, cross=any(call.cross for call in own))
+        state = LayerState(
+            name,
+            index,
+            len(names),
+            shared,
+            cross=any(call.cross for call in own),
+            stock=stock.get(id(getattr(model.get_submodule(name), "config", model.config))),
+        )
         if state.config is not None and not state.config.per_row and any(call.causal for call in own):
             raise causal_refusal(config)
         attach(model.get_submodule(name), state)
     # What only a call can tell, as heads that do not exist, is told now and not in training.
-    measure(model, inputs)
-    shared.forward_index.fill_(0)
-    _count_forwards(model, wanted=config.rule == "random")
+    measure(model, found.inputs)
+    _require_dense_equality(model, found.inputs)
+    if found.dense:
+        warnings.warn(
+            f"These pooling heads of {type(model).__name__} do not go through Transformers' attention interface and "
+            f"stay dense: {', '.join(found.dense)}.",
+            stacklevel=5,
+        )
+    shared.set_forward_index(0)
+    count_forwards(model, wanted=config.rule == "random")
 
 
-def _remove(model: PreTrainedModel, restore: str | None) -> None:
+def _require_dense_equality(model: PreTrainedModel, inputs: Inputs) -> None:
+    """Make sure that with every score kept, the operator gives what the stock model gives.
+
+    A model may compute its scores in a way that no argument tells, or choose its way by the name of
+    its attention implementation; only its outputs show it.
+    """
+    trial = Trial(model, dict(inputs))
+    with dense(model), watching(model, SparsityMonitor()):
+        ours = trial.run()
+    now = implementations(model)
+    _set_implementations(next(iter(layers(model).values())).model.restore or default_implementations(model))
+    try:
+        theirs = trial.run()
+        figure = trial.compared(ours, theirs)
+        unsteady = figure is not None and figure > trial.tolerance and trial.compared(trial.run(), theirs) != 0.0
+    finally:
+        _set_implementations(now)
+    if figure is not None and figure > trial.tolerance and not unsteady:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} with every score kept differs from the stock model (by {figure:.1e} of its "
+            "outputs' scale): its attention does something that crisp attention does not know of."
+        )
+
+
+def _set_implementations(wanted: Implementations) -> None:
+    for part, implementation in wanted:
+        # Not the public property, which would pass it on to the parts, each of which has its own.
+        part._attn_implementation_internal = implementation
+
+
+def _remove(model: PreTrainedModel, restore: Implementations | None) -> None:
     detach(model)
-    _count_forwards(model, wanted=False)
-    unmark_config(model.config)
-    model.set_attn_implementation(restore or model.get_correct_attn_implementation(None))
+    count_forwards(model, wanted=False)
+    for part in configs(model):
+        unmark_config(part)
+    _set_implementations(restore or default_implementations(model))
 
 
 def _restore_settings(
@@ -279,36 +342,6 @@ def _restore_settings(
     for name, state in found.items():
         attach(model.get_submodule(name), state)
         state.model.config, state.model.progress = config, progress
-    mark_config(model.config, config, progress)
-    _count_forwards(model, wanted=config.rule == "random")
-
-
-def _count_forwards(model: PreTrainedModel, *, wanted: bool) -> None:
-    """Advance the draw of a randomised rule once per training forward of the whole model.
-
-    On the model, not in its layers: gradient checkpointing runs a layer twice in one step.
-    """
-    for module in model.modules():
-        for key, hook in list(module._forward_pre_hooks.items()):
-            if hook is _advance:
-                del module._forward_pre_hooks[key]
-    if wanted:
-        model.register_forward_pre_hook(_advance)
-
-
-def _advance(model: nn.Module, _: Any) -> None:
-    if not model.training:
-        return
-    for state in model_states(model):
-        state.forward_index.add_(1)
-        if not torch.compiler.is_compiling():
-            _count_unfinished(model, state)
-
-
-def _count_unfinished(model: nn.Module, state: ModelState) -> None:
-    """Count the forwards whose backward pass, under gradient checkpointing, is still to recompute them."""
-    checkpointing = torch.is_grad_enabled() and any(
-        getattr(module, "gradient_checkpointing", False) for module in model.modules()
-    )
-    before = 0 if state.recomputed or not checkpointing else state.unfinished
-    state.unfinished, state.recomputed = before + checkpointing, False
+    for part in configs(model):
+        mark_config(part, config, progress)
+    count_forwards(model, wanted=config.rule == "random")

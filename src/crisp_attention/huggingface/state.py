@@ -7,15 +7,19 @@ live side by side, and deepcopy and pickle take it along.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError
 from crisp_attention.monitoring import Monitor
+from crisp_attention.operator import AttentionOutput, attend
+from crisp_attention.rules import Pairs
 from crisp_attention.settings import require_share
 
 SETTINGS = "crisp_attention"
@@ -26,6 +30,9 @@ IMPLEMENTATION = "crisp"
 
 _STATE = "_crisp_layer"
 _PROGRESS = "progress"
+
+Implementations = list[tuple[Any, str | None]]
+"""Configuration objects, each with the name of its attention implementation."""
 
 
 def _scalar(value: float | int) -> Tensor:
@@ -39,32 +46,40 @@ class ModelState:
 
     Attributes:
         config: The settings in force.
-        restore: The attention implementation to return to.
+        restore: Each of the model's configurations and the attention implementation to return to;
+            None if it was sparse from the start.
         dense: How many `crisp.dense` blocks are open.
         progress: Share of training that is done, which a schedule follows; None until it is set.
         forward_index: Int64 scalar, training forwards so far; which draw a randomised rule makes.
             Set from the Trainer's global step by `SparsityCallback`, so that resuming repeats nothing.
         unfinished: Training forwards under gradient checkpointing since a backward pass recomputed one.
         recomputed: Whether a backward pass recomputed a forward since the last training forward.
+        drawn: Layers that drew a random mask in the present training forward.
         monitors: Who counts realised sparsity at present.
         probing: Whether attention is sparse in every mode just now, for a look at what it does.
         adopted: Whether it was made for one layer on its first call rather than by `sparsify`.
     """
 
     config: SparsityConfig
-    restore: str | None = None
+    restore: Implementations | None = None
     dense: int = 0
     progress: float | None = None
     forward_index: Tensor = field(default_factory=lambda: _scalar(0))
     unfinished: int = 0
     recomputed: bool = False
+    drawn: set[int] = field(default_factory=set)
     monitors: list[Monitor] = field(default_factory=list)
     probing: bool = False
     adopted: bool = False
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is made outside of the blocks that are open around the original."""
-        return {**self.__dict__, "dense": 0, "monitors": []}
+        return {**self.__dict__, "dense": 0, "drawn": set(), "monitors": []}
+
+    def set_forward_index(self, index: int) -> None:
+        """Say how many training forwards there were; every layer may draw anew."""
+        self.forward_index.fill_(index)
+        self.drawn.clear()
 
 
 class LayerState:
@@ -75,14 +90,18 @@ class LayerState:
         index: Its position among the attention layers, in calling order.
         config: Its own settings; None if it stays dense whatever the model's are.
         cross: Whether its queries and keys come from two different sequences.
+        stock: The attention implementation that it has when dense; None if that is not known.
         model: State shared with the model's other layers.
     """
 
-    def __init__(self, name: str, index: int, count: int, model: ModelState, *, cross: bool = False) -> None:
+    def __init__(
+        self, name: str, index: int, count: int, model: ModelState, *, cross: bool = False, stock: str | None = None
+    ) -> None:
         self.name = name
         self.index = index
         self.config = model.config.for_layer(index, count)
         self.cross = cross
+        self.stock = stock
         self.model = model
         self._depth = index / (count - 1) if count > 1 else 0.0
         self._sparsity = _scalar(0.0)
@@ -129,6 +148,103 @@ class LayerState:
             return config.sparsity
         return self._sparsity if torch.compiler.is_compiling() else float(self._sparsity)
 
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        training: bool,
+        pairs: Pairs,
+        bias: Tensor | None = None,
+        scale: float | None = None,
+        softcap: float | None = None,
+        sinks: Tensor | None = None,
+        dropout_p: float = 0.0,
+    ) -> AttentionOutput:
+        """`operator.attend` as this layer is at this moment, seen by whoever watches.
+
+        Args:
+            q: As in `operator.attend`.
+            k: As in `operator.attend`.
+            v: As in `operator.attend`.
+            training: The module's mode.
+            pairs: The valid pairs.
+            bias: As in `operator.attend`.
+            scale: As in `operator.attend`.
+            softcap: As in `operator.attend`.
+            sinks: As in `operator.attend`.
+            dropout_p: Applied as given.
+        """
+        config = self.active(training)
+        if config is not None and config.rule == "random" and training:
+            pairs = dataclasses.replace(pairs, first=_process() * q.shape[0])
+        out = attend(
+            q,
+            k,
+            v,
+            config=config,
+            pairs=pairs,
+            sparsity=None if config is None else self.sparsity(config, training),
+            bias=bias,
+            scale=scale,
+            softcap=softcap,
+            sinks=sinks,
+            dropout_p=dropout_p,
+            stream=self._stream(config, training),
+            training=training,
+        )
+        for monitor in self.model.monitors:
+            monitor.record(self.name, training, out)
+        return out
+
+    def _stream(self, config: SparsityConfig | None, training: bool) -> Tensor | None:
+        """Which random stream a randomised rule draws from: seed, layer and, in training, the step.
+
+        A pure function of those, so that gradient checkpointing and resuming repeat the same masks.
+
+        Raises:
+            ConfigurationError: If a backward pass recomputes a forward that was not the last one, whose
+                step is no longer known, or the layer draws twice in one step.
+        """
+        if config is None or config.rule != "random":
+            return None
+        base = ((config.seed or 0) * 1_000_003 + self.index) * 16_777_259 % 2**62  # an int64 with room for steps
+        if not training:
+            return torch.tensor(base)
+        if not torch.compiler.is_compiling():
+            self._require_own_draw()
+        return self.model.forward_index + base
+
+    def _require_own_draw(self) -> None:
+        """Refuse to draw the masks of another call, or of a forward whose step is no longer known."""
+        if torch._C._current_graph_task_id() >= 0:  # within a backward pass: gradient checkpointing recomputes
+            self.model.recomputed = True
+            if self.model.unfinished > 1:
+                raise ConfigurationError(
+                    f"Gradient checkpointing recomputes one of {self.model.unfinished} forwards, and rule 'random' "
+                    "knows the draw of the last one only. Call backward after each forward, or switch gradient "
+                    "checkpointing off."
+                )
+            return
+        if self.index in self.model.drawn:
+            raise ConfigurationError(
+                f"Rule 'random' would give {self.name or 'this layer'} the same masks again: it ran twice since "
+                "the sparsified model's forward began. Either it runs several times in a pass, which this rule "
+                "cannot serve, or that model is not the one that is called: sparsify the one that is, or call "
+                "crisp_attention.set_forward_index before each step."
+            )
+        self.model.drawn.add(self.index)
+
+
+def _process() -> int:
+    """This process's rank among those that train together.
+
+    With it, processes draw what one process would draw for their batches put one after another.
+    """
+    together = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_rank() if together else 0
+
 
 def layer_state(module: nn.Module) -> LayerState:
     """The state of an attention module, adopted from its config on the first call if need be.
@@ -139,8 +255,7 @@ def layer_state(module: nn.Module) -> LayerState:
     Raises:
         ConfigurationError: If the module's model has no settings, or they concern the whole model.
     """
-    state: LayerState | None = module.__dict__.get(_STATE)
-    return _adopt(module) if state is None else state
+    return attached(module) or _adopt(module)
 
 
 def _adopt(module: nn.Module) -> LayerState:
@@ -171,20 +286,67 @@ def _adopt(module: nn.Module) -> LayerState:
     return state
 
 
+def attached(module: nn.Module) -> LayerState | None:
+    """The state that hangs on a module, or None."""
+    state: LayerState | None = module.__dict__.get(_STATE)
+    return state
+
+
 def attach(module: nn.Module, state: LayerState) -> None:
     """Hang a layer's state on its module."""
     setattr(module, _STATE, state)
 
 
 def layers(model: nn.Module) -> dict[str, LayerState]:
-    """All attached layers of a model, by module name."""
-    return {name: module.__dict__[_STATE] for name, module in model.named_modules() if _STATE in module.__dict__}
+    """All attached layers of a model, by module name; those made alone learn their name."""
+    found = {name: module.__dict__[_STATE] for name, module in model.named_modules() if _STATE in module.__dict__}
+    for name, layer in found.items():
+        layer.name = layer.name or name
+    return found
+
+
+def shared_states(model: nn.Module) -> list[ModelState]:
+    """The state that a model's layers share; several where parts of it were sparsified apart."""
+    return list({id(layer.model): layer.model for layer in layers(model).values()}.values())
 
 
 def detach(model: nn.Module) -> None:
-    """Remove the state of every layer."""
+    """Remove the state of every layer of a model, its own included."""
     for module in model.modules():
         module.__dict__.pop(_STATE, None)
+
+
+def configs(model: nn.Module) -> list[Any]:
+    """Every configuration object of a model once: its own, their sub-configurations, its modules' own.
+
+    Composite models keep one for each part, and some parts a copy of their model's; each says for
+    itself which attention is used, and is saved with its part.
+    """
+    found: dict[int, Any] = {}
+
+    def add(config: Any) -> None:
+        if isinstance(config, PreTrainedConfig) and id(config) not in found:
+            found[id(config)] = config
+            for name in config.sub_configs:
+                add(getattr(config, name, None))
+
+    for module in model.modules():
+        add(getattr(module, "config", None))
+    return list(found.values())
+
+
+def implementations(model: nn.Module) -> Implementations:
+    """The attention implementation of each configuration, to return to."""
+    return [(config, config._attn_implementation) for config in configs(model)]
+
+
+def default_implementations(model: PreTrainedModel) -> Implementations:
+    """What Transformers would choose for each configuration, where nobody knows what was before."""
+    chosen: dict[int, str | None] = {}
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            chosen.setdefault(id(module.config), module.get_correct_attn_implementation(None))
+    return [(config, chosen.get(id(config), chosen[id(model.config)])) for config in configs(model)]
 
 
 def mark_config(config: Any, settings: SparsityConfig, progress: float | None = None) -> None:
@@ -225,3 +387,35 @@ def unmark_config(config: Any) -> None:
     """Remove what `mark_config` wrote."""
     for name in (SETTINGS, "attn_implementation"):
         config.__dict__.pop(name, None)
+
+
+def count_forwards(model: nn.Module, *, wanted: bool) -> None:
+    """Advance the draw of a randomised rule once per training forward of the whole model.
+
+    On the model, not in its layers: gradient checkpointing runs a layer twice in one step.
+    """
+    for module in model.modules():
+        for key, hook in list(module._forward_pre_hooks.items()):
+            if hook is _advance:
+                del module._forward_pre_hooks[key]
+    if wanted:
+        model.register_forward_pre_hook(_advance)
+
+
+def _advance(model: nn.Module, _: Any) -> None:
+    if not model.training:
+        return
+    for state in shared_states(model):
+        state.forward_index.add_(1)
+        if not torch.compiler.is_compiling():
+            state.drawn.clear()
+            _count_unfinished(model, state)
+
+
+def _count_unfinished(model: nn.Module, state: ModelState) -> None:
+    """Count the forwards whose backward pass, under gradient checkpointing, is still to recompute them."""
+    flags = [module.gradient_checkpointing for module in model.modules() if hasattr(module, "gradient_checkpointing")]
+    # A plain module does not say whether parts of it are recomputed.
+    checkpointing = torch.is_grad_enabled() and (any(flags) or not flags)
+    before = 0 if state.recomputed or not checkpointing else state.unfinished
+    state.unfinished, state.recomputed = before + checkpointing, False

@@ -54,5 +54,6 @@ def block_topk(
         count = (max(queries, keys), keys)
     else:
         # A query with a cache stands late in the sequence, so its block's number is bounded by the keys.
-        count = (queries if query_block == 1 else -(-max(queries, keys) // query_block), -(-keys // key_block))
+        last = queries if query_block == 1 else max(queries, keys)
+        count = ((last + query_block - 1) // query_block, (keys + key_block - 1) // key_block)
     return Blocks(of_query, of_key, count, sparsity, min_keep, forced)

@@ -31,7 +31,7 @@ def nm(pairs: Pairs, *, sparsity: float | Tensor, m: int, min_keep: int, forced:
 
     def survivors(scores: Tensor) -> Tensor:
         batch, heads, queries, keys = pairs.shape
-        groups = -(-keys // m)
+        groups = (keys + m - 1) // m
         position = pairs.key_position
         # Where each place of the sequence lies in memory: padding may stand between valid keys.
         reachable = torch.ones_like(position, dtype=torch.bool) if pairs.valid is None else _reachable(pairs.valid)

@@ -1,0 +1,146 @@
+"""Is a model served correctly? Every promise of the package, measured on a copy of the model.
+
+    report = crisp.audit(model)
+    print(report)
+
+Each check compares the sparse model with itself under a change that must not matter (padding, batch
+mates, a cache, a reload), or with the stock model where nothing was removed. What the dense model
+itself does not hold, as invariance to padding in a model with convolutions, is not asked of the
+sparse one: the check then says "not applicable" and why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from crisp_attention.errors import CrispError
+from crisp_attention.huggingface.audit_checks import CHECKS, CheckOutcome, Stock, has_two_ways
+from crisp_attention.huggingface.check import evaluation, probe
+from crisp_attention.huggingface.inputs import Inputs, working_inputs
+from crisp_attention.huggingface.model import densify, sparsify
+from crisp_attention.huggingface.trial import Trial
+
+Verdict = Literal["served", "served with limits", "refused"]
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """The audit of one model.
+
+    Attributes:
+        model: Class of the model.
+        verdict: "served", "served with limits", or "refused".
+        reasons: Sentences: the limits, or why it is refused; empty if served.
+        checks: One outcome a check, in the order of `CHECKS`; empty if `sparsify` refuses the model.
+    """
+
+    model: str
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    checks: tuple[CheckOutcome, ...]
+
+    @property
+    def served(self) -> bool:
+        """Whether the model can be used, with or without limits."""
+        return self.verdict != "refused"
+
+    @property
+    def failed(self) -> tuple[CheckOutcome, ...]:
+        """The checks that found something wrong."""
+        return tuple(check for check in self.checks if check.outcome == "failed")
+
+    def __str__(self) -> str:
+        marks = {"ok": "ok    ", "failed": "FAILED", "not applicable": "n/a   "}
+        lines = [f"{self.model}: {self.verdict}"]
+        lines += [f"  {marks[check.outcome]} {check.name}: {check.detail}" for check in self.checks]
+        return "\n".join(lines + [f"  {reason}" for reason in self.reasons])
+
+
+def audit(model: PreTrainedModel, inputs: Inputs | None = None) -> AuditReport:
+    """Measure on a copy of a model whether crisp attention serves it correctly.
+
+    About fifty small forward passes. The model itself is not touched; if it is sparsified, its copy
+    is made dense first. Rule "topk" is used, which serves causal models too.
+
+    Args:
+        model: Any `PreTrainedModel`, sparsified or not.
+        inputs: Keyword arguments of a small forward pass, two or more examples; found by default.
+
+    Returns:
+        The verdict, its reasons and each check's outcome.
+    """
+    name = type(model).__name__
+    with _quiet():
+        twin = densify(copy.deepcopy(model))
+        try:
+            if inputs is None and twin._can_set_attn_implementation():
+                with evaluation(twin):
+                    inputs = working_inputs(twin)
+            sparsify(twin, sparsity=0.0, inputs=inputs)
+        except CrispError as refusal:
+            return AuditReport(name, "refused", (str(refusal),), ())
+        except Exception as error:  # whatever a model raises under an attention that it was not written for
+            reason = f"Made sparse, {name} raises {type(error).__name__}: {error}."
+            return AuditReport(name, "refused", (reason,), ())
+        densify(twin)
+        trial = Trial(twin, dict(inputs or {}))
+        stock = Stock.of(trial)
+        checks = tuple(check(trial, stock) for check in CHECKS)
+        limits = _limits(trial)
+    failed = tuple(f"Check '{check.name}' failed: {check.detail}" for check in checks if check.outcome == "failed")
+    if failed:
+        return AuditReport(name, "refused", failed, checks)
+    return AuditReport(name, "served with limits" if limits else "served", limits, checks)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Neither Transformers' warnings nor its progress bars, nor ours about each check's `sparsify`."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _limits(trial: Trial) -> tuple[str, ...]:
+    """What a served model cannot do, or was not seen doing."""
+    sparsify(trial.model, sparsity=0.0, inputs=trial.inputs)
+    try:
+        report = probe(trial.model, trial.inputs)
+    finally:
+        densify(trial.model)
+    limits = []
+    if has_two_ways(trial):
+        limits.append(
+            "The dense model gives an unpadded example other outputs alone than beside a padded one; sparse, it is as "
+            "beside a padded one."
+        )
+    if report.idle:
+        limits.append(
+            f"These attention layers did not run on the inputs and were not checked: {_summary(report.idle)}."
+        )
+    if report.dense:
+        limits.append(f"Pooling heads outside of the attention interface stay dense: {_summary(report.dense)}.")
+    if len({call.layer for call in report.calls}) < len(report.calls):
+        limits.append("Rule 'random' is refused: an attention module runs several times in a pass.")
+    return tuple(limits)
+
+
+def _summary(names: tuple[str, ...]) -> str:
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
