@@ -236,6 +236,7 @@ def test_epochs_give_the_number_of_steps(bert, tmp_path):
 def test_entropy_is_measured_in_the_step_before_a_log_alone(bert, tmp_path, monkeypatch, changes, steps):
     from crisp_attention.operator import AttentionOutput
 
+    crisp.sparsify(bert, sparsity=0.5)
     measured = []
 
     class Noting(Trainer):
@@ -247,7 +248,6 @@ def test_entropy_is_measured_in_the_step_before_a_log_alone(bert, tmp_path, monk
     monkeypatch.setattr(
         AttentionOutput, "entropy", property(lambda out: (measured.__setitem__(-1, measured[-1] + 1), entropy(out))[1])
     )
-    crisp.sparsify(bert, sparsity=0.5)
     run = trainer(bert, tmp_path, steps=6, examples=rows(8), kind=Noting, **changes)
     run.train()
     assert measured == [2 if step in steps else 0 for step in range(1, 7)]  # two layers
