@@ -16,6 +16,14 @@ from crisp_attention.huggingface.state import layers
 CUBIC = {"kind": "cubic", "end": 0.5}
 
 
+@pytest.fixture(autouse=True, scope="module")
+def quick_collections():
+    """Each training collects garbage, which takes longer than these small ones, all of it for imported modules."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 def rows(count=32, length=12):
     draw = torch.Generator().manual_seed(0)
     return [
@@ -155,6 +163,20 @@ def test_the_schedule_follows_the_global_step(bert, tmp_path):
     assert bert.config.crisp_attention["progress"] == 1.0
 
 
+def test_evaluation_within_a_step_is_not_counted(bert, tmp_path):
+    """As of a teacher that shares the model: another length, another sparsity."""
+
+    class Teaching(Trainer):
+        def compute_loss(self, model, *arguments, **keywords):
+            with torch.no_grad():
+                model.eval()(input_ids=torch.full((4, 3), 7))
+            return super().compute_loss(model.train(), *arguments, **keywords)
+
+    run = trainer(crisp.sparsify(bert, sparsity=0.5), tmp_path, steps=2, kind=Teaching)
+    run.train()
+    assert logged(run, "realised_sparsity") == [0.5, 0.5]
+
+
 def test_one_sparsity_per_optimizer_step(bert, tmp_path):
     """All forwards of a step see the same sparsity, that of the step: gradient accumulation changes nothing."""
     crisp.sparsify(bert, sparsity=0.8, schedule={"kind": "stochastic"})
@@ -214,6 +236,7 @@ def test_epochs_give_the_number_of_steps(bert, tmp_path):
 def test_entropy_is_measured_in_the_step_before_a_log_alone(bert, tmp_path, monkeypatch, changes, steps):
     from crisp_attention.operator import AttentionOutput
 
+    crisp.sparsify(bert, sparsity=0.5)
     measured = []
 
     class Noting(Trainer):
@@ -225,7 +248,6 @@ def test_entropy_is_measured_in_the_step_before_a_log_alone(bert, tmp_path, monk
     monkeypatch.setattr(
         AttentionOutput, "entropy", property(lambda out: (measured.__setitem__(-1, measured[-1] + 1), entropy(out))[1])
     )
-    crisp.sparsify(bert, sparsity=0.5)
     run = trainer(bert, tmp_path, steps=6, examples=rows(8), kind=Noting, **changes)
     run.train()
     assert measured == [2 if step in steps else 0 for step in range(1, 7)]  # two layers

@@ -58,7 +58,7 @@ class StepRecorder:
 
     def __init__(self, layers: Mapping[str, LayerState]) -> None:
         self.watch_entropy = False
-        self._layers = {name: state for name, state in layers.items() if state.config is not None}
+        self._layers = dict(layers)
         self._sums: dict[str, Tensor] = {}
         self._entropies: dict[str, Tensor] = {}
 
@@ -73,7 +73,8 @@ class StepRecorder:
         query_valid = out.pairs.query_valid
         rows = pairs.new_tensor(batch * queries) if query_valid is None else query_valid.sum().double()
         rows = rows * out.counts.kept[:, heads].shape[1]
-        _add(self._sums, layer, torch.stack((pairs, kept, pairs * (_request(state) or 0.0), rows)))
+        asked = _request(state)
+        _add(self._sums, layer, torch.stack((pairs, kept, pairs * (0.0 if asked is None else asked), rows)))
         if self.watch_entropy:
             entropy = out.entropy[:, heads].double()
             _add(self._entropies, layer, torch.stack((entropy.nansum(), (~entropy.isnan()).sum())))
