@@ -15,7 +15,7 @@ import crisp_attention as crisp
 import oracle
 from cases import NORMALIZERS, SPARSITY, calls, configs, expected, few, result, valid_of
 from crisp_attention.config import SparsityConfig
-from crisp_attention.rules import Pairs, select
+from crisp_attention.rules import Pairs, normalizers, select
 
 
 def pairs_of(scores, valid=None):
@@ -152,6 +152,7 @@ def test_scores_of_any_size_give_finite_weights_and_gradients(rule, scale):
 
 @pytest.mark.parametrize("rule", ["entmax15", "sparsemax"])
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(rule, monkeypatch):
+    monkeypatch.setattr(normalizers, "_LOADED", {})
     monkeypatch.setitem(sys.modules, "entmax", None)
     with pytest.raises(crisp.ConfigurationError, match=r"pip install 'crisp-attention\[entmax\]'"):
         select(SparsityConfig(rule=rule), Pairs((1, 1, 2, 2), torch.device("cpu")))
