@@ -169,7 +169,7 @@ def test_a_schedule_is_given_as_itself_or_as_its_settings():
             {"rule": "drop_topk", "schedule": {"kind": "linear"}},
             "moves the sparsity, which rule 'drop_topk'",
         ),
-        ({"sparsity": 0.0, "schedule": {"kind": "anneal"}}, "A schedule leads to the sparsity, which is 0 here"),
+        ({"sparsity": 0.0, "schedule": {"kind": "anneal"}}, "which is 0 here.*kind='anneal' to end dense"),
         ({"schedule": {"kind": "linaer"}}, "Did you mean 'linear'"),
         ({"schedule": "linear"}, "Expected a mapping of schedule settings, got str"),
         ({"sparsity": 0.2, "schedule": {"kind": "stochastic", "low": 0.4}}, "between low=0.4 and the sparsity 0.2"),

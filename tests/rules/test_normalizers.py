@@ -152,6 +152,7 @@ def test_scores_of_any_size_give_finite_weights_and_gradients(rule, scale):
 
 @pytest.mark.parametrize("rule", ["entmax15", "sparsemax"])
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(rule, monkeypatch):
+    monkeypatch.setattr(normalizers, "_LOADED", {})
     monkeypatch.setitem(sys.modules, "entmax", None)
     monkeypatch.setattr(normalizers, "_LOADED", {})
     with pytest.raises(crisp.ConfigurationError, match=r"pip install 'crisp-attention\[entmax\]'"):

@@ -7,7 +7,7 @@ import torch
 
 from cases import survivors
 from crisp_attention.config import SparsityConfig
-from crisp_attention.rules import Pairs
+from crisp_attention.rules import Pairs, select
 
 CPU = torch.device("cpu")
 
@@ -74,6 +74,13 @@ def test_the_mean_of_a_block_is_over_valid_scores_and_its_place_without_padding(
     keep = square(scores, config, valid, valid[None])
     assert keep[1:].int().tolist() == [[0, 0, 0, 0, 0, 1]] * 5
     assert keep[0].int().tolist() == [0, 0, 0, 0, 0, 1]  # padding keeps its best key
+
+
+def test_padding_is_in_no_block():
+    valid = torch.tensor([False, True, True, False, True])
+    pairs = Pairs((1, 1, 5, 5), CPU, valid.expand(1, 1, 5, 5), valid[None])
+    form = select(SparsityConfig(rule="block_topk", query_block=2, key_block=2), pairs).form
+    assert form.query_block.tolist() == form.key_block.tolist() == [[-1, 0, 0, -1, 1]]
 
 
 def test_equal_means_tie_whatever_the_sizes_of_their_blocks():
