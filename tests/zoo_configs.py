@@ -19,6 +19,7 @@ IMAGE, PATCH, WINDOW, POSITIONS = 32, 8, 6, 128
 
 _RULES: list[tuple[str, Any]] = [
     # The first pattern that matches a field's whole name decides; "=" entries keep the default.
+    (r"index_n_heads", 16),  # with few, all of an index's scores are often zero, and a tie chooses the keys
     (
         r"(linear_|vision_|text_|decoder_|encoder_)?num_key_value_heads|num_kv_heads|n_head_kv|multi_query_group_num",
         KV_HEADS,

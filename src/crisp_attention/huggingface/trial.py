@@ -189,6 +189,15 @@ class Trial:
         return pad if isinstance(pad, int) and pad >= 0 else 0
 
 
+def other_texts(ids: Tensor, count: int = 32) -> Iterator[Tensor]:
+    """Texts of the same length, drawn from the tokens of one's first half; second halves stay in place."""
+    half = ids.shape[1] // 2
+    for seed in range(count):
+        draw = torch.Generator().manual_seed(seed)
+        places = torch.randint(half, (half,), generator=draw).to(ids.device)
+        yield torch.cat([ids[:, places], ids[:, half:]], dim=1)
+
+
 def outputs_of(result: Any) -> Outputs:
     """The floating-point tensors of a forward pass, caches and losses left out."""
     return {name: tensor.detach() for name, tensor in floating(result)}
