@@ -177,7 +177,12 @@ def row(model_type: str) -> Row:
     elif "Pass inputs={...}" in reason:
         verdict, reason = "not run", f"The default inputs do not suit it: {_shorten(reason)}"
     outcomes = "".join(letters[check.outcome] for check in report.checks)
-    return Row(model_type, type(model).__name__, kind(cls), verdict, _line(reason), outcomes)
+    group = kind(cls)
+    if group == "Text: decoders" and any(
+        c.name == "no look ahead" and c.outcome == "not applicable" for c in report.checks
+    ):
+        group = "Text: encoders"  # BERT and its kin can be made decoders, and are none by default
+    return Row(model_type, type(model).__name__, group, verdict, _line(reason), outcomes)
 
 
 def kind(cls: type[PreTrainedModel]) -> str:

@@ -105,12 +105,14 @@ def _always_holds(trial: Trial, measure: Callable[[], float | None]) -> bool:
 
 
 def judged(name: str, figure: float | None, trial: Trial, detail: str) -> CheckOutcome:
+    """The outcome of a difference that rounding may explain."""
     if figure is None:
         return not_applicable(name, "no output can be compared")
     return CheckOutcome(name, "ok" if figure <= trial.tolerance else "failed", figure, f"{detail}: {figure:.1e}")
 
 
 def not_applicable(name: str, why: str) -> CheckOutcome:
+    """The outcome of a check that cannot be made, and why."""
     return CheckOutcome(name, "not applicable", None, f"{why}.")
 
 
