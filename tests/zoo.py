@@ -11,6 +11,7 @@ import importlib
 import inspect
 import multiprocessing
 import os
+import re
 import sys
 import warnings
 from dataclasses import dataclass
@@ -34,7 +35,14 @@ LARGEST = 3_000_000
 
 # What the model itself computes in single precision, or masks with a number that double precision tells from -inf.
 _SINGLE = frozenset({"eomt", "eomt_dinov3"})
-_SLOW = {"vjepa2": "its predictor looks at whole films, a minute a pass"}
+_WINDOWS = "its image tower has windows of one size, half a minute a run"
+_SLOW = {
+    "sam3": _WINDOWS,
+    "sam3_lite_text": _WINDOWS,
+    "sam3_vision_model": _WINDOWS,
+    "sam3_vit_model": _WINDOWS,
+    "vjepa2": "its predictor looks at whole films, half a minute a run",
+}
 
 
 @dataclass(frozen=True)
@@ -108,7 +116,8 @@ def build(model_type: str) -> PreTrainedModel:
     except NotBuilt:
         raise
     except ImportError as error:
-        raise NotBuilt(f"Needs a package that is not installed: {_line(error)}") from None
+        package = re.search(r"requires the (\w+) library", str(error))
+        raise NotBuilt(f"Needs a package that is not installed: {package[1] if package else _line(error)}.") from None
     except Exception as error:
         raise NotBuilt(f"No small configuration is known ({type(error).__name__}: {_line(error)}).") from None
     _randomise(model)
@@ -168,7 +177,12 @@ def row(model_type: str) -> Row:
     elif "Pass inputs={...}" in reason:
         verdict, reason = "not run", f"The default inputs do not suit it: {_shorten(reason)}"
     outcomes = "".join(letters[check.outcome] for check in report.checks)
-    return Row(model_type, type(model).__name__, kind(cls), verdict, _line(reason), outcomes)
+    group = kind(cls)
+    if group == "Text: decoders" and any(
+        c.name == "no look ahead" and c.outcome == "not applicable" for c in report.checks
+    ):
+        group = "Text: encoders"  # BERT and its kin can be made decoders, and are none by default
+    return Row(model_type, type(model).__name__, group, verdict, _line(reason), outcomes)
 
 
 def kind(cls: type[PreTrainedModel]) -> str:

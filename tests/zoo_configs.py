@@ -19,6 +19,7 @@ IMAGE, PATCH, WINDOW, POSITIONS = 32, 8, 6, 128
 
 _RULES: list[tuple[str, Any]] = [
     # The first pattern that matches a field's whole name decides; "=" entries keep the default.
+    (r"index_n_heads", 16),  # with few, all of an index's scores are often zero, and a tie chooses the keys
     (
         r"(linear_|vision_|text_|decoder_|encoder_)?num_key_value_heads|num_kv_heads|n_head_kv|multi_query_group_num",
         KV_HEADS,
@@ -65,6 +66,7 @@ _RULES: list[tuple[str, Any]] = [
     (r"num_queries|num_query_tokens|num_latents|resampler_n_latents", 8),
     (r"num_frames", 4),
     (r"index_topk", 8),
+    (r"query_pre_attn_scalar", HEAD_WIDTH),
     (r"num_conv_pos_embeddings", 4),
     (r"num_conv_pos_embedding_groups", 2),
     (r"mamba_n_heads|mamba_num_heads", 4),
@@ -165,7 +167,7 @@ def _small(name: str, value: Any) -> Any:
     if isinstance(value, (bool, str)):
         return None
     if isinstance(value, float) and name == "attn_logit_softcapping":
-        return 2.0  # so low that it bends the scores of a small model
+        return 1.0  # so low that it bends the scores of a small model
     if isinstance(value, float):
         return 0.0 if name.endswith(("layerdrop", "drop_path_rate")) else None
     if _TOKEN.fullmatch(name):

@@ -41,6 +41,20 @@ def test_names_an_untouched_layer(bert):
     assert "NOT SERVED" in str(report)
 
 
+@pytest.mark.parametrize("how", ["sdpa", "softmax"])
+def test_names_a_layer_that_attends_under_another_name(bert, how):
+    class Mixer(torch.nn.Module):
+        def forward(self, hidden_states, *args, **kwargs):
+            x = hidden_states[:, None]
+            if how == "sdpa":
+                return torch.nn.functional.scaled_dot_product_attention(x, x, x)[:, 0], None
+            return (torch.nn.functional.softmax(x @ x.transpose(-1, -2), dim=-1) @ x)[:, 0], None
+
+    bert.bert.encoder.layer[1].attention.self = Mixer()
+    with pytest.raises(crisp.UnsupportedModelError, match=r"stay dense: bert\.encoder\.layer\.1\.attention\.self"):
+        crisp.sparsify(bert, sparsity=0.5)
+
+
 def test_leaves_modes_random_state_and_results_alone(bert):
     crisp.sparsify(bert, sparsity=0.5)
     bert.train()

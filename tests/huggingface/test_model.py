@@ -288,10 +288,14 @@ def test_a_model_whose_scores_differ_in_secret_is_refused(bert, monkeypatch):
     stock = modeling_bert.BertSelfAttention.forward
 
     def forward(self, hidden_states, *args, **kwargs):
-        secret = 2.0 if self.config._attn_implementation != "crisp" else 1.0
+        secret = 9.0 if self.config._attn_implementation != "crisp" else 1.0
         return stock(self, secret * hidden_states, *args, **kwargs)
 
     monkeypatch.setattr(modeling_bert.BertSelfAttention, "forward", forward)
+    with torch.no_grad():
+        for layer in bert.bert.encoder.layer:
+            layer.attention.self.query.weight *= 50  # far from uniform attention, as trained models are
+            layer.attention.self.value.weight *= 50
     with pytest.raises(crisp.UnsupportedModelError, match="with every score kept differs"):
         crisp.sparsify(bert, sparsity=0.5)
     assert bert.config._attn_implementation == "sdpa"
@@ -329,7 +333,7 @@ def test_settings_reach_every_configuration_of_a_composite_model(tmp_path):
     for part in (model.config, model.config.text_config, model.config.vision_config, model.vision_model.config):
         assert part.crisp_attention["sparsity"] == 0.5
     # A part that is saved alone does not come back dense in silence either.
-    model.vision_model.save_pretrained(tmp_path)
+    copy.deepcopy(model.vision_model).save_pretrained(tmp_path)
     plain = type(model.vision_model).from_pretrained(tmp_path)
     assert plain.config._attn_implementation == "crisp"
     crisp.densify(model)

@@ -22,7 +22,8 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from crisp_attention.errors import CrispError
-from crisp_attention.huggingface.audit_checks import CHECKS, CheckOutcome, Stock, has_two_ways
+from crisp_attention.huggingface.audit_checks import CHECKS, has_two_ways
+from crisp_attention.huggingface.audit_outcome import CheckOutcome, Stock
 from crisp_attention.huggingface.check import evaluation, probe
 from crisp_attention.huggingface.inputs import Inputs, working_inputs
 from crisp_attention.huggingface.model import densify, sparsify

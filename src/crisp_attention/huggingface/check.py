@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import FrameType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from crisp_attention.config import SparsityConfig
@@ -210,7 +215,7 @@ def probe(model: PreTrainedModel, inputs: Inputs | None, restore: Implementation
         own = stock.get(id(getattr(module, "config", model.config)))
         attach(module, LayerState(name, 0, 1, shared, stock=own))
     try:
-        with evaluation(model), _running_attention_modules(model) as ran:
+        with evaluation(model), _running_attention_modules(model) as ran, _OwnAttention(model, ran):
 
             def forget() -> None:
                 recorder.calls.clear()
@@ -322,6 +327,41 @@ def _running_attention_modules(model: nn.Module) -> Iterator[list[str]]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+class _OwnAttention(TorchFunctionMode):
+    """Adds to a list the modules that compute attention outside of the operator, whatever they are called.
+
+    Such attention is a call of SDPA, or a softmax over scores `[B, H, Q, K]`.
+    """
+
+    def __init__(self, model: nn.Module, found: list[str]) -> None:
+        super().__init__()
+        self._names: dict[int, str] = {id(module): name for name, module in model.named_modules()}
+        self._found = found
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        scores = args[0] if args and isinstance(args[0], Tensor) else None
+        softmax = getattr(func, "__name__", "") == "softmax" and scores is not None and scores.dim() == 4
+        if softmax or func is F.scaled_dot_product_attention:
+            name = self._caller()
+            if name is not None and name not in self._found:
+                self._found.append(name)
+        return func(*args, **(kwargs or {}))
+
+    def _caller(self) -> str | None:
+        """The innermost module of the model that is running; None inside the operator."""
+        frame: FrameType | None = sys._getframe(2)
+        while frame is not None:
+            if frame.f_globals.get("__name__", "").startswith("crisp_attention.") and frame.f_globals is not globals():
+                return None
+            name = self._names.get(id(frame.f_locals.get("self")))
+            if name:
+                return name
+            frame = frame.f_back
+        return None
 
 
 def _attention_modules(model: nn.Module) -> dict[str, nn.Module]:

@@ -34,7 +34,7 @@ from crisp_attention.huggingface.state import (
     shared_states,
     unmark_config,
 )
-from crisp_attention.huggingface.trial import Trial
+from crisp_attention.huggingface.trial import TOLERANCE, Trial
 from crisp_attention.monitoring import Monitor, SparsityMonitor
 from crisp_attention.operator import causal_refusal
 from crisp_attention.schedule import require_progress
@@ -307,15 +307,18 @@ def _require_dense_equality(model: PreTrainedModel, inputs: Inputs) -> None:
     trial = Trial(model, dict(inputs))
     with dense(model), watching(model, SparsityMonitor()):
         ours = trial.run()
+    # Looser than an audit: a deep network adds up the rounding of its layers.
+    coarse = model.dtype not in TOLERANCE
+    limit = trial.tolerance if coarse else 10 * trial.tolerance
     now = implementations(model)
     _set_implementations(next(iter(layers(model).values())).model.restore or default_implementations(model))
     try:
         theirs = trial.run()
-        figure = trial.compared(ours, theirs)
-        unsteady = figure is not None and figure > trial.tolerance and trial.compared(trial.run(), theirs) != 0.0
+        figure = trial.compared(ours, theirs, typical=coarse)
+        wrong = figure is not None and figure > limit and trial.compared(trial.run(), theirs) == 0.0
     finally:
         _set_implementations(now)
-    if figure is not None and figure > trial.tolerance and not unsteady:
+    if wrong:
         raise UnsupportedModelError(
             f"{type(model).__name__} with every score kept differs from the stock model (by {figure:.1e} of its "
             "outputs' scale): its attention does something that crisp attention does not know of."

@@ -15,7 +15,7 @@ from crisp_attention.huggingface.check import evaluation
 from crisp_attention.operator import AttentionOutput
 from crisp_attention.rules.selection import keep_count
 
-TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}
+TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4}
 """Largest difference, relative to an output's scale, that rounding explains; 0.05 in half precision."""
 
 _MASKS = ("attention_mask", "input_features_mask", "feature_attention_mask", "padding_mask")
@@ -135,12 +135,12 @@ class Trial:
             examples.append(example)
         return examples
 
-    def compared(self, ours: Outputs, theirs: Outputs) -> float | None:
+    def compared(self, ours: Outputs, theirs: Outputs, *, typical: bool = False) -> float | None:
         """Difference at positions that are not padding, or everywhere if outputs have no examples."""
         if not self.batch:
-            return difference(ours, theirs)
+            return difference(ours, theirs, typical=typical)
         pairs = zip(self.unpadded(ours, self.inputs), self.unpadded(theirs, self.inputs), strict=True)
-        return worst([difference(one, other) for one, other in pairs])
+        return worst([difference(one, other, typical=typical) for one, other in pairs])
 
     def token_inputs(self) -> list[str]:
         """Names of the inputs with one entry a token of the (encoder's) text."""
@@ -189,6 +189,15 @@ class Trial:
         return pad if isinstance(pad, int) and pad >= 0 else 0
 
 
+def other_texts(ids: Tensor, count: int = 32) -> Iterator[Tensor]:
+    """Texts of the same length, drawn from the tokens of one's first half; second halves stay in place."""
+    half = ids.shape[1] // 2
+    for seed in range(count):
+        draw = torch.Generator().manual_seed(seed)
+        places = torch.randint(half, (half,), generator=draw).to(ids.device)
+        yield torch.cat([ids[:, places], ids[:, half:]], dim=1)
+
+
 def outputs_of(result: Any) -> Outputs:
     """The floating-point tensors of a forward pass, caches and losses left out."""
     return {name: tensor.detach() for name, tensor in floating(result)}
@@ -208,8 +217,11 @@ def floating(result: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from floating(value, f"{name}.{index}")
 
 
-def difference(ours: Outputs, theirs: Outputs) -> float | None:
+def difference(ours: Outputs, theirs: Outputs, *, typical: bool = False) -> float | None:
     """The largest difference relative to an output's scale; None where nothing is comparable.
+
+    With `typical`, the median over positions instead of the largest: in half precision rounding alone
+    may send a token to another expert, which changes a few positions a lot.
 
     An output that is missing or of another shape is infinitely different, and so is a NaN where the
     other has none.
@@ -230,7 +242,9 @@ def difference(ours: Outputs, theirs: Outputs) -> float | None:
             return float("inf")
         if known.any():
             scale = max(1.0, float(expected[known].abs().max()))
-            worst = max(worst, float((actual[known] - expected[known]).abs().max()) / scale)
+            gap = (actual - expected).masked_fill(~known, 0.0).abs()
+            found = gap.amax(-1).flatten().median() if typical and gap.dim() > 1 else gap.max()
+            worst = max(worst, float(found) / scale)
     return worst
 
 
