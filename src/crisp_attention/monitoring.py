@@ -40,7 +40,8 @@ class SparsityMonitor:
             training: The module's mode.
             out: What the operator returned.
         """
-        _add(self._counts, (training, layer), torch.stack((out.counts.kept.sum(), out.counts.valid.sum())))
+        kept, valid = out.counts
+        _add(self._counts, (training, layer), torch.stack((kept.sum(), valid.sum())))
         if self.watch_entropy:
             entropy = out.entropy.double()
             _add(self._entropies, (training, layer), torch.stack((entropy.nansum(), (~entropy.isnan()).sum())))

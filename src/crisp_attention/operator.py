@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -63,14 +62,14 @@ class AttentionOutput:
     survivors: Tensor | None
     pairs: Pairs
 
-    @cached_property
+    @property
     def keep(self) -> Tensor:
         """Keep mask, bool `[B, H, Q, K]`, True = the score survived."""
         if self.survivors is None:
             return torch.ones_like(self.weights, dtype=torch.bool)
         return self.survivors.expand(self.weights.shape)
 
-    @cached_property
+    @property
     def counts(self) -> PairCounts:
         """Kept and valid pairs per example and head, `[B, H]`; padded queries not counted."""
         keep = self.keep
@@ -79,7 +78,7 @@ class AttentionOutput:
         kept = keep.sum(dim=(-2, -1))
         return PairCounts(kept, self.pairs.counted_per_head[..., 0, 0].expand_as(kept))
 
-    @cached_property
+    @property
     def entropy(self) -> Tensor:
         """Entropy of each query's attention in nats, before dropout, `[B, H, Q]`.
 

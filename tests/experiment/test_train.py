@@ -84,11 +84,11 @@ def test_arms_share_weights_order_and_dropout_per_seed(workplace, monkeypatch):
     """Recorded at the first attention call: initial weights, batch and dropout state are the same in every arm."""
     import torch
 
-    from crisp_attention.huggingface import interface
+    from crisp_attention.huggingface import state
 
     bench, runs = workplace
     seen = {}
-    original = interface.attend
+    original = state.attend
 
     for planned in (find(runs, "dense"), find(runs, "percentile-80"), find(runs, "random-50-train")):
         calls = seen.setdefault(planned.arm, [])
@@ -100,7 +100,7 @@ def test_arms_share_weights_order_and_dropout_per_seed(workplace, monkeypatch):
                 calls.append(q.sum().item())
             return original(q, k, v, **arguments)
 
-        monkeypatch.setattr(interface, "attend", spy)
+        monkeypatch.setattr(state, "attend", spy)
         run(bench, planned)
     dense = seen.pop("dense")
     assert len(dense) > 30

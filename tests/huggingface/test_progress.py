@@ -267,3 +267,18 @@ def test_realised_sparsity_counts_a_checkpointed_forward_and_its_recomputation_a
     bert(**batch()).loss.backward()
     assert len(seen) == 4  # two layers, each run twice
     assert {share for _, share in seen} == {0.4}
+
+
+def test_a_checkpoint_remembers_its_progress_but_does_not_train_on_alone(bert, tmp_path):
+    crisp.sparsify(bert, sparsity=0.8, schedule={"kind": "linear"})
+    crisp.set_progress(bert, 0.5)
+    bert.save_pretrained(tmp_path)
+    loaded = crisp.load(type(bert), tmp_path)
+    ids = torch.arange(5, 15)[None]
+    with torch.no_grad(), crisp.monitor(loaded) as monitor:
+        loaded.eval()(input_ids=ids)
+    assert monitor.mean(training=False) == pytest.approx(0.4, abs=0.05)
+    with pytest.raises(crisp.ConfigurationError, match="nothing tells it how far training has come"):
+        loaded.train()(input_ids=ids)
+    crisp.set_progress(loaded, 0.5)
+    loaded(input_ids=ids)

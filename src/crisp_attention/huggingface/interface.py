@@ -128,7 +128,7 @@ def crisp_attention_forward(
         )
     if config is not None and config.by_key_position:
         _require_all_keys(config, query, key, kwargs.get("sliding_window"))
-    pairs, bias = _read_mask(attention_mask, query, key, causal, layer.cross)
+    pairs, bias = _read_mask(attention_mask, query, key, causal, cross=layer.cross)
     if position_bias is not None:
         bias = position_bias if bias is None else bias + position_bias
     # Dense attention with dropout takes this way too: one dropout stream for sparse and dense arms.
@@ -198,7 +198,7 @@ def _require_all_keys(config: SparsityConfig, query: Tensor, key: Tensor, slidin
 
 
 def _read_mask(
-    mask: Tensor | None, query: Tensor, key: Tensor, causal: bool, cross: bool
+    mask: Tensor | None, query: Tensor, key: Tensor, causal: bool, *, cross: bool
 ) -> tuple[Pairs, Tensor | None]:
     """Split a mask into valid pairs and a finite bias."""
     batch, heads, queries, _ = query.shape

@@ -166,7 +166,8 @@ def set_progress(model: nn.Module, progress: float) -> None:
         ConfigurationError: If `progress` is not a share, or the model is not sparsified.
     """
     progress = require_progress(progress)
-    model_states(model)
+    for state in model_states(model):
+        state.driven = True
     _stand_at(model, progress)
 
 
@@ -262,7 +263,7 @@ def _attach_layers(
     found = probe(model, inputs, restore)
     if found.problems:
         raise UnsupportedModelError(f"{type(model).__name__} cannot be sparsified: " + " ".join(found.problems))
-    shared.config, shared.restore, shared.progress = config, restore, None
+    shared.config, shared.restore, shared.progress, shared.driven = config, restore, None, False
     called = {call.layer for call in found.calls}
     if config.rule == "random" and len(called) < len(found.calls):
         raise UnsupportedModelError(

@@ -50,6 +50,7 @@ class ModelState:
             None if it was sparse from the start.
         dense: How many `crisp.dense` blocks are open.
         progress: Share of training that is done, which a schedule follows; None until it is set.
+        driven: Whether somebody tells the progress in this session; a checkpoint only remembers it.
         forward_index: Int64 scalar, training forwards so far; which draw a randomised rule makes.
             Set from the Trainer's global step by `SparsityCallback`, so that resuming repeats nothing.
         unfinished: Training forwards under gradient checkpointing since a backward pass recomputed one.
@@ -64,6 +65,7 @@ class ModelState:
     restore: Implementations | None = None
     dense: int = 0
     progress: float | None = None
+    driven: bool = False
     forward_index: Tensor = field(default_factory=lambda: _scalar(0))
     unfinished: int = 0
     recomputed: bool = False
@@ -128,7 +130,7 @@ class LayerState:
             return config if config.removes else None
         if self.model.dense or not config.active(training):
             return None
-        if training and config.schedule is not None and self.model.progress is None:
+        if training and config.schedule is not None and not self.model.driven:
             raise ConfigurationError(
                 "This model has a sparsity schedule, but nothing tells it how far training has come. Give the Trainer "
                 "callbacks=[crisp_attention.SparsityCallback()], or call crisp_attention.set_progress(model, share) "
