@@ -193,5 +193,14 @@ def test_rooms_stay_small():
         assert lines <= 450, f"{module} has {lines} lines"
 
 
+@pytest.mark.parametrize("module", ["huggingface.interface", "huggingface.state", "modules.model", "verbs"])
+def test_every_room_can_be_entered_first(module):
+    """Importing Transformers registers us, so that a room which imports it may meet itself half-made."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {PACKAGE}.{module}"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_ships_its_types():
     assert (ROOT / "py.typed").is_file()

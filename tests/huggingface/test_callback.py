@@ -244,7 +244,7 @@ def test_entropy_is_measured_in_the_step_before_a_log_alone(bert, tmp_path, monk
             measured.append(0)
             return super().compute_loss(*arguments, **keywords)
 
-    entropy = AttentionOutput.__dict__["entropy"].func
+    entropy = AttentionOutput.entropy.fget
     monkeypatch.setattr(
         AttentionOutput, "entropy", property(lambda out: (measured.__setitem__(-1, measured[-1] + 1), entropy(out))[1])
     )

@@ -6,6 +6,7 @@ be known to `from_pretrained` once the package is imported, whichever of the two
 
 from __future__ import annotations
 
+import importlib
 import importlib.abc
 import importlib.machinery
 import sys
@@ -24,9 +25,9 @@ def install() -> None:
 
 
 def _register() -> None:
-    from crisp_attention.huggingface.interface import register
-
-    register()
+    # Registers when loaded. No name is taken from it: where it was what imported Transformers, it is
+    # still being loaded, and registers at its end.
+    importlib.import_module("crisp_attention.huggingface.interface")
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):

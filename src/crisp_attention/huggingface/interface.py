@@ -42,12 +42,6 @@ _HARMLESS = frozenset(
 )
 
 
-def register() -> None:
-    """Add the name "crisp" to both registries of Transformers (process-wide, idempotent)."""
-    AttentionInterface.register(IMPLEMENTATION, crisp_attention_forward)
-    AttentionMaskInterface.register(IMPLEMENTATION, crisp_mask)
-
-
 def crisp_mask(*args: Any, **kwargs: Any) -> Tensor | None:
     """A bool mask `[B, 1, Q, K]`, True = may be attended; None if all pairs may.
 
@@ -221,3 +215,8 @@ def _read_mask(
     if mask is not None and valid is not None and queries == keys and not cross:
         query_valid = padding_from_pairs(valid, queries)
     return Pairs((batch, heads, queries, keys), query.device, valid, query_valid, causal, cross), bias
+
+
+# Process-wide names; settings live on each model.
+AttentionInterface.register(IMPLEMENTATION, crisp_attention_forward)
+AttentionMaskInterface.register(IMPLEMENTATION, crisp_mask)

@@ -15,7 +15,6 @@ from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError, UnsupportedModelError
 from crisp_attention.huggingface.check import measure, probe
 from crisp_attention.huggingface.inputs import Inputs
-from crisp_attention.huggingface.interface import register
 from crisp_attention.huggingface.state import (
     IMPLEMENTATION,
     SETTINGS,
@@ -71,7 +70,6 @@ def sparsify(
     """
     config = given(SparsityConfig, config, settings)
     _require_interface(model)
-    register()
     found = layers(model)
     restore = next(iter(found.values())).model.restore if found else None
     if restore is None and model.config._attn_implementation != IMPLEMENTATION:
@@ -183,7 +181,6 @@ def load(auto_class: type[Any], path: str | os.PathLike[str], *, inputs: Inputs 
     Raises:
         ConfigurationError: If the checkpoint has no settings, so that it would come back dense.
     """
-    register()
     model = auto_class.from_pretrained(path, **kwargs)
     if getattr(model.config, SETTINGS, None) is None:
         raise ConfigurationError(

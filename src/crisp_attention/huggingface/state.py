@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
 
 from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError
@@ -21,6 +20,10 @@ from crisp_attention.monitoring import Monitor
 from crisp_attention.operator import AttentionOutput, attend
 from crisp_attention.rules import Pairs
 from crisp_attention.settings import require_share
+
+# Not at run time: whoever imports Transformers registers us, which imports this module.
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 SETTINGS = "crisp_attention"
 """Attribute of a model's config that holds the settings."""
@@ -324,6 +327,8 @@ def configs(model: nn.Module) -> list[Any]:
     Composite models keep one for each part, and some parts a copy of their model's; each says for
     itself which attention is used, and is saved with its part.
     """
+    from transformers import PreTrainedConfig
+
     found: dict[int, Any] = {}
 
     def add(config: Any) -> None:
@@ -344,6 +349,8 @@ def implementations(model: nn.Module) -> Implementations:
 
 def default_implementations(model: PreTrainedModel) -> Implementations:
     """What Transformers would choose for each configuration, where nobody knows what was before."""
+    from transformers import PreTrainedModel
+
     chosen: dict[int, str | None] = {}
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
