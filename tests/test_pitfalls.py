@@ -1,6 +1,9 @@
-"""Traps that were seen in someone's code, one test each (those that this version can fall into)."""
+"""Traps that were seen in someone's code: each has a test, here or where it belongs."""
 
 from __future__ import annotations
+
+import ast
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +13,8 @@ from transformers import (
     BertLMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralModel,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -17,6 +22,75 @@ from transformers import (
 import crisp_attention as crisp
 
 RULES = ["percentile", "topk", "random"]
+
+# The trap, and the tests that would find us in it: file (from tests/; this one if not said) and function.
+PITFALLS = {
+    "padding in the percentile": ["test_padding_does_not_enter_the_percentile"],
+    "causal leak": ["test_causal_leak", "test_causal_models_refuse_the_percentile", "test_kv_cache_equals_no_cache"],
+    "rows with no survivor": [
+        "test_rows_without_a_survivor",
+        "test_operator.py::test_fully_masked_rows_give_zeros_and_finite_gradients",
+    ],
+    "k = 1 kills the gradient": ["test_one_survivor_has_no_gradient_and_min_keep_is_the_choice"],
+    "ties": ["test_ties_all_survive_in_any_order", "test_selection_happens_in_fp32"],
+    "torch.quantile": ["test_more_than_two_to_the_24_pairs_and_half_precision"],
+    "the mask contract": [
+        "test_both_registries_know_the_name_and_masks_arrive",
+        "test_masks_in_every_form_mean_the_same",
+        "test_a_mask_of_none_on_a_causal_model_is_causal",
+    ],
+    "silent no-op": [
+        "huggingface/test_model.py::test_models_that_never_call_us_are_refused_and_left_alone",
+        "huggingface/test_check.py::test_names_an_untouched_layer",
+    ],
+    "dropped arguments": [
+        "test_position_bias_is_ranked_not_dropped",
+        "huggingface/test_zoo.py::test_an_operator_that_drops_an_argument_is_found_out",
+        "huggingface/test_model.py::test_arguments_that_would_be_dropped_are_refused",
+    ],
+    "save and load": [
+        "huggingface/test_model.py::test_load_restores_the_settings",
+        "huggingface/test_model.py::test_plain_from_pretrained_is_sparse_too",
+        "huggingface/test_model.py::test_a_saved_model_is_not_silently_dense_without_the_package",
+    ],
+    "output_attentions": ["huggingface/test_model.py::test_output_attentions_returns_sparse_weights"],
+    "global registry": ["huggingface/test_model.py::test_two_models_with_different_settings_live_side_by_side"],
+    "dropout and eval": [
+        "test_operator.py::test_dropout_comes_after_selection_and_only_in_training",
+        "huggingface/test_model.py::test_apply_is_a_setting",
+    ],
+    "gradient checkpointing": [
+        "huggingface/test_model.py::test_gradient_checkpointing_gives_the_same_gradients",
+        "huggingface/test_progress.py::test_gradient_checkpointing_recomputes_at_the_same_sparsity",
+        "test_several_forwards_before_a_backward_under_checkpointing_are_refused",
+    ],
+    "resume": ["huggingface/test_callback.py::test_a_resumed_training_is_the_uninterrupted_one"],
+    "torch.compile": ["huggingface/test_compile.py::test_few_whole_graphs_serve_six_lengths_and_twenty_schedule_steps"],
+    "GQA and windows": [
+        "test_operator.py::test_grouped_query_attention_equals_repeated_heads",
+        "test_survivors_stay_within_the_models_own_window",
+        "test_positions_in_a_cache_that_forgets_are_refused",
+    ],
+    "packed batches": ["test_packed_sequences_do_not_see_each_other", "test_unpadded_batches_are_refused"],
+    "DDP": [
+        "huggingface/test_ddp.py::test_gradients_are_those_of_one_process",
+        "huggingface/test_ddp.py::test_processes_do_not_share_their_random_masks",
+    ],
+    "statistics libraries": [
+        "experiment/test_statistics.py::test_the_error_rate_at_ten_seeds_is_what_it_promises",
+        "experiment/test_statistics.py::test_global_randomness_is_left_alone",
+    ],
+    "best epoch": ["experiment/test_analysis.py::test_numbers_are_those_of_the_last_epoch"],
+}
+
+
+@pytest.mark.parametrize("trap", PITFALLS)
+def test_every_pitfall_has_its_tests(trap):
+    for place in PITFALLS[trap]:
+        file, _, function = place.rpartition("::")
+        path = Path(__file__).parent / (file or Path(__file__).name)
+        names = {node.name for node in ast.parse(path.read_text(encoding="utf-8")).body if hasattr(node, "name")}
+        assert function in names, f"{trap}: {place} is gone"
 
 
 def llama(**changes):
@@ -248,3 +322,64 @@ def test_from_config_models_are_served_too(tiny_folders):
 
     model = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(tiny_folders["roberta"]))
     assert crisp.check(crisp.sparsify(model, sparsity=0.5)).ok
+
+
+def test_several_forwards_before_a_backward_under_checkpointing_are_refused(bert):
+    """The first one's random masks could not be drawn again."""
+    crisp.sparsify(bert, sparsity=0.5, rule="random")
+    bert.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    bert.train()
+    ids = torch.arange(5, 15)[None]
+    bert(input_ids=ids).logits.sum().backward()  # one after the other is the usual way
+    loss = bert(input_ids=ids).logits.sum() + bert(input_ids=ids).logits.sum()
+    with pytest.raises(crisp.ConfigurationError, match="Call backward after each forward"):
+        loss.backward()
+
+
+def mistral(**changes):
+    torch.manual_seed(0)
+    settings = {
+        "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "intermediate_size": 64, "vocab_size": 50, "sliding_window": 4,
+    } | changes  # fmt: skip
+    return MistralModel(MistralConfig(**settings)).eval()
+
+
+@torch.no_grad()
+def test_survivors_stay_within_the_models_own_window():
+    model = crisp.sparsify(mistral(), sparsity=0.5)
+    ids = torch.randint(0, 50, (2, 12), generator=torch.Generator().manual_seed(0))
+    weights = model(ids, output_attentions=True).attentions[0]
+    distance = torch.arange(12)[:, None] - torch.arange(12)
+    assert (weights[..., (distance < 0) | (distance >= 4)] == 0).all()
+    assert ((weights > 0).sum(-1)[..., 3:] == 2).all()
+
+
+@torch.no_grad()
+def test_positions_in_a_cache_that_forgets_are_refused():
+    """A sliding-window cache drops its first keys, so that the rest no longer know their places."""
+    model = crisp.sparsify(mistral(), sparsity=0.5, rule="nm", m=2)
+    ids = torch.randint(0, 50, (1, 12), generator=torch.Generator().manual_seed(0))
+    cache = model(ids[:, :8], use_cache=True).past_key_values
+    with pytest.raises(crisp.ConfigurationError, match="use_cache=False"):
+        model(ids[:, 8:9], past_key_values=cache, use_cache=True)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rule", ["topk", "top_p", "bottomk"])
+def test_packed_sequences_do_not_see_each_other(rule):
+    """Several texts in one row, told apart by positions that begin anew."""
+    model = crisp.sparsify(llama(), rule=rule)
+    ids = torch.randint(0, 50, (1, 14), generator=torch.Generator().manual_seed(0))
+    positions = torch.cat((torch.arange(6), torch.arange(8)))[None]
+    packed = model(ids, position_ids=positions, use_cache=False).logits
+    alone = torch.cat((model(ids[:, :6]).logits, model(ids[:, 6:]).logits), dim=1)
+    torch.testing.assert_close(packed, alone, atol=1e-5, rtol=0)
+
+
+def test_unpadded_batches_are_refused():
+    """Lengths that only a fused kernel would read are not dropped."""
+    model = crisp.sparsify(llama(), sparsity=0.5)
+    lengths = torch.tensor([0, 6, 14], dtype=torch.int32)
+    with pytest.raises(crisp.UnsupportedArgumentError, match="cu_seq_lens"):
+        model(torch.zeros(1, 14, dtype=torch.long), cu_seq_lens_q=lengths, cu_seq_lens_k=lengths)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 from crisp_attention.errors import ConfigurationError, CrispError
+from crisp_attention.traits import RULES
 
 
 def _needs_extra(missing: ModuleNotFoundError) -> str:
@@ -132,8 +133,10 @@ def report(folder: Annotated[Path, typer.Argument(help="Run directory, as runs/q
 @app.command()
 def check(
     model: Annotated[str, typer.Argument(help="minilm-l6 (packaged), a folder, or a hub name.", show_default=False)],
-    sparsity: Annotated[float, typer.Option(help="Share of scores to remove, in [0, 1).")] = 0.8,
-    rule: Annotated[str, typer.Option(help="percentile, topk or random.")] = "topk",
+    sparsity: Annotated[
+        float | None, typer.Option(help="Share of scores to remove, in [0, 1); the rule's own default if not given.")
+    ] = None,
+    rule: Annotated[str, typer.Option(help=f"Which scores survive: {', '.join(RULES)}.")] = "topk",
 ) -> None:
     """Is a model served correctly, does sparsity reach every layer, and what does it realise?
 
@@ -164,7 +167,8 @@ def check(
     network = AutoModel.from_pretrained(checkpoint.folder)
     report = audit(network)
     if report.checks:
-        typer.echo(str(probe(sparsify(network, config))) if report.served else "")
+        if report.served:
+            typer.echo(str(probe(sparsify(network, config))))
         show_audit(Console(), report)
     else:
         sparsify(network, config)  # raises with the reason
