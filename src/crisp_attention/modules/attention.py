@@ -127,7 +127,7 @@ class CrispAttention(SparseModule):
     def extra_repr(self) -> str:
         """Sizes and settings."""
         heads = f"{self.num_heads} heads" + f" over {self.num_kv_heads}" * (self.num_kv_heads != self.num_heads)
-        own = None if self.layer is None or self.layer.config is None else self.layer.config.to_dict()
+        own = None if self.layer is None else self.layer.config
         return f"{self.embed_dim}, {heads}, dropout={self.dropout:g}, {in_words(own)}"
 
 

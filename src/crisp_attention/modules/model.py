@@ -65,6 +65,7 @@ def sparsify(
             guard_nested(model)
         raise
     shared.set_forward_index(0)
+    shared.unfinished, shared.recomputed = 0, False
     count_forwards(model, wanted=config.rule == "random")
     return model
 

@@ -98,13 +98,14 @@ class SparseMultiheadAttention(SparseModule, nn.MultiheadAttention):
         require_servable(active(self), pairs, causal=is_causal, extra_keys=extra_keys)
         dropout_p = self.dropout if self.training else 0.0
         out = layer.attend(q, k, v, training=self.training, pairs=pairs, bias=bias, dropout_p=dropout_p)
-        output = F.linear(out.output.transpose(1, 2).flatten(2), self.out_proj.weight, self.out_proj.bias)
+        # [Q, B, E] in memory as stock's, or a dropout that follows would drop other elements.
+        output = F.linear(out.output.permute(2, 0, 1, 3).flatten(2), self.out_proj.weight, self.out_proj.bias)
         weights = None
         if need_weights:
             weights = out.weights.mean(dim=1) if average_attn_weights else out.weights
         if not batched:
-            return output[0], None if weights is None else weights[0]
-        return output if self.batch_first else output.transpose(0, 1), weights
+            return output[:, 0], None if weights is None else weights[0]
+        return output.transpose(0, 1) if self.batch_first else output, weights
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values `[B, H, N, D]`, with the keys that the module itself appends."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError
 from crisp_attention.huggingface.state import SETTINGS, LayerState, attached
+from crisp_attention.settings import require_share
 
 
 class SparseModule(nn.Module):
@@ -54,16 +55,17 @@ class SparseModule(nn.Module):
         # A checkpoint of dense weights has no such entry; it may be fine-tuned sparsely.
         if layer is not None and (written := own.pop(prefix + SETTINGS, None)) is not None:
             try:
-                _decode(written, layer, strict)
+                _take_over(written, layer)
             except ConfigurationError as error:
                 error_msgs.append(f"{prefix}{SETTINGS}: {error}")
         super()._load_from_state_dict(own, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
 
 
-def in_words(settings: dict[str, Any] | None) -> str:
+def in_words(config: SparsityConfig | None) -> str:
     """A layer's settings, None for dense, as a person reads them."""
-    if settings is None:
+    if config is None:
         return "dense attention"
+    settings = {"rule": config.rule, **config.strength, **config.changes()}
     return ", ".join(f"{name}={value!r}" for name, value in settings.items())
 
 
@@ -91,31 +93,29 @@ def as_stock(module: SparseModule, dropout_p: float) -> bool:
 
 
 def _encode(layer: LayerState) -> Tensor:
-    written = {"settings": _own(layer), "progress": layer.model.progress}
+    settings = None if layer.config is None else layer.config.to_dict()
+    written = json.dumps({"settings": settings, "progress": layer.model.progress}, sort_keys=True)
     # A tensor, so that formats which hold nothing else can hold it.
-    return torch.tensor(list(json.dumps(written, sort_keys=True).encode()), dtype=torch.uint8)
+    return torch.tensor(list(written.encode()), dtype=torch.uint8)
 
 
-def _decode(written: Tensor, layer: LayerState, strict: bool) -> None:
+def _take_over(written: Tensor, layer: LayerState) -> None:
     """Take over the progress of training from a checkpoint, whose settings must be this layer's.
 
     Raises:
-        ConfigurationError: If the settings are damaged, or `strict` and different.
+        ConfigurationError: If the settings are damaged or different.
     """
     try:
         content = json.loads(bytes(written.cpu().tolist()))
         settings, progress = content["settings"], content["progress"]
     except (AttributeError, KeyError, TypeError, ValueError):
         raise ConfigurationError("these settings are damaged.") from None
-    if strict and settings != _own(layer):
+    config = None if settings is None else SparsityConfig.from_dict(settings)
+    if config != layer.config:
         raise ConfigurationError(
-            f"the checkpoint was written by a layer with {in_words(settings)}, this one has {in_words(_own(layer))}. "
+            f"the checkpoint was written by a layer with {in_words(config)}; this one has {in_words(layer.config)}. "
             "Sparsify the model with the checkpoint's settings, load it, and then sparsify it anew if you want others."
         )
     if progress is not None:
-        layer.model.progress = progress
+        layer.model.progress = require_share("progress", progress)
         layer.follow_schedule()
-
-
-def _own(layer: LayerState) -> dict[str, Any] | None:
-    return None if layer.config is None else layer.config.to_dict()
