@@ -50,8 +50,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from crisp_attention.config import SparsityConfig
 from crisp_attention.huggingface.interface import crisp_attention_forward, crisp_mask
-from crisp_attention.huggingface.state import LayerState, ModelState, attach
 from crisp_attention.operator import AttentionOutput
+from crisp_attention.state import LayerState, ModelState, attach
 
 _WIDTH = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 37}
 _FOLDER, _STOCK_FLAG = "CRISP_TRANSFORMERS_TESTS", "CRISP_TRANSFORMERS_STOCK"

@@ -29,7 +29,7 @@ PITFALLS = {
     "causal leak": ["test_causal_leak", "test_causal_models_refuse_the_percentile", "test_kv_cache_equals_no_cache"],
     "rows with no survivor": [
         "test_rows_without_a_survivor",
-        "test_operator.py::test_fully_masked_rows_give_zeros_and_finite_gradients",
+        "test_operator_gradients.py::test_fully_masked_rows_give_zeros_and_finite_gradients",
     ],
     "k = 1 kills the gradient": ["test_one_survivor_has_no_gradient_and_min_keep_is_the_choice"],
     "ties": ["test_ties_all_survive_in_any_order", "test_selection_happens_in_fp32"],

@@ -84,7 +84,7 @@ def test_arms_share_weights_order_and_dropout_per_seed(workplace, monkeypatch):
     """Recorded at the first attention call: initial weights, batch and dropout state are the same in every arm."""
     import torch
 
-    from crisp_attention.huggingface import state
+    from crisp_attention import state
 
     bench, runs = workplace
     seen = {}

@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, Trainer, TrainerCal
 
 import crisp_attention as crisp
 from crisp_attention.huggingface import callback as callback_module
-from crisp_attention.huggingface.state import layers
+from crisp_attention.state import layers
 
 CUBIC = {"kind": "cubic", "end": 0.5}
 

@@ -10,7 +10,7 @@ import torch._dynamo
 import torch._dynamo.testing
 
 import crisp_attention as crisp
-from crisp_attention.huggingface.state import layers
+from crisp_attention.state import layers
 
 LENGTHS = (8, 12, 16, 20, 24, 31)
 

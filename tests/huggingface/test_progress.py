@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 import crisp_attention as crisp
-from crisp_attention.huggingface.state import layers
+from crisp_attention.state import layers
 
 LINEAR = {"kind": "linear"}
 

@@ -53,7 +53,8 @@ def test_the_page_counts_what_it_lists():
 
 def breaks(monkeypatch, **changes):
     """Replace parts of the operator by broken ones."""
-    from crisp_attention.huggingface import interface, state
+    from crisp_attention import state
+    from crisp_attention.huggingface import interface
 
     for name, broken in changes.items():
         room = interface if hasattr(interface, name) else state

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import crisp_attention as crisp
-from crisp_attention.huggingface.state import LayerState, ModelState, attach
 from crisp_attention.modules.intercept import InterceptedAttention
+from crisp_attention.state import LayerState, ModelState, attach
 
 
 class Attention(nn.Module):

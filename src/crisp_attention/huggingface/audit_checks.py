@@ -31,7 +31,7 @@ from crisp_attention.huggingface.audit_outcome import (
     watched,
 )
 from crisp_attention.huggingface.model import densify, load, sparsify, watching
-from crisp_attention.huggingface.state import SETTINGS, implementations
+from crisp_attention.huggingface.persistence import SETTINGS, implementations
 from crisp_attention.huggingface.trial import CallRecorder, Outputs, Trial, difference, floating, worst
 
 

@@ -14,8 +14,8 @@ from transformers.trainer_utils import IntervalStrategy
 
 from crisp_attention.huggingface.model import model_states, set_forward_index, set_progress
 from crisp_attention.huggingface.recorder import StepRecorder, Tally, explain, summary
-from crisp_attention.huggingface.state import ModelState, layers
 from crisp_attention.settings import require_share
+from crisp_attention.state import ModelState, layers
 
 
 class SparsityCallback(TrainerCallback):

@@ -23,20 +23,9 @@ from transformers import PreTrainedModel
 from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError
 from crisp_attention.huggingface.inputs import Inputs, working_inputs
-from crisp_attention.huggingface.state import (
-    SETTINGS,
-    Implementations,
-    LayerState,
-    ModelState,
-    attach,
-    default_implementations,
-    detach,
-    layer_state,
-    layers,
-    read_settings,
-    shared_states,
-)
+from crisp_attention.huggingface.persistence import SETTINGS, default_implementations, layer_state, read_settings
 from crisp_attention.operator import AttentionOutput
+from crisp_attention.state import Implementations, LayerState, ModelState, attach, detach, layers, shared_states
 
 # Called attention, but without scores of pairs that could be ranked.
 _NOT_SCORED = re.compile("Linear|Lightning|Deformable|DeltaNet")

@@ -16,9 +16,10 @@ from transformers.masking_utils import sdpa_mask
 
 from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError, UnsupportedArgumentError, UnsupportedModelError
-from crisp_attention.huggingface.state import IMPLEMENTATION, LayerState, layer_state
+from crisp_attention.huggingface.persistence import IMPLEMENTATION, layer_state
 from crisp_attention.operator import causal_refusal, padding_from_pairs, split_mask
 from crisp_attention.rules import Pairs
+from crisp_attention.state import LayerState
 
 # Arguments that models hand to every attention function and that change nothing in the result,
 # given the mask. Any other that is not None is refused rather than dropped.

@@ -15,22 +15,14 @@ from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError, UnsupportedModelError
 from crisp_attention.huggingface.check import measure, probe
 from crisp_attention.huggingface.inputs import Inputs
-from crisp_attention.huggingface.state import (
+from crisp_attention.huggingface.persistence import (
     IMPLEMENTATION,
     SETTINGS,
-    Implementations,
-    LayerState,
-    ModelState,
-    attach,
     configs,
-    count_forwards,
     default_implementations,
-    detach,
     implementations,
-    layers,
     mark_config,
     read_settings,
-    shared_states,
     unmark_config,
 )
 from crisp_attention.huggingface.trial import TOLERANCE, Trial
@@ -38,6 +30,16 @@ from crisp_attention.monitoring import Monitor, SparsityMonitor
 from crisp_attention.operator import causal_refusal
 from crisp_attention.schedule import require_progress
 from crisp_attention.settings import given
+from crisp_attention.state import (
+    Implementations,
+    LayerState,
+    ModelState,
+    attach,
+    count_forwards,
+    detach,
+    layers,
+    shared_states,
+)
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 AnyModel = TypeVar("AnyModel", bound=nn.Module)

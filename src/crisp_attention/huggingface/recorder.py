@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from crisp_attention.config import SparsityConfig
-from crisp_attention.huggingface.state import LayerState
 from crisp_attention.operator import AttentionOutput
+from crisp_attention.state import LayerState
 
 
 @dataclass(frozen=True)

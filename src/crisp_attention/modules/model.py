@@ -13,11 +13,11 @@ from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError, UnsupportedModelError, nearest
 from crisp_attention.huggingface.check import CheckReport, layer_reports, measure
 from crisp_attention.huggingface.inputs import Inputs
-from crisp_attention.huggingface.state import LayerState, ModelState, attach, count_forwards, detach
 from crisp_attention.modules.attention import require_heads
 from crisp_attention.modules.multihead import SparseMultiheadAttention, guard_nested, unguard_nested
 from crisp_attention.modules.sparse import SparseModule
 from crisp_attention.settings import given
+from crisp_attention.state import LayerState, ModelState, attach, count_forwards, detach
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError
-from crisp_attention.huggingface.state import SETTINGS, LayerState, attached
+from crisp_attention.huggingface.persistence import SETTINGS
 from crisp_attention.settings import require_share
+from crisp_attention.state import LayerState, attached
 
 
 class SparseModule(nn.Module):

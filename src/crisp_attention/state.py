@@ -1,15 +1,14 @@
-"""What a sparsified model carries with it: settings in its config, run-time state on its modules.
+"""Run-time state of a sparsified model of any kind, hung on its attention modules.
 
-Settings live in `model.config.crisp_attention`, a plain dict that `config.json` carries. Run-time
-state hangs on each attention module, never in a global, so that models with different settings
-live side by side, and deepcopy and pickle take it along.
+Never in a global, so that models with different settings live side by side, and deepcopy and pickle
+take it along.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,20 +18,8 @@ from crisp_attention.errors import ConfigurationError
 from crisp_attention.monitoring import Monitor
 from crisp_attention.operator import AttentionOutput, attend
 from crisp_attention.rules import Pairs
-from crisp_attention.settings import require_share
-
-# Not at run time: whoever imports Transformers registers us, which imports this module.
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-SETTINGS = "crisp_attention"
-"""Attribute of a model's config that holds the settings."""
-
-IMPLEMENTATION = "crisp"
-"""The name in Transformers' attention and mask registries."""
 
 _STATE = "_crisp_layer"
-_PROGRESS = "progress"
 
 Implementations = list[tuple[Any, str | None]]
 """Configuration objects, each with the name of its attention implementation."""
@@ -251,46 +238,6 @@ def _process() -> int:
     return torch.distributed.get_rank() if together else 0
 
 
-def layer_state(module: nn.Module) -> LayerState:
-    """The state of an attention module, adopted from its config on the first call if need be.
-
-    A model loaded by `from_pretrained(..., attn_implementation="crisp")` has settings in its config
-    but has not been through `sparsify`.
-
-    Raises:
-        ConfigurationError: If the module's model has no settings, or they concern the whole model.
-    """
-    return attached(module) or _adopt(module)
-
-
-def _adopt(module: nn.Module) -> LayerState:
-    config = getattr(module, "config", None)
-    if getattr(config, SETTINGS, None) is None:
-        raise ConfigurationError(
-            f"attn_implementation={IMPLEMENTATION!r} is set, but {type(config).__name__} has no "
-            f"{SETTINGS!r} settings. Call crisp_attention.sparsify(model, sparsity=...) first."
-        )
-    settings, progress = read_settings(config)
-    reason = None
-    if settings.rule == "random":
-        reason = "Rule 'random' draws by layer and step"
-    elif settings.layers is not None or settings.layer_sparsity is not None or settings.schedule is not None:
-        reason = "These settings differ from layer to layer or follow training"
-    elif settings.by_position and getattr(config, "is_encoder_decoder", False):
-        reason = f"Rule {settings.rule!r} here must know which layers are cross-attention"
-    if reason is not None:
-        raise ConfigurationError(
-            f"{reason}, which a model knows only after crisp_attention.load or crisp_attention.sparsify. "
-            "Use one of them."
-        )
-    index = getattr(module, "layer_idx", None)
-    mark_config(config, settings, progress)
-    name = type(module).__name__ if index is None else f"{type(module).__name__}.{index}"
-    state = LayerState(name, index or 0, (index or 0) + 1, ModelState(settings, adopted=True))
-    attach(module, state)
-    return state
-
-
 def attached(module: nn.Module) -> LayerState | None:
     """The state that hangs on a module, or None."""
     state: LayerState | None = module.__dict__.get(_STATE)
@@ -319,83 +266,6 @@ def detach(model: nn.Module) -> None:
     """Remove the state of every layer of a model, its own included."""
     for module in model.modules():
         module.__dict__.pop(_STATE, None)
-
-
-def configs(model: nn.Module) -> list[Any]:
-    """Every configuration object of a model once: its own, their sub-configurations, its modules' own.
-
-    Composite models keep one for each part, and some parts a copy of their model's; each says for
-    itself which attention is used, and is saved with its part.
-    """
-    from transformers import PreTrainedConfig
-
-    found: dict[int, Any] = {}
-
-    def add(config: Any) -> None:
-        if isinstance(config, PreTrainedConfig) and id(config) not in found:
-            found[id(config)] = config
-            for name in config.sub_configs:
-                add(getattr(config, name, None))
-
-    for module in model.modules():
-        add(getattr(module, "config", None))
-    return list(found.values())
-
-
-def implementations(model: nn.Module) -> Implementations:
-    """The attention implementation of each configuration, to return to."""
-    return [(config, config._attn_implementation) for config in configs(model)]
-
-
-def default_implementations(model: PreTrainedModel) -> Implementations:
-    """What Transformers would choose for each configuration, where nobody knows what was before."""
-    from transformers import PreTrainedModel
-
-    chosen: dict[int, str | None] = {}
-    for module in model.modules():
-        if isinstance(module, PreTrainedModel):
-            chosen.setdefault(id(module.config), module.get_correct_attn_implementation(None))
-    return [(config, chosen.get(id(config), chosen[id(model.config)])) for config in configs(model)]
-
-
-def mark_config(config: Any, settings: SparsityConfig, progress: float | None = None) -> None:
-    """Write the settings where `save_pretrained` finds them.
-
-    The implementation's name is written too: Transformers does not store it by itself, so that a
-    plain `from_pretrained` would come back dense. With it, such a load is sparse again where this
-    package is imported, and fails where it is not.
-
-    Args:
-        config: A model's config.
-        settings: The settings in force.
-        progress: Where a schedule stands, so that a checkpoint of the midst of training comes back
-            as sparse as it was.
-    """
-    written = settings.to_dict()
-    if settings.schedule is not None and progress is not None:
-        written[_PROGRESS] = progress
-    setattr(config, SETTINGS, written)
-    config.attn_implementation = IMPLEMENTATION
-
-
-def read_settings(config: Any) -> tuple[SparsityConfig, float | None]:
-    """What `mark_config` wrote: the settings and where their schedule stands.
-
-    Raises:
-        ConfigurationError: If the settings are damaged.
-    """
-    written = getattr(config, SETTINGS)
-    if not isinstance(written, dict) or _PROGRESS not in written:
-        return SparsityConfig.from_dict(written), None
-    written = dict(written)
-    progress = require_share(_PROGRESS, written.pop(_PROGRESS))
-    return SparsityConfig.from_dict(written), progress
-
-
-def unmark_config(config: Any) -> None:
-    """Remove what `mark_config` wrote."""
-    for name in (SETTINGS, "attn_implementation"):
-        config.__dict__.pop(name, None)
 
 
 def count_forwards(model: nn.Module, *, wanted: bool) -> None:
