@@ -321,7 +321,7 @@ def _running_attention_modules(model: nn.Module) -> Iterator[list[str]]:
 class _OwnAttention(TorchFunctionMode):
     """Adds to a list the modules that compute attention outside of the operator, whatever they are called.
 
-    Such attention is a call of SDPA, or a softmax over scores `[B, H, Q, K]`.
+    Such attention is a call of SDPA, or a softmax over scores `[B, H, Q, K]` of more than a few keys.
     """
 
     def __init__(self, model: nn.Module, found: list[str]) -> None:
@@ -333,7 +333,12 @@ class _OwnAttention(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         scores = args[0] if args and isinstance(args[0], Tensor) else None
-        softmax = getattr(func, "__name__", "") == "softmax" and scores is not None and scores.dim() == 4
+        softmax = (
+            getattr(func, "__name__", "") == "softmax"
+            and scores is not None
+            and scores.dim() == 4
+            and scores.shape[-1] >= 8
+        )
         if softmax or func is F.scaled_dot_product_attention:
             name = self._caller()
             if name is not None and name not in self._found:
