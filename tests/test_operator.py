@@ -138,7 +138,7 @@ def test_random_draws_by_position_or_refuses():
         crisp.attention(q[:, :, :4], k, v, sparsity=0.5, rule="random")
 
 
-@pytest.mark.parametrize("lowest", [-torch.inf, torch.finfo(torch.float32).min])
+@pytest.mark.parametrize("lowest", [-torch.inf, torch.finfo(torch.float32).min, -1e9])
 def test_a_bias_may_mark_invalid_pairs_by_infinity_or_the_lowest_value(lowest):
     q, k, v = qkv(dtype=torch.float32)
     bias = torch.zeros(7, 7).masked_fill(torch.arange(7) > 3, lowest)

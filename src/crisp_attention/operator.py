@@ -126,7 +126,7 @@ def attention(
             in a percentile or in the realised sparsity. By default it follows from `valid` where
             Q = K: a position that no query may attend to is padding. Give it for cross-attention.
         bias: Added to the scaled scores before ranking, broadcastable to `[B, H, Q, K]`; -inf, or
-            the dtype's lowest value, marks an invalid pair.
+            a value below -1e8 (in fp16, half of the lowest), marks an invalid pair.
         causal: Query i attends to keys up to i + K - Q. Refused for rules that look at other rows.
         scale: Factor on q.k; 1 / sqrt(D) by default.
         softcap: Bounds the scaled scores to (-softcap, softcap) by tanh, before the bias.
@@ -295,8 +295,9 @@ def padding_from_pairs(valid: Tensor, queries: int) -> Tensor | None:
 def split_mask(mask: Tensor) -> tuple[Tensor, Tensor]:
     """Split an additive mask into a finite bias and the pairs that it leaves valid.
 
-    Invalid pairs are marked by -inf or the dtype's lowest value; half of the lowest separates those
-    from any bias that could be meant. NaN is neither: it stays in the bias, and shows.
+    Invalid pairs are marked by -inf, by the dtype's lowest value or, in some models, by -1e9; -1e8 (in
+    fp16 half of the lowest value) separates those from any bias that could be meant. NaN is neither:
+    it stays in the bias, and shows.
 
     Args:
         mask: Floating point, any shape.
@@ -304,7 +305,7 @@ def split_mask(mask: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         The bias, 0 at invalid pairs, and a bool mask, True = valid; both of the mask's shape.
     """
-    invalid = mask <= torch.finfo(mask.dtype).min / 2
+    invalid = mask <= max(torch.finfo(mask.dtype).min / 2, -1e8)
     return mask.masked_fill(invalid, 0.0), ~invalid
 
 
