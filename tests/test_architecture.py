@@ -130,8 +130,8 @@ def test_the_core_needs_only_torch_and_transformers():
         if module.startswith(f"{PACKAGE}.experiment") or module == f"{PACKAGE}.cli":
             continue
         roots = {name.split(".")[0] for name in imports(module)}
-        extras = {f"{PACKAGE}.rules.normalizers": {"entmax"}, f"{PACKAGE}.modules.timm_attention": {"timm"}}
-        assert roots <= allowed | extras.get(module, set()), f"{module} imports {sorted(roots - allowed)}"
+        extras = {"entmax"} if module == f"{PACKAGE}.rules.normalizers" else set()
+        assert roots <= allowed | extras, f"{module} imports {sorted(roots - allowed)}"
 
 
 def test_backends_do_not_import_each_other():

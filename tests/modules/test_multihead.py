@@ -130,8 +130,10 @@ def test_weights_are_the_sparse_ones(average):
 
 @pytest.mark.parametrize("rule", ["topk", "percentile"])
 @pytest.mark.parametrize("kind", ["bool", "float", "-1e9"])
-def test_padding_changes_nothing(rule, kind):
-    module = crisp.sparsify(multihead(batch_first=True).eval(), sparsity=0.6, rule=rule)
+@pytest.mark.parametrize("extra_keys", [False, True])
+def test_padding_changes_nothing(rule, kind, extra_keys):
+    options = {"add_zero_attn": extra_keys, "add_bias_kv": extra_keys}
+    module = crisp.sparsify(multihead(batch_first=True, **options).eval(), sparsity=0.6, rule=rule)
     x = torch.randn(1, 9, WIDTH)
     alone, _ = module(x, x, x)
     for pads in (0, 7, 40):
@@ -144,6 +146,19 @@ def test_padding_changes_nothing(rule, kind):
             out, _ = module(padded, padded, padded, key_padding_mask=mask)
         torch.testing.assert_close(out[:1, :9], alone, atol=1e-5, rtol=1e-4)
         assert abs(monitor.mean(training=False) - 0.6) < 0.05
+
+
+def test_dense_training_with_dropout_draws_as_sparse_training_does(monkeypatch):
+    """Not through the fused kernel, which on some devices has a stream of its own."""
+    x = torch.randn(2, 8, WIDTH)
+    stock = []
+    forward = nn.MultiheadAttention.forward
+    monkeypatch.setattr(nn.MultiheadAttention, "forward", lambda *a, **k: stock.append(1) or forward(*a, **k))
+    for dropout, training, wanted in ((0.1, True, 0), (0.1, False, 1), (0.0, True, 1)):
+        module = crisp.sparsify(multihead(batch_first=True, dropout=dropout).train(training), sparsity=0.0)
+        stock.clear()
+        module(x, x, x)
+        assert len(stock) == wanted
 
 
 def test_a_query_without_keys_gives_zeros_not_nan():

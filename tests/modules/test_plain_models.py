@@ -98,9 +98,7 @@ def test_settings_travel_in_the_state_dict():
         assert torch.equal(twin(X), wanted)
         with pytest.raises(RuntimeError, match=r"Unexpected key.*self_attn\.crisp_attention"):
             Classifier().load_state_dict(state)
-        with pytest.raises(
-            RuntimeError, match=r"a layer with dense attention; this one has rule='topk', sparsity=0\.5"
-        ):
+        with pytest.raises(RuntimeError, match=r"with dense attention; this one has rule='topk', sparsity=0\.5"):
             crisp.sparsify(Classifier(), sparsity=0.5).load_state_dict(state)
     crisp.sparsify(twin, sparsity=0.9)  # other settings, once it is loaded
     damaged = saved | {"encoder.layers.1.self_attn.crisp_attention": torch.zeros(3, dtype=torch.uint8)}
@@ -141,6 +139,18 @@ def test_open_blocks_stay_in_force_when_settings_change():
         crisp.sparsify(model, sparsity=0.75)
         model(X)
     assert monitor.mean(False) == 0.75
+
+
+def test_a_failed_sparsify_keeps_the_progress_of_training():
+    model = crisp.sparsify(Classifier(), sparsity=0.5, schedule={"kind": "linear"})
+    crisp.set_progress(model, 0.5)
+    before = model.state_dict()
+    with pytest.raises(crisp.ConfigurationError):
+        crisp.sparsify(model, sparsity=0.5, layers=[7])
+    torch.testing.assert_close(dict(model.state_dict()), dict(before))
+    with crisp.monitor(model) as monitor:
+        model(X)
+    assert monitor.mean(True) == 0.25
 
 
 @pytest.mark.parametrize(
