@@ -54,8 +54,18 @@ def test_temperature_has_the_entropy_of_topk(data, sparsity):
 def test_temperature_leaves_a_query_alone_that_is_sharp_already():
     scores = torch.tensor([[[[9.0, 0.0, 0.0], [0.2, 0.1, 0.0]]]], dtype=torch.float64)
     weights = result(SparsityConfig(rule="temperature", entropy=0.5), scores, pairs_of(scores))
-    torch.testing.assert_close(weights[0, 0, 0], scores[0, 0, 0].softmax(-1))
+    assert torch.equal(weights[0, 0, 0], scores[0, 0, 0].softmax(-1))
     assert entropies(weights[0, 0, 1]).item() == pytest.approx(0.5, abs=1e-9)
+
+
+def test_temperature_has_the_gradient_of_a_softmax_where_it_leaves_a_query_alone():
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(1, 2, 3, 5, generator=generator, dtype=torch.float64).requires_grad_()
+    upstream = torch.randn(scores.shape, generator=generator, dtype=torch.float64)
+    weights = result(SparsityConfig(rule="temperature", entropy=1.7), scores, pairs_of(scores))
+    (gradient,) = torch.autograd.grad((weights * upstream).sum(), scores)
+    (plain,) = torch.autograd.grad((scores.softmax(-1) * upstream).sum(), scores)
+    assert torch.equal(gradient, plain)
 
 
 def test_temperature_stops_where_the_best_scores_tie():
