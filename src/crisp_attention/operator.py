@@ -23,6 +23,9 @@ from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError
 from crisp_attention.rules import Normalizer, Pairs, select
 
+LOWEST_BIAS = -9e3
+"""An additive mask hides a pair from here down: people write -inf, -1e9, or -1e4 (which bf16 rounds up)."""
+
 # Settings that say where and when a model is sparse, which one call cannot.
 _OF_A_MODEL = frozenset({"apply", "layer_sparsity", "layers", "schedule"})
 
@@ -126,7 +129,7 @@ def attention(
             in a percentile or in the realised sparsity. By default it follows from `valid` where
             Q = K: a position that no query may attend to is padding. Give it for cross-attention.
         bias: Added to the scaled scores before ranking, broadcastable to `[B, H, Q, K]`; -inf, or
-            a value below -1e8 (in fp16, half of the lowest), marks an invalid pair.
+            a value below -9000, marks an invalid pair.
         causal: Query i attends to keys up to i + K - Q. Refused for rules that look at other rows.
         scale: Factor on q.k; 1 / sqrt(D) by default.
         softcap: Bounds the scaled scores to (-softcap, softcap) by tanh, before the bias.
@@ -295,9 +298,8 @@ def padding_from_pairs(valid: Tensor, queries: int) -> Tensor | None:
 def split_mask(mask: Tensor) -> tuple[Tensor, Tensor]:
     """Split an additive mask into a finite bias and the pairs that it leaves valid.
 
-    Invalid pairs are marked by -inf, by the dtype's lowest value or, in some models, by -1e9; -1e8 (in
-    fp16 half of the lowest value) separates those from any bias that could be meant. NaN is neither:
-    it stays in the bias, and shows.
+    Invalid pairs are marked by -inf, by the dtype's lowest value or, by habit, by -1e9 or -1e4; whatever
+    is below `LOWEST_BIAS` gets no weight in any case. NaN is neither: it stays in the bias, and shows.
 
     Args:
         mask: Floating point, any shape.
@@ -305,8 +307,20 @@ def split_mask(mask: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         The bias, 0 at invalid pairs, and a bool mask, True = valid; both of the mask's shape.
     """
-    invalid = mask <= max(torch.finfo(mask.dtype).min / 2, -1e8)
+    invalid = mask <= LOWEST_BIAS
     return mask.masked_fill(invalid, 0.0), ~invalid
+
+
+def one_way(valid: Tensor) -> bool:
+    """Whether some query is hidden from a key that sees it, as in causal and prefix masks.
+
+    Between two sequences: whether queries see different keys at all.
+    """
+    seen = valid.any(dim=-2, keepdim=True)
+    hidden = ~valid & seen
+    if valid.shape[-2] == valid.shape[-1]:
+        hidden = hidden & valid.transpose(-2, -1)
+    return bool(hidden.any())
 
 
 def causal_refusal(config: SparsityConfig) -> ConfigurationError:

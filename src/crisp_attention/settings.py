@@ -61,6 +61,11 @@ def given(cls: type[Settings], config: Settings | None, settings: Mapping[str, A
         raise ConfigurationError(
             f"Give a {cls.__name__} or keywords, not both; got both config and {sorted(settings)}."
         )
+    if config is not None and not isinstance(config, cls):
+        raise ConfigurationError(
+            f"Expected a {cls.__name__}, got {config!r}. Settings are given by name, as sparsity=0.8, or as a dict by "
+            f"{cls.__name__}.from_dict."
+        )
     return cls.from_dict(settings) if config is None else config
 
 

@@ -66,7 +66,7 @@ class ModelState:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is made outside of the blocks that are open around the original."""
-        return {**self.__dict__, "dense": 0, "drawn": set(), "monitors": []}
+        return {**self.__dict__, "dense": 0, "driven": False, "drawn": set(), "monitors": []}
 
     def set_forward_index(self, index: int) -> None:
         """Say how many training forwards there were; every layer may draw anew."""

@@ -385,3 +385,62 @@ def test_gradient_checkpointing_gives_the_same_gradients(bert):
         gradients.append([p.grad.clone() for p in bert.parameters() if p.grad is not None])
     for plain, recomputed in zip(*gradients, strict=True):
         torch.testing.assert_close(recomputed, plain)
+
+
+def test_switching_to_another_implementation_is_not_silently_dense(bert):
+    crisp.sparsify(bert, sparsity=0.5)
+    sparse = logits(bert, **batch())
+    bert.set_attn_implementation("sdpa")
+    with pytest.raises(crisp.ConfigurationError, match="switched to attn_implementation='sdpa'"):
+        bert(**batch())
+    crisp.sparsify(bert, sparsity=0.5)
+    assert torch.equal(logits(bert, **batch()), sparse)
+    crisp.densify(bert)
+    bert.set_attn_implementation("eager")
+    bert(**batch())
+
+
+def test_a_model_that_shares_its_configuration_does_not_become_sparse_with_it(bert):
+    teacher = type(bert)(bert.config).eval()
+    stock = logits(teacher, **batch())
+    crisp.sparsify(bert, sparsity=0.8)
+    with pytest.raises(crisp.ConfigurationError, match="shares its configuration object"):
+        teacher(**batch())
+    crisp.densify(bert)
+    assert torch.equal(logits(teacher, **batch()), stock)
+
+
+def test_a_causal_mask_of_ones_own_is_no_way_around_the_refusal(bert):
+    crisp.sparsify(bert, sparsity=0.5, rule="percentile")
+    triangle = torch.ones(3, 1, 12, 12, dtype=torch.bool).tril()
+    with pytest.raises(crisp.ConfigurationError, match="later tokens would change earlier outputs"):
+        bert(input_ids=batch()["input_ids"], attention_mask=triangle)
+
+
+def test_the_cross_attention_of_a_causal_decoder_counts_as_causal():
+    from transformers import BartConfig, BartModel
+
+    model = BartModel(
+        BartConfig(
+            d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4, decoder_attention_heads=4,
+            encoder_ffn_dim=64, decoder_ffn_dim=64, vocab_size=50,
+        )
+    )  # fmt: skip
+    with pytest.raises(crisp.ConfigurationError, match="Use rule='topk'"):
+        crisp.sparsify(model, sparsity=0.5, rule="percentile", layers=[2])
+    crisp.sparsify(model, sparsity=0.5, rule="percentile", layers=[0])
+
+
+@pytest.mark.parametrize("lowest", [-1e4, -1e9, -65504.0])
+def test_additive_masks_hide_padding_however_they_write_it(bert, lowest):
+    crisp.sparsify(bert, sparsity=0.5, rule="percentile")
+    given = batch()
+    hidden = (1.0 - given["attention_mask"][:, None, None, :].float()).expand(-1, 1, 12, -1) * lowest
+    ours = logits(bert, input_ids=given["input_ids"], attention_mask=hidden)
+    torch.testing.assert_close(ours, logits(bert, **given), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("config", [0.8, {"sparsity": 0.8}, "topk"])
+def test_settings_without_a_name_are_told_how_to_be_given(bert, config):
+    with pytest.raises(crisp.ConfigurationError, match="Expected a SparsityConfig, got"):
+        crisp.sparsify(bert, config)

@@ -282,3 +282,11 @@ def test_a_checkpoint_remembers_its_progress_but_does_not_train_on_alone(bert, t
         loaded.train()(input_ids=ids)
     crisp.set_progress(loaded, 0.5)
     loaded(input_ids=ids)
+
+
+def test_a_copy_waits_for_a_driver_of_its_own(bert):
+    crisp.sparsify(bert, sparsity=0.8, schedule={"kind": "linear"})
+    crisp.set_progress(bert, 0.5)
+    twin = copy.deepcopy(bert).train()
+    with pytest.raises(crisp.ConfigurationError, match="nothing tells it how far training has come"):
+        twin(input_ids=torch.arange(5, 15)[None])

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError
 from crisp_attention.huggingface.inputs import Inputs, working_inputs
-from crisp_attention.huggingface.persistence import SETTINGS, default_implementations, layer_state, read_settings
+from crisp_attention.huggingface.persistence import SETTINGS, default_implementations, read_settings
 from crisp_attention.operator import AttentionOutput
 from crisp_attention.state import Implementations, LayerState, ModelState, attach, detach, layers, shared_states
 
@@ -109,11 +109,9 @@ class CheckReport:
 
     def __str__(self) -> str:
         when = {"always": "in training and evaluation", "train": "in training only", "eval": "in evaluation only"}
-        settings = ", ".join(f"{name} {value}" for name, value in self.config.changes().items() if name != "apply")
-        lines = [
-            f"{self.model}: {'ok' if self.ok else 'NOT SERVED'} "
-            f"({settings or f'sparsity {self.config.sparsity:g}'}, {when[self.config.apply]})"
-        ]
+        chosen = {"rule": self.config.rule, **self.config.strength, **self.config.changes()}
+        settings = ", ".join(f"{name} {value}" for name, value in chosen.items() if name != "apply")
+        lines = [f"{self.model}: {'ok' if self.ok else 'NOT SERVED'} ({settings}, {when[self.config.apply]})"]
         lines += [f"  {layer}" for layer in self.layers]
         lines += [f"  {name}: a pooling head, stays dense" for name in self.dense]
         return "\n".join(lines + [f"  problem: {problem}" for problem in self.problems])
@@ -172,9 +170,10 @@ def check(model: PreTrainedModel, inputs: Inputs | None = None) -> CheckReport:
 def layer_reports(model: nn.Module, calls: tuple[AttentionCall, ...]) -> tuple[LayerReport, ...]:
     """What each layer did in the calls that `measure` recorded."""
     reports = []
+    states = {state.name: state for state in layers(model).values()}
     for name in dict.fromkeys(call.layer for call in calls):
         own = [call for call in calls if call.layer == name]
-        state = layer_state(model.get_submodule(name))
+        state = states[name]
         reports.append(
             LayerReport(
                 index=state.index,

@@ -17,7 +17,7 @@ from transformers.masking_utils import sdpa_mask
 from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError, UnsupportedArgumentError, UnsupportedModelError
 from crisp_attention.huggingface.persistence import IMPLEMENTATION, layer_state
-from crisp_attention.operator import causal_refusal, padding_from_pairs, split_mask
+from crisp_attention.operator import causal_refusal, one_way, padding_from_pairs, split_mask
 from crisp_attention.rules import Pairs
 from crisp_attention.state import LayerState
 
@@ -122,8 +122,11 @@ def crisp_attention_forward(
             position_bias=position_bias,
         )
     if config is not None and config.by_key_position:
-        _require_all_keys(config, query, key, kwargs.get("sliding_window"))
+        chunk = getattr(getattr(module, "config", None), "attention_chunk_size", None)
+        _require_all_keys(config, query, key, kwargs.get("sliding_window") or chunk)
     pairs, bias = _read_mask(attention_mask, query, key, causal, cross=layer.cross)
+    if config is not None and not config.per_row and _is_one_way(pairs):
+        raise causal_refusal(config)
     if position_bias is not None:
         bias = position_bias if bias is None else bias + position_bias
     # Dense attention with dropout takes this way too: one dropout stream for sparse and dense arms.
@@ -164,6 +167,16 @@ def _is_causal(
             "crisp_attention.load, which finds out, instead of from_pretrained."
         )
     return stated is not False
+
+
+def _is_one_way(pairs: Pairs) -> bool:
+    """Whether the mask of one call hides keys from queries that they see, whatever the module says.
+
+    Not asked in a compiled graph, which could not read the answer.
+    """
+    if pairs.valid is None or pairs.cross or pairs.shape[2] != pairs.shape[3] or torch.compiler.is_compiling():
+        return False
+    return one_way(pairs.valid)
 
 
 def _within(indices: Tensor, mask: Tensor | None, query: Tensor, key: Tensor, causal: bool) -> Tensor:

@@ -258,6 +258,7 @@ def _attach_layers(
 ) -> None:
     # The same object again, so that blocks of `dense` and `monitor` that are open stay in force.
     states = [layer.model for layer in layers(model).values() if not layer.model.adopted]
+    _guard(model, wanted=False)
     shared = states[0] if states else ModelState(config)
     found = probe(model, inputs, restore)
     if found.problems:
@@ -282,7 +283,9 @@ def _attach_layers(
             cross=any(call.cross for call in own),
             stock=stock.get(id(getattr(model.get_submodule(name), "config", model.config))),
         )
-        if state.config is not None and not state.config.per_row and any(call.causal for call in own):
+        # In cross-attention the queries are the decoder's, which must not learn of its later ones either.
+        ahead = any(call.causal for call in (found.calls if state.cross else own))
+        if state.config is not None and not state.config.per_row and ahead:
             raise causal_refusal(config)
         attach(model.get_submodule(name), state)
     # What only a call can tell, as heads that do not exist, is told now and not in training.
@@ -296,6 +299,7 @@ def _attach_layers(
         )
     shared.set_forward_index(0)
     count_forwards(model, wanted=config.rule == "random")
+    _guard(model, wanted=True)
 
 
 def _require_dense_equality(model: PreTrainedModel, inputs: Inputs) -> None:
@@ -334,6 +338,7 @@ def _set_implementations(wanted: Implementations) -> None:
 def _remove(model: PreTrainedModel, restore: Implementations | None) -> None:
     detach(model)
     count_forwards(model, wanted=False)
+    _guard(model, wanted=False)
     for part in configs(model):
         unmark_config(part)
     _set_implementations(restore or default_implementations(model))
@@ -348,3 +353,23 @@ def _restore_settings(
     for part in configs(model):
         mark_config(part, config, progress)
     count_forwards(model, wanted=config.rule == "random")
+    _guard(model, wanted=True)
+
+
+def _guard(model: PreTrainedModel, *, wanted: bool) -> None:
+    """Refuse to run a sparsified model that was switched to another attention implementation."""
+    for key, hook in list(model._forward_pre_hooks.items()):
+        if hook is _require_implementation:
+            del model._forward_pre_hooks[key]
+    if wanted:
+        model.register_forward_pre_hook(_require_implementation)
+
+
+def _require_implementation(model: nn.Module, _: Any) -> None:
+    now = getattr(model.config, "_attn_implementation", IMPLEMENTATION)
+    if now != IMPLEMENTATION:
+        raise ConfigurationError(
+            f"This sparsified {type(model).__name__} was switched to attn_implementation={now!r}, which is dense. Call "
+            "crisp_attention.densify(model) for dense attention, crisp_attention.dense(model) for a while, or "
+            "crisp_attention.sparsify again."
+        )

@@ -27,6 +27,10 @@ IMPLEMENTATION = "crisp"
 _PROGRESS = "progress"
 
 
+class LiveSettings(dict[str, Any]):
+    """Settings of a model whose layers have their state: no other module may adopt them."""
+
+
 def layer_state(module: nn.Module) -> LayerState:
     """The state of an attention module, adopted from its config on the first call if need be.
 
@@ -46,6 +50,12 @@ def _adopt(module: nn.Module) -> LayerState:
             f"attn_implementation={IMPLEMENTATION!r} is set, but {type(config).__name__} has no "
             f"{SETTINGS!r} settings. Call crisp_attention.sparsify(model, sparsity=...) first."
         )
+    if isinstance(getattr(config, SETTINGS), LiveSettings):
+        raise ConfigurationError(
+            f"This {type(module).__name__} shares its configuration object with a sparsified model (or part of one) "
+            "that it is not part of, and would become sparse with it. Build it from a copy of the configuration, or "
+            "call crisp_attention.sparsify on the whole model."
+        )
     settings, progress = read_settings(config)
     reason = None
     if settings.rule == "random":
@@ -60,7 +70,7 @@ def _adopt(module: nn.Module) -> LayerState:
             "Use one of them."
         )
     index = getattr(module, "layer_idx", None)
-    mark_config(config, settings, progress)
+    mark_config(config, settings, progress, live=False)
     name = type(module).__name__ if index is None else f"{type(module).__name__}.{index}"
     state = LayerState(name, index or 0, (index or 0) + 1, ModelState(settings, adopted=True))
     attach(module, state)
@@ -104,7 +114,7 @@ def default_implementations(model: PreTrainedModel) -> Implementations:
     return [(config, chosen.get(id(config), chosen[id(model.config)])) for config in configs(model)]
 
 
-def mark_config(config: Any, settings: SparsityConfig, progress: float | None = None) -> None:
+def mark_config(config: Any, settings: SparsityConfig, progress: float | None = None, *, live: bool = True) -> None:
     """Write the settings where `save_pretrained` finds them.
 
     The implementation's name is written too: Transformers does not store it by itself, so that a
@@ -116,8 +126,9 @@ def mark_config(config: Any, settings: SparsityConfig, progress: float | None = 
         settings: The settings in force.
         progress: Where a schedule stands, so that a checkpoint of the midst of training comes back
             as sparse as it was.
+        live: Whether the model's layers have their state, so that nothing else may take it from here.
     """
-    written = settings.to_dict()
+    written: dict[str, Any] = LiveSettings(settings.to_dict()) if live else settings.to_dict()
     if settings.schedule is not None and progress is not None:
         written[_PROGRESS] = progress
     setattr(config, SETTINGS, written)

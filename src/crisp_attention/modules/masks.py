@@ -11,11 +11,8 @@ from torch.nn import functional as F
 
 from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError
-from crisp_attention.operator import causal_refusal, read_pairs
+from crisp_attention.operator import LOWEST_BIAS, causal_refusal, one_way, read_pairs
 from crisp_attention.rules import Pairs
-
-# People mask with -1e4 or -1e9 as well as with -inf; a weight of exp(-1e4) is zero in any dtype.
-_LOWEST_BIAS = -1e4
 
 
 def multihead_masks(
@@ -74,7 +71,7 @@ def multihead_masks(
 
 def additive(mask: Tensor) -> Tensor:
     """An additive mask with -inf wherever it hides a pair, however it writes that."""
-    return mask.masked_fill(mask <= _LOWEST_BIAS, -torch.inf)
+    return mask.masked_fill(mask <= LOWEST_BIAS, -torch.inf)
 
 
 def require_servable(config: SparsityConfig | None, pairs: Pairs, *, causal: bool = False, extra_keys: int = 0) -> None:
@@ -99,7 +96,7 @@ def require_servable(config: SparsityConfig | None, pairs: Pairs, *, causal: boo
         )
     if config.per_row:
         return
-    if causal or (pairs.valid is not None and _one_way(pairs.valid)):
+    if causal or (pairs.valid is not None and one_way(pairs.valid)):
         raise causal_refusal(config)
     if pairs.cross and pairs.query_valid is None and pairs.shape[0] > 1:
         raise ConfigurationError(
@@ -107,15 +104,3 @@ def require_servable(config: SparsityConfig | None, pairs: Pairs, *, causal: boo
             "cross-attention are padding, so results would depend on it. Use rule='topk', or leave the layer out "
             "with layers=... or exclude=...."
         )
-
-
-def _one_way(valid: Tensor) -> bool:
-    """Whether some query is hidden from a key that sees it, as in causal and prefix masks.
-
-    Between two sequences: whether queries see different keys at all.
-    """
-    seen = valid.any(dim=-2, keepdim=True)
-    hidden = ~valid & seen
-    if valid.shape[-2] == valid.shape[-1]:
-        hidden = hidden & valid.transpose(-2, -1)
-    return bool(hidden.any())
