@@ -21,10 +21,10 @@ _MARKS = {"+": "✓", "-": "✗", ".": "·"}
 
 _HEAD = """# Compatibility
 
-Every architecture of Transformers {version} that has a configuration class is listed. Those that could be built small and
-random from that class were put through `crisp.audit`; of the others (*not run*) nothing is known. This page is written
-by `python tests/zoo.py --write docs/compatibility.md` and compared with a fresh run by `tests/huggingface/test_zoo.py`;
-nothing in it is claimed by hand. For your own model:
+Every architecture of Transformers {version} that has a configuration class is listed. Those that could be built small
+and random from that class were put through `crisp.audit`; of the others (*not run*) nothing is known. This page is
+written by `python tests/zoo.py --write docs/compatibility.md` and compared with a fresh run by
+`tests/huggingface/test_zoo.py`; nothing in it is claimed by hand. For your own model:
 
 ```console
 $ crisp check MODEL
