@@ -6,7 +6,7 @@ import pytest
 
 import crisp_attention as crisp
 import tiny_study
-from crisp_attention.experiment import data, execute, model
+from crisp_attention.experiment import data, execute, model, train, worker
 from crisp_attention.experiment.spec import expand
 from crisp_attention.experiment.store import Store
 
@@ -54,3 +54,20 @@ def test_a_worker_that_dies_takes_only_its_run_with_it(tmp_path, tiny_folders, c
     )
     assert store.load(failed[0]) is None  # pending next time, not lost
     assert all(store.load(run.config.run_id).status == "finished" for run in runs[1:])
+
+
+def test_a_worker_whose_parent_is_gone_records_no_failure(tmp_path, tiny_folders, csv_file):
+    """Killed at any moment: what was being trained stays pending, and its lock is free again."""
+    spec = tiny_study.spec(tiny_folders["bert"], csv_file, seeds=1)
+    checkpoint, dataset = model.resolve(spec.model), data.load(spec.data)
+    store = Store(tmp_path / "out")
+    store.open(spec, checkpoint.fingerprint, dataset.fingerprint)
+    planned = next(iter(expand(spec, checkpoint.fingerprint, dataset.fingerprint)))
+    parent, orphan = multiprocessing.Pipe()
+    parent.close()
+    with pytest.raises(SystemExit):
+        worker._run(planned, store, train.Workbench(checkpoint, dataset), orphan)
+    assert store.load(planned.config.run_id) is None
+    lock = store.lock(planned.config.run_id)
+    assert lock is not None
+    lock.release()

@@ -101,7 +101,7 @@ def _run(planned: PlannedRun, store: Store, bench: Workbench, pipe: Any) -> Even
                 record, outputs = train.run(
                     planned,
                     bench,
-                    lambda now: pipe.send(Event("progress", run_id, now.step, now.steps, now.loss)),
+                    lambda now: _tell(pipe, Event("progress", run_id, now.step, now.steps, now.loss)),
                 )
             except Exception as error:
                 traceback.print_exc()
@@ -114,6 +114,14 @@ def _run(planned: PlannedRun, store: Store, bench: Workbench, pipe: Any) -> Even
         return Event(record.status, run_id, reason=record.reason, result=_result(record))
     finally:
         lock.release()
+
+
+def _tell(pipe: Any, event: Event) -> None:
+    """Report progress; end where nobody listens any more, which is no failure of the run."""
+    try:
+        pipe.send(event)
+    except OSError:
+        sys.exit(1)
 
 
 def _result(record: Record) -> str:
