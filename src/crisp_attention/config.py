@@ -229,6 +229,10 @@ class SparsityConfig:
             or (name not in ("rule", "apply") and value != self.traits.settings.get(name))
         }
 
+    def essence(self) -> dict[str, Any]:
+        """What a reader wants to know: the rule, its strength, and what differs from the rule's defaults."""
+        return {"rule": self.rule, **self.strength, **self.changes()}
+
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> SparsityConfig:
         """Build a configuration from a mapping, refusing unknown keys.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from crisp_attention.operator import AttentionOutput
+
+Key = TypeVar("Key")
 
 
 class Monitor(Protocol):
@@ -41,10 +43,10 @@ class SparsityMonitor:
             out: What the operator returned.
         """
         kept, valid = out.counts
-        _add(self._counts, (training, layer), torch.stack((kept.sum(), valid.sum())))
+        accumulate(self._counts, (training, layer), torch.stack((kept.sum(), valid.sum())))
         if self.watch_entropy:
             entropy = out.entropy.double()
-            _add(self._entropies, (training, layer), torch.stack((entropy.nansum(), (~entropy.isnan()).sum())))
+            accumulate(self._entropies, (training, layer), torch.stack((entropy.nansum(), (~entropy.isnan()).sum())))
 
     def reset(self) -> None:
         """Forget everything counted so far."""
@@ -77,7 +79,8 @@ class SparsityMonitor:
         return {layer: total / rows for layer, (total, rows) in _read(self._entropies, training).items()}
 
 
-def _add(sums: dict[tuple[bool, str], Tensor], key: tuple[bool, str], value: Tensor) -> None:
+def accumulate(sums: dict[Key, Tensor], key: Key, value: Tensor) -> None:
+    """Add to one of several sums, which begin with their first value."""
     seen = sums.get(key)
     sums[key] = value if seen is None else seen + value
 

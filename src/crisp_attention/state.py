@@ -7,6 +7,7 @@ take it along.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -273,12 +274,17 @@ def count_forwards(model: nn.Module, *, wanted: bool) -> None:
 
     On the model, not in its layers: gradient checkpointing runs a layer twice in one step.
     """
+    hook_before_forward(model, _advance, wanted=wanted)
+
+
+def hook_before_forward(model: nn.Module, hook: Callable[[nn.Module, Any], None], *, wanted: bool) -> None:
+    """Have a hook on a model once, or not at all, and on none of its parts."""
     for module in model.modules():
-        for key, hook in list(module._forward_pre_hooks.items()):
-            if hook is _advance:
+        for key, present in list(module._forward_pre_hooks.items()):
+            if present is hook:
                 del module._forward_pre_hooks[key]
     if wanted:
-        model.register_forward_pre_hook(_advance)
+        model.register_forward_pre_hook(hook)
 
 
 def _advance(model: nn.Module, _: Any) -> None:

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from crisp_attention.config import SparsityConfig
-from crisp_attention.errors import ConfigurationError
+from crisp_attention.errors import ConfigurationError, UnsupportedModelError
 from crisp_attention.huggingface.inputs import Inputs, working_inputs
 from crisp_attention.huggingface.persistence import SETTINGS, default_implementations, read_settings
 from crisp_attention.operator import AttentionOutput
@@ -109,8 +109,7 @@ class CheckReport:
 
     def __str__(self) -> str:
         when = {"always": "in training and evaluation", "train": "in training only", "eval": "in evaluation only"}
-        chosen = {"rule": self.config.rule, **self.config.strength, **self.config.changes()}
-        settings = ", ".join(f"{name} {value}" for name, value in chosen.items() if name != "apply")
+        settings = ", ".join(f"{name} {value}" for name, value in self.config.essence().items() if name != "apply")
         lines = [f"{self.model}: {'ok' if self.ok else 'NOT SERVED'} ({settings}, {when[self.config.apply]})"]
         lines += [f"  {layer}" for layer in self.layers]
         lines += [f"  {name}: a pooling head, stays dense" for name in self.dense]
@@ -137,22 +136,9 @@ class Probe:
 
 
 def check(model: PreTrainedModel, inputs: Inputs | None = None) -> CheckReport:
-    """Probe a sparsified model with a small batch.
+    """As `crisp_attention.check`; see there.
 
-    Runs two forward passes (evaluation mode, no gradients; modes and random state are put back):
-    one that finds the attention layers, one that measures what each removes. On short probes the
-    realised sparsity differs from the requested one by rounding and `min_keep`.
-
-    Args:
-        model: A sparsified model.
-        inputs: Keyword arguments of its forward pass; by default a small batch with padding.
-
-    Returns:
-        Each layer's realised sparsity and the problems found, untouched layers by name.
-
-    Raises:
-        ConfigurationError: If the model is not sparsified.
-        UnsupportedModelError: If no default inputs are known for the model.
+    Two forward passes: one that finds the attention layers, one that measures what each removes.
     """
     if getattr(model.config, SETTINGS, None) is None:
         raise ConfigurationError(f"This {type(model).__name__} is not sparsified. Call crisp_attention.sparsify.")
@@ -252,6 +238,19 @@ def measure(model: nn.Module, inputs: Inputs) -> tuple[AttentionCall, ...]:
     return tuple(recorder.calls)
 
 
+def require_own_draws(model: nn.Module, config: SparsityConfig, calls: tuple[AttentionCall, ...]) -> None:
+    """Refuse to draw by module where one runs several times in a pass.
+
+    Raises:
+        UnsupportedModelError: If the rule is 'random' and a layer called more than once.
+    """
+    if config.rule == "random" and len({call.layer for call in calls}) < len(calls):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} runs one attention module several times in a pass; rule 'random', which draws "
+            "by module, would draw the same masks each time."
+        )
+
+
 def _is_padded(call: AttentionCall, inputs: Inputs) -> bool:
     """Whether a call is self-attention over a text of which the inputs say that some is padding."""
     batch, _, queries, keys = call.shape
@@ -268,7 +267,7 @@ class _Recorder:
         self.calls: list[AttentionCall] = []
 
     def record(self, layer: str, training: bool, out: AttentionOutput) -> None:
-        kept, valid = out.counts.kept.sum().item(), out.counts.valid.sum().item()
+        kept, valid = (count.sum().item() for count in out.counts)
         seen = out.pairs.valid
         self.calls.append(
             AttentionCall(

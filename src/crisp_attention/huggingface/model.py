@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError, UnsupportedModelError
-from crisp_attention.huggingface.check import measure, probe
+from crisp_attention.huggingface.check import measure, probe, require_own_draws
 from crisp_attention.huggingface.inputs import Inputs
 from crisp_attention.huggingface.persistence import (
     IMPLEMENTATION,
@@ -37,6 +37,7 @@ from crisp_attention.state import (
     attach,
     count_forwards,
     detach,
+    hook_before_forward,
     layers,
     shared_states,
 )
@@ -49,27 +50,7 @@ Watcher = TypeVar("Watcher", bound=Monitor)
 def sparsify(
     model: Model, config: SparsityConfig | None = None, *, inputs: Inputs | None = None, **settings: Any
 ) -> Model:
-    """Make every attention layer of a Transformers model sparse, in place.
-
-    The settings go into `model.config.crisp_attention`, so that `save_pretrained` keeps them. A
-    small forward pass (evaluation mode, no gradients, random state untouched) makes sure that each
-    layer really calls the operator. Calling it again replaces the settings.
-
-    Args:
-        model: Any `PreTrainedModel` whose attention goes through Transformers' attention interface.
-        config: The settings, or give them as keywords.
-        inputs: Keyword arguments of a forward pass for the check, where the model needs other than
-            token ids.
-        **settings: Fields of `SparsityConfig`, in place of `config`.
-
-    Returns:
-        The same model.
-
-    Raises:
-        ConfigurationError: If a setting is invalid or the rule cannot serve this (causal) model.
-        UnsupportedModelError: If the model, or one of its attention layers, would not be touched.
-            The model is then as it was.
-    """
+    """As `crisp_attention.sparsify`; see there."""
     config = given(SparsityConfig, config, settings)
     _require_interface(model)
     found = layers(model)
@@ -92,11 +73,7 @@ def sparsify(
 
 
 def densify(model: Model) -> Model:
-    """Undo `sparsify`: dense attention as before, settings removed from the config.
-
-    Returns:
-        The same model.
-    """
+    """As `crisp_attention.densify`; see there."""
     found = layers(model)
     if not found and getattr(model.config, SETTINGS, None) is None:
         return model
@@ -240,12 +217,7 @@ def _stand_at(model: nn.Module, progress: float) -> None:
             mark_config(part, read_settings(marked.config)[0], progress)
 
 
-def _require_interface(model: object) -> None:
-    if not isinstance(model, PreTrainedModel):
-        raise UnsupportedModelError(
-            f"Expected a Transformers PreTrainedModel, got {type(model).__name__}. For your own layers call "
-            "crisp_attention.attention."
-        )
+def _require_interface(model: PreTrainedModel) -> None:
     if not model._can_set_attn_implementation():
         raise UnsupportedModelError(
             f"{type(model).__name__} computes its attention itself and never calls Transformers' attention "
@@ -264,12 +236,7 @@ def _attach_layers(
     if found.problems:
         raise UnsupportedModelError(f"{type(model).__name__} cannot be sparsified: " + " ".join(found.problems))
     shared.config, shared.restore, shared.progress, shared.driven = config, restore, None, False
-    called = {call.layer for call in found.calls}
-    if config.rule == "random" and len(called) < len(found.calls):
-        raise UnsupportedModelError(
-            f"{type(model).__name__} runs one attention module several times in a pass; rule 'random', which draws "
-            "by module, would draw the same masks each time."
-        )
+    require_own_draws(model, config, found.calls)
     stock = {id(part): implementation for part, implementation in restore or default_implementations(model)}
     # Layers that the probe did not reach, as those of a tower without input, come last.
     names = list(dict.fromkeys([*(call.layer for call in found.calls), *found.idle]))
@@ -358,11 +325,7 @@ def _restore_settings(
 
 def _guard(model: PreTrainedModel, *, wanted: bool) -> None:
     """Refuse to run a sparsified model that was switched to another attention implementation."""
-    for key, hook in list(model._forward_pre_hooks.items()):
-        if hook is _require_implementation:
-            del model._forward_pre_hooks[key]
-    if wanted:
-        model.register_forward_pre_hook(_require_implementation)
+    hook_before_forward(model, _require_implementation, wanted=wanted)
 
 
 def _require_implementation(model: nn.Module, _: Any) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from crisp_attention.config import SparsityConfig
+from crisp_attention.monitoring import accumulate
 from crisp_attention.operator import AttentionOutput
 from crisp_attention.state import LayerState
 
@@ -68,16 +69,17 @@ class StepRecorder:
         if not training or state is None or state.config is None:
             return
         heads = slice(None) if state.config.heads is None else list(state.config.heads)
-        kept, pairs = (counts[:, heads].sum().double() for counts in out.counts)
-        batch, queries = out.counts.kept.shape[0], out.pairs.shape[2]
+        counts = out.counts
+        kept, pairs = (count[:, heads].sum().double() for count in counts)
+        batch, queries = counts.kept.shape[0], out.pairs.shape[2]
         query_valid = out.pairs.query_valid
         rows = pairs.new_tensor(batch * queries) if query_valid is None else query_valid.sum().double()
-        rows = rows * out.counts.kept[:, heads].shape[1]
+        rows = rows * counts.kept[:, heads].shape[1]
         asked = _request(state)
-        _add(self._sums, layer, torch.stack((pairs, kept, pairs * (0.0 if asked is None else asked), rows)))
+        accumulate(self._sums, layer, torch.stack((pairs, kept, pairs * (0.0 if asked is None else asked), rows)))
         if self.watch_entropy:
             entropy = out.entropy[:, heads].double()
-            _add(self._entropies, layer, torch.stack((entropy.nansum(), (~entropy.isnan()).sum())))
+            accumulate(self._entropies, layer, torch.stack((entropy.nansum(), (~entropy.isnan()).sum())))
 
     def read(self) -> list[Tally]:
         """The sums since the last reset, by layer as they first ran."""
@@ -163,8 +165,3 @@ def _request(state: LayerState) -> float | Tensor | None:
         return None
     active = state.active(training=True)
     return 0.0 if active is None else state.sparsity(active, training=True)
-
-
-def _add(sums: dict[str, Tensor], layer: str, value: Tensor) -> None:
-    seen = sums.get(layer)
-    sums[layer] = value if seen is None else seen + value

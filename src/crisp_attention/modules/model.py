@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError, UnsupportedModelError, nearest
-from crisp_attention.huggingface.check import CheckReport, layer_reports, measure
+from crisp_attention.huggingface.check import CheckReport, layer_reports, measure, require_own_draws
 from crisp_attention.huggingface.inputs import Inputs
 from crisp_attention.modules.attention import require_heads
 from crisp_attention.modules.multihead import SparseMultiheadAttention, guard_nested, unguard_nested
@@ -187,14 +187,10 @@ def _require_calls(model: nn.Module, config: SparsityConfig, inputs: Inputs) -> 
     Raises:
         UnsupportedModelError: If one does not.
     """
-    ran = [call.layer for call in measure(model, inputs)]
-    idle = sorted(_served(model).keys() - set(ran))
+    calls = measure(model, inputs)
+    idle = sorted(_served(model).keys() - {call.layer for call in calls})
     if idle:
         raise UnsupportedModelError(
             f"These attention layers of {type(model).__name__} did not run with the given inputs: {', '.join(idle)}."
         )
-    if config.rule == "random" and len(set(ran)) < len(ran):
-        raise UnsupportedModelError(
-            f"{type(model).__name__} runs one attention module several times in a pass; rule 'random', which draws "
-            "by module, would draw the same masks each time."
-        )
+    require_own_draws(model, config, calls)

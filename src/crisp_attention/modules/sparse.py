@@ -66,8 +66,7 @@ def in_words(config: SparsityConfig | None) -> str:
     """A layer's settings, None for dense, as a person reads them."""
     if config is None:
         return "dense attention"
-    settings = {"rule": config.rule, **config.strength, **config.changes()}
-    return ", ".join(f"{name}={value!r}" for name, value in settings.items())
+    return ", ".join(f"{name}={value!r}" for name, value in config.essence().items())
 
 
 def active(module: SparseModule) -> SparsityConfig | None:
