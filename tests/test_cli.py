@@ -191,7 +191,12 @@ def test_interrupted_by_ctrl_c_says_how_to_go_on(tmp_path, tiny_folders, csv_fil
     spec_file, folder = tmp_path / "spec.toml", tmp_path / "out"
     spec_file.write_text(tiny_study.toml(tiny_folders["bert"], csv_file, epochs=25), encoding="utf-8")
     process = subprocess.Popen(
-        [*CRISP, "run", str(spec_file), "--out", str(folder)], stdout=subprocess.PIPE, text=True, start_new_session=True
+        [*CRISP, "run", str(spec_file), "--out", str(folder)],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # Tests that run in the background are started with Ctrl-C ignored, and would hand that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
     while not (folder / "records").exists() or not records(folder):

@@ -274,3 +274,16 @@ def test_a_setting_is_taken_back_by_none():
 def test_needs_no_torch():
     code = "import sys, crisp_attention.config; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_identity_of_what_the_first_release_knew_stays_as_it_was():
+    first = {"apply": "always", "count_padding": False, "min_keep": 1, "scope": None, "seed": None}
+    assert crisp.SparsityConfig(sparsity=0.5).identity() == {**first, "rule": "topk", "sparsity": 0.5}
+    assert crisp.SparsityConfig(rule="random").identity() == {**first, "rule": "random", "sparsity": 0.8}
+    assert crisp.SparsityConfig(keep_first=1).identity() == {**first, "rule": "topk", "sparsity": 0.8, "keep_first": 1}
+
+
+@pytest.mark.parametrize("rule", sorted(RULES))
+def test_an_identity_reads_back(rule):
+    config = crisp.SparsityConfig(rule=rule)
+    assert crisp.SparsityConfig.from_dict(json.loads(json.dumps(config.identity()))) == config

@@ -233,6 +233,15 @@ class SparsityConfig:
         """What a reader wants to know: the rule, its strength, and what differs from the rule's defaults."""
         return {"rule": self.rule, **self.strength, **self.changes()}
 
+    def identity(self) -> dict[str, Any]:
+        """What tells this configuration from others, in a form that later releases keep; `from_dict` reads it.
+
+        A setting that a release adds stands in it only where it differs from its default, so that
+        what was recorded before keeps its name.
+        """
+        read = {"apply", "rule", *self.traits.settings}
+        return {**{name: value if name in read else None for name, value in _FIRST.items()}, **self.essence()}
+
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> SparsityConfig:
         """Build a configuration from a mapping, refusing unknown keys.
@@ -332,6 +341,9 @@ def _layer_sparsity(name: str, value: Any) -> tuple[float, ...]:
 def _schedule(name: str, value: Any) -> Schedule:
     return value if isinstance(value, Schedule) else Schedule.from_dict(value)
 
+
+# The settings of the first release, with what they were where nothing was said; see `identity`.
+_FIRST = {"apply": "always", "count_padding": False, "min_keep": 1, "rule": "topk", "scope": None, "seed": None}
 
 # How each setting is checked and brought to its type; `rule` and `apply` come before all others.
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {

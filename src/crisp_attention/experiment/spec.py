@@ -106,7 +106,8 @@ class ArmSpec(_Section):
         own = self.model_dump(exclude={"attention"}, exclude_defaults=True)
         if self.attention == SparsityConfig(sparsity=0.0):
             return own
-        return {**own, **self.attention.changes(), **self.attention.strength}
+        told = self.attention.changes().keys() | self.attention.strength.keys()
+        return {**own, **{name: value for name, value in self.attention.to_dict().items() if name in told}}
 
 
 class PrimarySpec(_Section):
@@ -241,7 +242,7 @@ class RunConfig:
         max_length: Tokens after which a text is cut.
         padding: "longest" or "max_length".
         training: `TrainingSpec` as a dict.
-        attention: `SparsityConfig` as a dict.
+        attention: `SparsityConfig.identity`.
         seed: Of initial weights, data order and dropout.
     """
 
@@ -291,7 +292,7 @@ def expand(spec: ExperimentSpec, model: str, data: str) -> Iterator[PlannedRun]:
                 max_length=spec.data.max_length,
                 padding=arm.padding or spec.data.padding,
                 training=spec.training.model_dump(mode="json"),
-                attention=arm.attention.to_dict(),
+                attention=arm.attention.identity(),
                 seed=index + arm.seed_offset,
             )
             yield PlannedRun(arm.name, index, config)
