@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import math
 
 import numpy as np
@@ -201,14 +202,25 @@ def test_a_head_that_is_not_named_is_dense():
 
 @pytest.mark.parametrize("rule", sorted(RULES))
 def test_a_single_key_is_kept(rule):
-    """A sparsity of 0.8 of one key removes 0.8 keys; `min_keep` gives it back, and realised sparsity is 0."""
+    """A sparsity of 0.8 of one key removes 0.8 keys; `min_keep` gives it back, and a warning says so."""
     q, k, v = qkv(queries=1, keys=1)
-    out = crisp.attention(q, k, v, rule=rule, return_details=True)
+    told = "sparsity" in RULES[rule].strengths
+    with pytest.warns(UserWarning, match="of a single key removes nothing") if told else contextlib.nullcontext():
+        out = crisp.attention(q, k, v, rule=rule, return_details=True)
     torch.testing.assert_close(out.output, v)
     assert (out.counts.sparsity == 0).all()
-    causal = rule not in ("percentile", "block_topk")
-    if causal:
-        torch.testing.assert_close(crisp.attention(q, k, v, rule=rule, causal=True), v)
+
+
+@pytest.mark.parametrize("rule", [rule for rule in sorted(RULES) if RULES[rule].per_row])
+@pytest.mark.filterwarnings("ignore:.*single key")
+def test_a_single_key_is_kept_in_causal_attention(rule):
+    q, k, v = qkv(queries=1, keys=1)
+    torch.testing.assert_close(crisp.attention(q, k, v, rule=rule, causal=True), v)
+
+
+def test_dense_attention_over_a_single_key_is_no_mistake(recwarn):
+    crisp.attention(*qkv(queries=1, keys=1), sparsity=0.0)
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize("rule", sorted(RULES))

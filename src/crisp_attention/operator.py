@@ -11,6 +11,7 @@ Source of the idea: Crisp Attention, arXiv 2508.06016.
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -121,7 +122,7 @@ def attention(
         k: Keys `[B, Hkv, K, D]`; H must be a multiple of Hkv (grouped-query attention).
         v: Values `[B, Hkv, K, Dv]`.
         sparsity: Share of valid scores to remove, in [0, 1). 0 equals dense attention. No query loses
-            its last key: over a single key, any sparsity realises 0.
+            its last key: over a single key any sparsity realises 0, and a warning says so.
         rule: Which scores survive: any rule of `SparsityConfig`.
         valid: Bool, True = the pair may be attended: `[B, K]` (valid keys), or anything
             broadcastable to `[B, H, Q, K]`. None if all are.
@@ -164,6 +165,8 @@ def attention(
         raise ConfigurationError(f"sinks must be [H] = ({q.shape[1]},), got {tuple(sinks.shape)}.")
     shape = (q.shape[0], q.shape[1], q.shape[2], k.shape[2])
     pairs, bias = read_pairs(shape, q.device, valid=valid, query_valid=query_valid, bias=bias, causal=causal)
+    if config.sparsity and shape[3] == 1:
+        _warn_of_a_single_key(config.sparsity)
     stream = None
     if generator is not None:
         stream = torch.randint(2**32, (), generator=generator, device=generator.device)
@@ -333,6 +336,16 @@ def causal_refusal(config: SparsityConfig) -> ConfigurationError:
     return ConfigurationError(
         f"Rule {config.rule!r} decides over several queries at once, so later tokens would change earlier outputs "
         f"of a causal model. Use {cure}."
+    )
+
+
+def _warn_of_a_single_key(sparsity: float) -> None:
+    if torch.compiler.is_compiling():  # a warning would break the graph
+        return
+    warnings.warn(
+        f"sparsity={sparsity:g} of a single key removes nothing: no query loses its last key, so that this call is "
+        "dense. Give k and v [B, Hkv, K, D] more than one token, or sparsity=0 if dense is what you want.",
+        stacklevel=3,
     )
 
 
