@@ -21,7 +21,8 @@ from transformers import AutoModelForSequenceClassification, Trainer, TrainingAr
 
 from crisp_attention.config import SparsityConfig
 from crisp_attention.experiment import data, model, provenance, train
-from crisp_attention.experiment.spec import DataSpec, PlannedRun, RunConfig, TrainingSpec
+from crisp_attention.experiment.runs import PlannedRun, RunConfig
+from crisp_attention.experiment.spec import DataSpec, TrainingSpec
 
 BATCH = 32
 ARMS = {

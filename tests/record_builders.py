@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from crisp_attention.experiment.record import Epoch, Provenance, RealisedSparsity, Record, Score, Timing
-from crisp_attention.experiment.spec import ExperimentSpec, PlannedRun, expand, parse
+from crisp_attention.experiment.runs import Fingerprints, PlannedRun, expand
+from crisp_attention.experiment.spec import ExperimentSpec, parse
 from crisp_attention.experiment.store import Store
 
 # statsmodels collects all garbage at each Holm adjustment; without torch's many objects that takes no time.
@@ -20,6 +21,7 @@ gc.freeze()
 
 MODEL = "a" * 64
 DATA = "b" * 64
+PRINTS = Fingerprints(MODEL, {"": DATA})
 CLASSES = ("negative", "positive")
 EXAMPLES = 24
 NOTES = ("2 of 62 rows were dropped.",)
@@ -126,8 +128,8 @@ def _record(run: PlannedRun, share: float | None = None, **changes: Any) -> Reco
 def fill(folder: Path, spec: ExperimentSpec, outcome: Outcome, **changes: Any) -> Store:
     """A run directory; `outcome` says per arm and seed index: bool `[N]`, "diverged", "failed", None (not done)."""
     store = Store(folder)
-    store.open(spec, MODEL, DATA)
-    for run in expand(spec, MODEL, DATA):
+    store.open(spec, PRINTS)
+    for run in expand(spec, PRINTS):
         result = outcome(run.arm, run.index)
         if isinstance(result, str):
             store.save(troubled(run, result, **changes), None)
@@ -138,4 +140,4 @@ def fill(folder: Path, spec: ExperimentSpec, outcome: Outcome, **changes: Any) -
 
 def planned(spec: ExperimentSpec) -> dict[tuple[str, int], PlannedRun]:
     """All runs by arm and index."""
-    return {(run.arm, run.index): run for run in expand(spec, MODEL, DATA)}
+    return {(run.arm, run.index): run for run in expand(spec, PRINTS)}

@@ -38,7 +38,7 @@ FLOORS = [
 # The way through the experiment, from the specification to what people read.
 EXPERIMENT_FLOORS = [
     ["spec", "assets"],
-    ["data", "model", "record"],
+    ["runs", "data", "model", "record"],
     ["provenance", "store", "batching"],
     ["statistics"],
     ["verdict"],
@@ -60,7 +60,7 @@ TORCH_FREE = [
         f"experiment.{room}"
         for room in (
             "analysis", "assets", "data", "display", "execute", "model", "record", "report", "report.pages",
-            "report.plots", "report.tables", "spec", "statistics", "store", "study", "verdict", "worker",
+            "report.plots", "report.tables", "runs", "spec", "statistics", "store", "study", "verdict", "worker",
         )
     ),
 ]  # fmt: skip

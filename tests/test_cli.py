@@ -291,7 +291,8 @@ def test_a_model_that_would_not_be_touched_exits_with_2(spec_file, tmp_path, tin
 
 def test_foreign_and_damaged_directories_exit_with_2(spec_file, tmp_path):
     from crisp_attention.experiment import data, model
-    from crisp_attention.experiment.spec import expand, read
+    from crisp_attention.experiment.runs import expand
+    from crisp_attention.experiment.spec import read
     from crisp_attention.experiment.store import Store
 
     foreign = tmp_path / "foreign"
@@ -305,7 +306,7 @@ def test_foreign_and_damaged_directories_exit_with_2(spec_file, tmp_path):
     spec = read(spec_file)
     checkpoint, dataset = model.resolve(spec.model), data.load(spec.data)
     folder = tmp_path / "out"
-    Store(folder).open(spec, checkpoint.fingerprint, dataset.fingerprint)
+    Store(folder).open(spec, tiny_study.prints_of(checkpoint, dataset))
     other = tmp_path / "other.toml"
     other.write_text(spec_file.read_text().replace("sparsity = 0.8", "sparsity = 0.7"), encoding="utf-8")
     study = (folder / "study.json").read_bytes()
@@ -314,7 +315,7 @@ def test_foreign_and_damaged_directories_exit_with_2(spec_file, tmp_path):
     assert "holds another experiment (different arms)" in done.stderr
     assert (folder / "study.json").read_bytes() == study
 
-    first = next(expand(spec, checkpoint.fingerprint, dataset.fingerprint)).config.run_id
+    first = next(expand(spec, tiny_study.prints_of(checkpoint, dataset))).config.run_id
     (folder / "records" / f"{first}.json").write_text('{"schema": 1, "run_id"', encoding="utf-8")
     for command in (["run", spec_file, "--out", folder], ["report", folder]):
         done = crisp(*command)

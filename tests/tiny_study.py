@@ -49,6 +49,13 @@ def toml(model: Path, data: Path, **changes) -> str:
     return TOML.format(model=model, data=data, **settings)
 
 
+def prints_of(checkpoint, dataset):
+    """What an experiment on one data set is done on."""
+    from crisp_attention.experiment.runs import Fingerprints
+
+    return Fingerprints(checkpoint.fingerprint, {"": dataset.fingerprint})
+
+
 def spec(model: Path, data: Path, **changes):
     """The specification, parsed."""
     import tomllib

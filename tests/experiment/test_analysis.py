@@ -14,10 +14,9 @@ from crisp_attention.experiment.record import RealisedSparsity
 from crisp_attention.experiment.store import Store
 from record_builders import (
     ARMS,
-    DATA,
     EXAMPLES,
-    MODEL,
     PLACEBO,
+    PRINTS,
     draws,
     fill,
     finished,
@@ -99,7 +98,7 @@ def test_numbers_are_those_of_the_last_epoch(result):
 def test_realised_sparsity_is_the_mean_over_layers_and_seeds(tmp_path):
     spec = make_spec(seeds=2)
     store = Store(tmp_path)
-    store.open(spec, MODEL, DATA)
+    store.open(spec, PRINTS)
     for index, (first, second) in enumerate([(0.5, 0.3), (0.4, 0.2)]):
         shares = RealisedSparsity(
             train={"layer.0": first, "layer.1": second}, test={"layer.0": first / 2, "layer.1": 0.1}

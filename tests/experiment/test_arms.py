@@ -12,7 +12,8 @@ import tiny_study
 from crisp_attention.experiment import data, model, report, train
 from crisp_attention.experiment.analysis import analyse
 from crisp_attention.experiment.report.pages import spec_as_toml
-from crisp_attention.experiment.spec import expand, parse, to_plain
+from crisp_attention.experiment.runs import Fingerprints, expand
+from crisp_attention.experiment.spec import parse, to_plain
 from crisp_attention.experiment.store import Store
 
 ARMS = """
@@ -60,9 +61,9 @@ def store(spec, tmp_path_factory):
     checkpoint, dataset = model.resolve(spec.model), data.load(spec.data)
     train.preflight(checkpoint, dataset, [arm.attention for arm in spec.arms], spec.data.max_length)
     store = Store(tmp_path_factory.mktemp("arms") / "out")
-    store.open(spec, checkpoint.fingerprint, dataset.fingerprint)
+    store.open(spec, tiny_study.prints_of(checkpoint, dataset))
     bench = train.Workbench(checkpoint, dataset)
-    for planned in expand(spec, checkpoint.fingerprint, dataset.fingerprint):
+    for planned in expand(spec, tiny_study.prints_of(checkpoint, dataset)):
         if planned.arm in ("dense", *NAMES):
             store.save(*train.run(planned, bench, lambda _: None))
     return store
@@ -89,7 +90,7 @@ def test_arms_that_differ_in_the_schedule_alone_are_two(spec):
     twin = next(arm for arm in plain["arms"] if arm["name"] == "cubic")
     other = {**twin, "name": "other", "attention": {**twin["attention"], "schedule": {"kind": "cubic", "end": 0.6}}}
     with_both = parse({**plain, "arms": [*plain["arms"], other]}, "tiny")
-    ids = {run.arm: run.config.run_id for run in expand(with_both, "weights", "data")}
+    ids = {run.arm: run.config.run_id for run in expand(with_both, Fingerprints("weights", {"": "data"}))}
     assert ids["cubic"] != ids["other"]
     with pytest.raises(crisp.ConfigurationError, match="'cubic' and 'other' are the same"):
         parse({**plain, "arms": [*plain["arms"], {**twin, "name": "other"}]}, "tiny")

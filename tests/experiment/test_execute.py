@@ -7,7 +7,7 @@ import pytest
 import crisp_attention as crisp
 import tiny_study
 from crisp_attention.experiment import data, execute, model, train, worker
-from crisp_attention.experiment.spec import expand
+from crisp_attention.experiment.runs import expand
 from crisp_attention.experiment.store import Store
 
 
@@ -33,8 +33,8 @@ def test_a_worker_that_dies_takes_only_its_run_with_it(tmp_path, tiny_folders, c
     spec = tiny_study.spec(tiny_folders["bert"], csv_file, seeds=1)
     checkpoint, dataset = model.resolve(spec.model), data.load(spec.data)
     store = Store(tmp_path / "out")
-    store.open(spec, checkpoint.fingerprint, dataset.fingerprint)
-    runs = list(expand(spec, checkpoint.fingerprint, dataset.fingerprint))
+    store.open(spec, tiny_study.prints_of(checkpoint, dataset))
+    runs = list(expand(spec, tiny_study.prints_of(checkpoint, dataset)))
     events = []
 
     def receive(planned, event):
@@ -61,8 +61,8 @@ def test_a_worker_whose_parent_is_gone_records_no_failure(tmp_path, tiny_folders
     spec = tiny_study.spec(tiny_folders["bert"], csv_file, seeds=1)
     checkpoint, dataset = model.resolve(spec.model), data.load(spec.data)
     store = Store(tmp_path / "out")
-    store.open(spec, checkpoint.fingerprint, dataset.fingerprint)
-    planned = next(iter(expand(spec, checkpoint.fingerprint, dataset.fingerprint)))
+    store.open(spec, tiny_study.prints_of(checkpoint, dataset))
+    planned = next(iter(expand(spec, tiny_study.prints_of(checkpoint, dataset))))
     parent, orphan = multiprocessing.Pipe()
     parent.close()
     with pytest.raises(SystemExit):

@@ -11,18 +11,17 @@ from hypothesis import strategies as st
 
 from cases import model_settings
 from crisp_attention import ConfigurationError, SparsityConfig
+from crisp_attention.experiment.runs import RunConfig, expand
 from crisp_attention.experiment.spec import (
     ArmSpec,
-    RunConfig,
     TrainingSpec,
-    expand,
     parse,
     preset,
     presets,
     read,
     to_plain,
 )
-from record_builders import DATA, MODEL, make_spec
+from record_builders import DATA, MODEL, PRINTS, make_spec
 
 GOOD = """
 name = "mine"
@@ -325,7 +324,7 @@ CONFIG = RunConfig(
     data=DATA,
     max_length=128,
     padding="longest",
-    training=TrainingSpec().model_dump(mode="json"),
+    training=TrainingSpec().identity(),
     attention=SparsityConfig(sparsity=0.5).to_dict(),
     seed=0,
 )
@@ -357,6 +356,11 @@ def changed_configs():
     for key, value in CONFIG.training.items():
         other = "cosine" if key == "lr_schedule" else value * 2 + 1
         yield f"training.{key}", dataclasses.replace(CONFIG, training=CONFIG.training | {key: other})
+    for key in ("label_smoothing", "attention_dropout", "hidden_dropout"):
+        training = TrainingSpec(**{key: 0.1}).identity()
+        yield f"training.{key}", dataclasses.replace(CONFIG, training=training)
+    yield "evaluation", dataclasses.replace(CONFIG, evaluation=SparsityConfig(sparsity=0.0).identity())
+    yield "evaluations", dataclasses.replace(CONFIG, evaluations={"typos": DATA})
     # The settings that the rule does not read are left out of a record; a rule that reads them has them.
     for key in (item.name for item in dataclasses.fields(SparsityConfig)):
         yield f"attention.{key}", dataclasses.replace(CONFIG, attention=CONFIG.attention | {key: "changed"})
@@ -364,12 +368,12 @@ def changed_configs():
 
 def test_any_changed_field_gives_another_id():
     ids = {"": CONFIG.run_id} | {name: config.run_id for name, config in changed_configs()}
-    assert len(ids) == 1 + 5 + len(TrainingSpec.model_fields) + len(dataclasses.fields(SparsityConfig))
+    assert len(ids) == 1 + 7 + len(TrainingSpec.model_fields) + len(dataclasses.fields(SparsityConfig))
     assert len(set(ids.values())) == len(ids)
 
 
 def ids_of(spec):
-    return [run.config.run_id for run in expand(spec, MODEL, DATA)]
+    return [run.config.run_id for run in expand(spec, PRINTS)]
 
 
 @pytest.mark.parametrize(
@@ -406,7 +410,7 @@ def test_an_arm_of_another_name_is_the_same_run():
     plain = make_spec(arms=renamed, primary={"arm": "other-name"})
     named = make_spec(arms=[{"name": "dense"}, {"name": "topk-50", "sparsity": 0.5}])
     assert ids_of(plain) == ids_of(named)
-    assert [run.arm for run in expand(plain, MODEL, DATA)] != [run.arm for run in expand(named, MODEL, DATA)]
+    assert [run.arm for run in expand(plain, PRINTS)] != [run.arm for run in expand(named, PRINTS)]
 
 
 @pytest.mark.parametrize(
@@ -428,13 +432,13 @@ def test_two_arms_of_equal_settings_are_no_contrast(twin):
 
 def test_runs_come_seed_by_seed_with_all_arms_of_a_seed_together():
     spec = make_spec(seeds=3)
-    order = [(run.index, run.arm) for run in expand(spec, MODEL, DATA)]
+    order = [(run.index, run.arm) for run in expand(spec, PRINTS)]
     assert order == [(index, arm.name) for index in range(3) for arm in spec.arms]
 
 
 def test_seed_offset_moves_the_seed_and_not_the_pairing():
     spec = make_spec(seeds=3, arms=[{"name": "dense"}, {"name": "topk-50", "sparsity": 0.5, "seed_offset": 1000}])
-    runs = list(expand(spec, MODEL, DATA))
+    runs = list(expand(spec, PRINTS))
     assert [run.config.seed for run in runs if run.arm == "dense"] == [0, 1, 2]
     assert [run.config.seed for run in runs if run.arm == "topk-50"] == [1000, 1001, 1002]
     assert [run.index for run in runs if run.arm == "topk-50"] == [0, 1, 2]
@@ -447,7 +451,7 @@ def test_more_seeds_keep_the_runs_there_are():
 def test_padding_of_an_arm_overrides_the_datas():
     arms = [{"name": "dense"}, {"name": "topk-50", "sparsity": 0.5, "padding": "longest"}]
     spec = make_spec(seeds=1, arms=arms, data={"source": "x.csv", "padding": "max_length"})
-    assert [run.config.padding for run in expand(spec, MODEL, DATA)] == ["max_length", "longest"]
+    assert [run.config.padding for run in expand(spec, PRINTS)] == ["max_length", "longest"]
 
 
 def test_identity_leaves_out_what_decides_no_run():

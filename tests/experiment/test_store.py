@@ -13,9 +13,10 @@ from pydantic import ValidationError
 
 from crisp_attention.errors import RecordError
 from crisp_attention.experiment import store as store_module
-from crisp_attention.experiment.record import SCHEMA, Record, Score
+from crisp_attention.experiment.record import READABLE, SCHEMA, Record, Score
+from crisp_attention.experiment.runs import Fingerprints
 from crisp_attention.experiment.store import Store, write_atomically
-from record_builders import DATA, MODEL, content, finished, make_spec, planned, troubled
+from record_builders import DATA, MODEL, PRINTS, content, finished, make_spec, planned, troubled
 
 RIGHT = np.arange(20) % 3 != 0
 
@@ -23,7 +24,7 @@ RIGHT = np.arange(20) % 3 != 0
 @pytest.fixture
 def store(tmp_path):
     store = Store(tmp_path / "runs" / "made-up")
-    store.open(make_spec(), MODEL, DATA)
+    store.open(make_spec(), PRINTS)
     return store
 
 
@@ -90,14 +91,14 @@ def test_a_file_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
 def test_a_new_directory_is_made_by_open_and_by_nothing_before(tmp_path):
     folder = tmp_path / "runs" / "new"
     store = Store(folder)
-    store.require(make_spec(), MODEL, DATA)
+    store.require(make_spec(), PRINTS)
     assert not folder.exists()
-    store.open(make_spec(), MODEL, DATA)
+    store.open(make_spec(), PRINTS)
     assert {"study.json", "records", "locks", "logs"} == set(everything(folder))
 
 
 def test_an_empty_directory_will_do(tmp_path):
-    Store(tmp_path).open(make_spec(), MODEL, DATA)
+    Store(tmp_path).open(make_spec(), PRINTS)
     assert (tmp_path / "study.json").is_file()
 
 
@@ -106,7 +107,7 @@ def test_a_foreign_directory_is_refused_and_left_alone(tmp_path):
     before = everything(tmp_path)
     for verb in ("require", "open"):
         with pytest.raises(RecordError, match=r"exists and is not a run directory \(it has no study\.json\)") as caught:
-            getattr(Store(tmp_path), verb)(make_spec(), MODEL, DATA)
+            getattr(Store(tmp_path), verb)(make_spec(), PRINTS)
         assert "Choose another --out" in str(caught.value)
     assert everything(tmp_path) == before
 
@@ -115,7 +116,7 @@ def test_a_file_is_no_directory(tmp_path):
     file = tmp_path / "file"
     file.write_text("x", encoding="utf-8")
     with pytest.raises(RecordError, match="exists and is not a run directory"):
-        Store(file).open(make_spec(), MODEL, DATA)
+        Store(file).open(make_spec(), PRINTS)
     assert file.read_text(encoding="utf-8") == "x"
 
 
@@ -135,21 +136,21 @@ def test_another_experiment_is_refused_by_what_differs_and_nothing_is_written(st
     before = everything(store.folder)
     for verb in ("require", "open"):
         with pytest.raises(RecordError, match=rf"holds another experiment \(different {difference}\)"):
-            getattr(store, verb)(make_spec(**changes), model, data)
+            getattr(store, verb)(make_spec(**changes), Fingerprints(model, {"": data}))
     assert everything(store.folder) == before
 
 
 def test_what_decides_no_result_may_change(store):
     changes = {"name": "renamed", "description": "new words", "choices": ["ours"], "model": "a/copy"}
     spec = make_spec(**changes, data={"source": "a/copy.csv", "test": "another.csv"})
-    store.open(spec, MODEL, DATA)
+    store.open(spec, PRINTS)
     assert store.study()[0] == spec
 
 
 def test_another_number_of_seeds_is_allowed_and_remembered(store):
     assert store.study()[2] == [8]
     for seeds in (8, 10, 10, 20, 8):
-        store.open(make_spec(seeds=seeds), MODEL, DATA)
+        store.open(make_spec(seeds=seeds), PRINTS)
     spec, runs, asked = store.study()
     assert asked == [8, 10, 20, 8]
     assert spec.seeds == 8
@@ -158,7 +159,7 @@ def test_another_number_of_seeds_is_allowed_and_remembered(store):
 
 def test_records_outlive_more_seeds(store, run):
     store.save(*finished(run, RIGHT))
-    store.open(make_spec(seeds=20), MODEL, DATA)
+    store.open(make_spec(seeds=20), PRINTS)
     assert store.load(run.config.run_id).arm == "topk-50"
 
 
@@ -193,7 +194,7 @@ def test_a_damaged_study_is_named_and_nothing_is_written(store, change):
     with pytest.raises(RecordError, match=r"study\.json"):
         store.study()
     with pytest.raises(RecordError, match=r"study\.json"):
-        store.open(make_spec(seeds=9), MODEL, DATA)
+        store.open(make_spec(seeds=9), PRINTS)
     assert file.read_bytes() == before
 
 
@@ -289,7 +290,10 @@ def schema_changed(text):
         (lambda text: "\udcff\udcfe", r"is damaged: .*utf-8.*Delete it"),
         (lambda text: "[]", r"is damaged: not a JSON object.*Delete it"),
         (lambda text: "null", r"is damaged: not a JSON object"),
-        (schema_changed, rf"has record schema {SCHEMA + 1}, this version reads {SCHEMA}.*Update crisp-attention"),
+        (
+            schema_changed,
+            rf"has record schema {SCHEMA + 1}, this version reads {READABLE[0]} and {SCHEMA}.*Update crisp-attention",
+        ),
         (lambda text: text.replace('"schema"', '"skema"'), r"has record schema None"),
         (lambda text: text.replace('"finished"', '"perfect"'), r"is damaged: status: .*Delete it"),
         (lambda text: text.replace('"total": 20', '"total": "many"', 1), r"is damaged: epochs\.0\.\w+\.total: "),

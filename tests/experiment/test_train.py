@@ -6,7 +6,7 @@ import pytest
 import crisp_attention as crisp
 import tiny_study
 from crisp_attention.experiment import data, model, train
-from crisp_attention.experiment.spec import expand
+from crisp_attention.experiment.runs import expand
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +15,7 @@ def workplace(tiny_folders, csv_file):
     spec = tiny_study.spec(tiny_folders["bert"], csv_file)
     checkpoint, dataset = model.resolve(spec.model), data.load(spec.data)
     train.quiet_transformers()
-    return train.Workbench(checkpoint, dataset), list(expand(spec, checkpoint.fingerprint, dataset.fingerprint))
+    return train.Workbench(checkpoint, dataset), list(expand(spec, tiny_study.prints_of(checkpoint, dataset)))
 
 
 def find(runs, arm, index=0):
@@ -73,7 +73,7 @@ def test_fine_tuning_learns(tiny_folders, csv_file, arm):
     """The made-up classes follow from one word: a model that trains tells them apart."""
     spec = tiny_study.spec(tiny_folders["bert"], csv_file, epochs=12, learning_rate=2e-3)
     checkpoint, dataset = model.resolve(spec.model), data.load(spec.data)
-    runs = list(expand(spec, checkpoint.fingerprint, dataset.fingerprint))
+    runs = list(expand(spec, tiny_study.prints_of(checkpoint, dataset)))
     record, _, _ = run(train.Workbench(checkpoint, dataset), find(runs, arm))
     assert record.epochs[-1].running_loss < 0.5 * record.epochs[0].running_loss
     assert record.final.train.accuracy == 1.0
@@ -117,7 +117,7 @@ def test_another_seed_is_another_run(workplace):
 def test_divergence_is_recorded_not_raised(tiny_folders, csv_file):
     spec = tiny_study.spec(tiny_folders["bert"], csv_file, learning_rate=1e30)
     checkpoint, dataset = model.resolve(spec.model), data.load(spec.data)
-    planned = next(expand(spec, checkpoint.fingerprint, dataset.fingerprint))
+    planned = next(expand(spec, tiny_study.prints_of(checkpoint, dataset)))
     record, outputs, _ = run(train.Workbench(checkpoint, dataset), planned)
     assert record.status == "diverged"
     assert "not finite at step" in record.reason

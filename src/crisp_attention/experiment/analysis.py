@@ -11,7 +11,8 @@ import numpy as np
 
 from crisp_attention.experiment import statistics
 from crisp_attention.experiment.record import Record, Score
-from crisp_attention.experiment.spec import ArmSpec, ExperimentSpec, PlannedRun
+from crisp_attention.experiment.runs import PlannedRun
+from crisp_attention.experiment.spec import ArmSpec, ExperimentSpec
 from crisp_attention.experiment.statistics import Array, Contrast
 from crisp_attention.experiment.store import Store
 from crisp_attention.experiment.verdict import Verdict, judge

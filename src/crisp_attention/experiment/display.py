@@ -20,7 +20,7 @@ from rich.text import Text
 from crisp_attention.experiment.analysis import Analysis
 from crisp_attention.experiment.data import Dataset
 from crisp_attention.experiment.report import tables
-from crisp_attention.experiment.spec import PlannedRun
+from crisp_attention.experiment.runs import PlannedRun
 from crisp_attention.experiment.study import Plan
 from crisp_attention.experiment.verdict import Verdict
 from crisp_attention.experiment.worker import Event

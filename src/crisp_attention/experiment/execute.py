@@ -18,7 +18,7 @@ from typing import Any
 from crisp_attention.errors import ConfigurationError, CrispError
 from crisp_attention.experiment.data import Dataset
 from crisp_attention.experiment.model import Checkpoint
-from crisp_attention.experiment.spec import PlannedRun
+from crisp_attention.experiment.runs import PlannedRun
 from crisp_attention.experiment.store import Store
 from crisp_attention.experiment.worker import Event, serve
 

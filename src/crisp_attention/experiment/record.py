@@ -6,8 +6,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the record format. A change that old readers cannot bear raises it."""
+
+READABLE = (1, 2)
+"""The versions that this release reads. What 2 added has defaults here."""
 
 
 class _Part(BaseModel):
@@ -77,6 +80,21 @@ class RealisedSparsity(_Part):
     test: dict[str, float]
 
 
+class LengthBin(_Part):
+    """Realised sparsity on evaluation examples of like length.
+
+    Attributes:
+        shortest, longest: Tokens of the shortest and the longest example in it.
+        examples: How many there are.
+        realised: Share of valid pairs removed, all layers together.
+    """
+
+    shortest: int
+    longest: int
+    examples: int
+    realised: float
+
+
 class Provenance(_Part):
     """With what a run was done.
 
@@ -109,8 +127,12 @@ class Arrays(_Part):
     """The file of per-example outputs beside a record.
 
     Attributes:
-        file: Name in the same folder: an .npz with `test_logits` `[N, C]`, `test_labels` `[N]`,
-            `train_logits`, `train_labels`, in the data set's order.
+        file: Name in the same folder: an .npz with `test_logits` float32 `[N, C]`, `test_labels` int64 `[N]`,
+            `train_logits`, `train_labels`, in the data set's order. Since version 2 also `test_lengths`
+            int64 `[N]` (tokens), `NAME_logits` and `NAME_labels` of each further evaluation, and attention
+            maps of M test examples: `map_rows` int64 `[M]` (which), `map_lengths` int64 `[M]` (tokens T),
+            `map_layers` int64 `[]` (L), and `maps` uint8, the examples' `[L, T, T]` maps (mean over heads,
+            queries x keys, 255 = 1.0) flattened one after another.
         sha256: Of the file.
     """
 
@@ -131,6 +153,10 @@ class Record(_Part):
         classes: Class names.
         epochs: One entry a finished epoch.
         realised_sparsity: By layer.
+        realised_by_length: On the evaluation split, shortest examples first; since version 2.
+        entropy: Mean attention entropy in nats on the evaluation split, by layer; since version 2.
+        evaluations: Scores of further evaluations after the last epoch, by name; since version 2.
+        resumed: How often the run was taken up again from a checkpoint; since version 2.
         parameters: Number of trained parameters.
         timing: Where the time went.
         provenance: With what it was done.
@@ -146,6 +172,10 @@ class Record(_Part):
     classes: tuple[str, ...]
     epochs: tuple[Epoch, ...]
     realised_sparsity: RealisedSparsity
+    realised_by_length: tuple[LengthBin, ...] = ()
+    entropy: dict[str, float] = {}
+    evaluations: dict[str, Score] = {}
+    resumed: int = 0
     parameters: int
     timing: Timing
     provenance: Provenance

@@ -6,10 +6,8 @@ Imports no torch, so that plans and reports need none.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -53,6 +51,9 @@ class DataSpec(_Section):
     seed: Annotated[int, Field(ge=0)] = Field(0, description="which examples a limited split consists of")
     max_length: Annotated[int, Field(ge=4)] = Field(128, description="tokens after which a text is cut")
     padding: Padding = Field("longest", description="pad to the batch's longest text, or always to max_length")
+    label_noise: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="share of training labels that become another class, drawn by `seed`"
+    )
 
 
 class TrainingSpec(_Section):
@@ -68,6 +69,27 @@ class TrainingSpec(_Section):
     train_probe: Annotated[int, Field(ge=1)] = Field(
         500, description="training examples evaluated after each epoch, for the train-test gap"
     )
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="share of each label spread evenly")
+    attention_dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None, description="dropout on the attention weights (default: the model's own)"
+    )
+    hidden_dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None, description="dropout on hidden states (default: the model's own)"
+    )
+
+    def identity(self) -> dict[str, Any]:
+        """The settings as runs are named by them; what was added later stands there only if it is not the default."""
+        return _without_later(self.model_dump(mode="json"), _LATER_TRAINING)
+
+
+class ArmTrainingSpec(_Section):
+    """What an arm may do otherwise in training: the ordinary regularizers, and what was tuned for it."""
+
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] | None = None
+    attention_dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    hidden_dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
 
 
 class ArmSpec(_Section):
@@ -77,6 +99,10 @@ class ArmSpec(_Section):
     attention: Any = Field(description="SparsityConfig; its fields are written directly in the arm's table")
     seed_offset: Annotated[int, Field(ge=0)] = Field(0, description="added to each seed; for A/A arms")
     padding: Padding | None = Field(None, description="overrides the data's padding")
+    training: ArmTrainingSpec = Field(ArmTrainingSpec(), description="overrides some of the training")
+    evaluate: Any = Field(
+        None, description="SparsityConfig in evaluation, where it is another than in training; {} is dense"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -101,13 +127,27 @@ class ArmSpec(_Section):
                 )
         return SparsityConfig.from_dict({"sparsity": 0.0} if value == {} else value)
 
+    @field_validator("evaluate", mode="after")
+    @classmethod
+    def _parse_evaluation(cls, value: Any) -> SparsityConfig | None:
+        return None if value is None else cls._parse_attention(value)
+
+    @model_validator(mode="after")
+    def _check_evaluation(self) -> ArmSpec:
+        if self.evaluate is None:
+            return self
+        for side, config in (("", self.attention), ("evaluate.", self.evaluate)):
+            if config.apply != "always":
+                raise ValueError(f"an arm with evaluate says where it is sparse already; leave out {side}apply")
+        if self.evaluate.schedule is not None:
+            raise ValueError("evaluate.schedule: evaluation has no progress; a schedule belongs to training")
+        return self
+
     def to_toml_dict(self) -> dict[str, Any]:
         """The arm as it is written in TOML: only what differs from the defaults."""
-        own = self.model_dump(exclude={"attention"}, exclude_defaults=True)
-        if self.attention == SparsityConfig(sparsity=0.0):
-            return own
-        told = self.attention.changes().keys() | self.attention.strength.keys()
-        return {**own, **{name: value for name, value in self.attention.to_dict().items() if name in told}}
+        own = self.model_dump(exclude={"attention", "evaluate"}, exclude_defaults=True, exclude_none=True)
+        own |= _told(self.attention)
+        return own if self.evaluate is None else {**own, "evaluate": _told(self.evaluate)}
 
 
 class PrimarySpec(_Section):
@@ -115,6 +155,55 @@ class PrimarySpec(_Section):
 
     arm: str
     baseline: str = "dense"
+    condition: str | None = Field(None, description="where data vary: in which condition (default: the last)")
+
+
+class VarySpec(_Section):
+    """One property of the training data that is varied: every arm is trained at each of its values."""
+
+    train_examples: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
+        None, strict=False, description="sizes of the training split, rising"
+    )
+    label_noise: tuple[Annotated[float, Field(ge=0, lt=1)], ...] | None = Field(
+        None, strict=False, description="shares of wrong training labels, rising"
+    )
+
+    @model_validator(mode="after")
+    def _check_one(self) -> VarySpec:
+        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"vary one of {', '.join(type(self).model_fields)}; got {', '.join(given) or 'none'}")
+        if len(self.values) < 2 or list(self.values) != sorted(set(self.values)):
+            raise ValueError(f"{self.key} must hold two or more different values, rising; got {list(self.values)}")
+        return self
+
+    @property
+    def key(self) -> str:
+        """The field of `DataSpec` that is varied."""
+        return "label_noise" if self.train_examples is None else "train_examples"
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """Its values, rising."""
+        values: tuple[float, ...] = getattr(self, self.key)
+        return values
+
+
+class EvaluationSpec(_Section):
+    """One more evaluation of each trained model: the test split with typing errors, or another data set's."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=60)]
+    typos: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="share of the test split's letters that are mistyped"
+    )
+    source: str | None = Field(None, description="a data set with the same classes, whose test split is evaluated")
+    test_examples: Annotated[int, Field(ge=1)] | None = Field(None, description="of that data set (default: all)")
+
+    @model_validator(mode="after")
+    def _check_one(self) -> EvaluationSpec:
+        if (self.typos is None) == (self.source is None):
+            raise ValueError(f"evaluation {self.name!r} needs either typos or source")
+        return self
 
 
 class ExperimentSpec(_Section):
@@ -131,6 +220,11 @@ class ExperimentSpec(_Section):
     data: DataSpec
     training: TrainingSpec = TrainingSpec()
     arms: Annotated[tuple[ArmSpec, ...], Field(min_length=2, strict=False)]
+    vary: VarySpec | None = Field(None, description="a property of the training data to vary; see VarySpec")
+    evaluations: tuple[EvaluationSpec, ...] = Field((), strict=False, description="more evaluations of each model")
+    looks: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (), strict=False, description="planned looks: numbers of seeds at which to test, as [5, 10, 20]"
+    )
 
     @model_validator(mode="after")
     def _check_arms(self) -> ExperimentSpec:
@@ -142,7 +236,10 @@ class ExperimentSpec(_Section):
         for arm in self.arms:
             # Settings that remove nothing are all the same attention.
             attention = arm.attention if arm.attention.removes else None
-            twin = twins.setdefault(repr((attention, arm.seed_offset, arm.padding or self.data.padding)), arm.name)
+            evaluation = arm.evaluate if arm.evaluate is not None and arm.evaluate.removes else arm.evaluate is None
+            training = self.training_of(arm)
+            same = repr((attention, evaluation, training, arm.seed_offset, arm.padding or self.data.padding))
+            twin = twins.setdefault(same, arm.name)
             if twin != arm.name:
                 raise ValueError(f"arms {twin!r} and {arm.name!r} are the same; an A/A arm needs a seed_offset")
         for role in ("arm", "baseline"):
@@ -151,7 +248,31 @@ class ExperimentSpec(_Section):
                 raise ValueError(f"primary.{role} = {name!r} is not an arm. {nearest(name, names)}")
         if self.primary.arm == self.primary.baseline:
             raise ValueError("primary.arm and primary.baseline must differ")
+        if self.primary.condition is not None and self.primary.condition not in self.conditions():
+            known = ", ".join(map(repr, self.conditions())) if self.vary else "there is no [vary]"
+            raise ValueError(f"primary.condition = {self.primary.condition!r} is none of this experiment's: {known}")
+        extra = [item.name for item in self.evaluations]
+        if len(set(extra)) < len(extra) or {"test", "train"} & set(extra):
+            raise ValueError(f"names of evaluations must differ, and from 'test' and 'train'; got {', '.join(extra)}")
+        if self.looks and (list(self.looks) != sorted(set(self.looks)) or self.looks[-1] != self.seeds):
+            raise ValueError(f"looks must rise and end at seeds = {self.seeds}; got {list(self.looks)}")
         return self
+
+    def conditions(self) -> dict[str, DataSpec]:
+        """The data of each condition by its name, in order; one without a name where nothing varies."""
+        if self.vary is None:
+            return {"": self.data}
+        key = self.vary.key
+        return {f"{key}={value:g}": self.data.model_copy(update={key: value}) for value in self.vary.values}
+
+    @property
+    def primary_condition(self) -> str:
+        """The condition in which the primary contrast is made: the last one unless another is named."""
+        return self.primary.condition or list(self.conditions())[-1]
+
+    def training_of(self, arm: ArmSpec) -> TrainingSpec:
+        """How an arm is trained: the experiment's training with the arm's own settings."""
+        return self.training.model_copy(update=arm.training.model_dump(exclude_none=True))
 
     def arm(self, name: str) -> ArmSpec:
         """The arm of that name."""
@@ -167,11 +288,19 @@ class ExperimentSpec(_Section):
 
 def to_plain(spec: ExperimentSpec) -> dict[str, Any]:
     """The specification as JSON-ready data; `parse` reads it back."""
-    content: dict[str, Any] = spec.model_dump(mode="json", exclude={"arms"})
-    content["arms"] = [
-        {**arm.model_dump(mode="json", exclude={"attention"}), "attention": arm.attention.to_dict()}
-        for arm in spec.arms
-    ]
+    content: dict[str, Any] = _without_later(spec.model_dump(mode="json", exclude={"arms"}), _LATER)
+    content["data"] = _without_later(content["data"], _LATER_DATA)
+    content["training"] = spec.training.identity()
+    content["primary"] = _without_later(content["primary"], _LATER_PRIMARY)
+    content["arms"] = []
+    for arm in spec.arms:
+        plain = arm.model_dump(mode="json", exclude={"attention", "evaluate", "training"})
+        plain["attention"] = arm.attention.to_dict()
+        if own := arm.training.model_dump(mode="json", exclude_none=True):
+            plain["training"] = own
+        if arm.evaluate is not None:
+            plain["evaluate"] = arm.evaluate.to_dict()
+        content["arms"].append(plain)
     return content
 
 
@@ -232,70 +361,24 @@ def preset(name: str) -> ExperimentSpec:
     return known[name]
 
 
-@dataclasses.dataclass(frozen=True)
-class RunConfig:
-    """Everything that decides a run's result; content-addressed by `run_id`.
-
-    Attributes:
-        model: Fingerprint of weights, configuration and tokenizer.
-        data: Fingerprint of both splits, in order.
-        max_length: Tokens after which a text is cut.
-        padding: "longest" or "max_length".
-        training: `TrainingSpec` as a dict.
-        attention: `SparsityConfig.identity`.
-        seed: Of initial weights, data order and dropout.
-    """
-
-    model: str
-    data: str
-    max_length: int
-    padding: str
-    training: dict[str, Any]
-    attention: dict[str, Any]
-    seed: int
-
-    @property
-    def run_id(self) -> str:
-        """Hash of the canonical content, 16 hexadecimal digits."""
-        canonical = json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+# What later releases added, with what it was where nothing is said: left out there, so that experiments
+# and runs of earlier releases keep their names.
+_LATER: dict[str, Any] = {"vary": None, "evaluations": [], "looks": []}
+_LATER_DATA: dict[str, Any] = {"label_noise": 0.0}
+_LATER_PRIMARY: dict[str, Any] = {"condition": None}
+_LATER_TRAINING: dict[str, Any] = {"label_smoothing": 0.0, "attention_dropout": None, "hidden_dropout": None}
 
 
-@dataclasses.dataclass(frozen=True)
-class PlannedRun:
-    """One arm at one seed.
-
-    Attributes:
-        arm: Its arm's name.
-        index: Which of the arm's seeds, from 0; runs of equal index are paired across arms.
-        config: What is run.
-    """
-
-    arm: str
-    index: int
-    config: RunConfig
+def _without_later(content: dict[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in content.items() if key not in later or value != later[key]}
 
 
-def expand(spec: ExperimentSpec, model: str, data: str) -> Iterator[PlannedRun]:
-    """All runs of an experiment, seed by seed, so that an interrupted one has complete pairs.
-
-    Args:
-        spec: The experiment.
-        model: Fingerprint of the model.
-        data: Fingerprint of the data.
-    """
-    for index in range(spec.seeds):
-        for arm in spec.arms:
-            config = RunConfig(
-                model=model,
-                data=data,
-                max_length=spec.data.max_length,
-                padding=arm.padding or spec.data.padding,
-                training=spec.training.model_dump(mode="json"),
-                attention=arm.attention.identity(),
-                seed=index + arm.seed_offset,
-            )
-            yield PlannedRun(arm.name, index, config)
+def _told(attention: SparsityConfig) -> dict[str, Any]:
+    """Settings of attention as they are written in TOML: strength and what differs from the defaults."""
+    if attention == SparsityConfig(sparsity=0.0):
+        return {}
+    told = attention.changes().keys() | attention.strength.keys()
+    return {name: value for name, value in attention.to_dict().items() if name in told}
 
 
 def _explain(item: Any) -> str:
@@ -315,8 +398,12 @@ def _known_keys(location: tuple[str | int, ...]) -> list[str]:
         "training": TrainingSpec,
         "primary": PrimarySpec,
         "arms": ArmSpec,
+        "vary": VarySpec,
+        "evaluations": EvaluationSpec,
     }
     section = sections.get(str(location[0]), ExperimentSpec) if len(location) > 1 else ExperimentSpec
+    if section is ArmSpec and "training" in location[:-1]:
+        section = ArmTrainingSpec
     known = list(section.model_fields)
     if section is ArmSpec:
         known = [key for key in known if key != "attention"] + list(_ATTENTION_FIELDS)

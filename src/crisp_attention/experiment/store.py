@@ -5,18 +5,21 @@ runs/NAME/
   records/ID.json     one finished, diverged or failed run
   records/ID.npz      its per-example outputs
   locks/ID.lock       held while a process trains that run
+  examples.json       the evaluation texts, for the page of disagreements; not needed for any number
   logs/               what the workers printed
   report.md  report.html  figures/
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
 import os
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +28,30 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from crisp_attention.errors import ConfigurationError, RecordError
-from crisp_attention.experiment.record import SCHEMA, Arrays, Record
-from crisp_attention.experiment.spec import ExperimentSpec, PlannedRun, expand, parse, to_plain
+from crisp_attention.experiment.record import READABLE, SCHEMA, Arrays, Record
+from crisp_attention.experiment.runs import Fingerprints, PlannedRun, expand
+from crisp_attention.experiment.spec import ExperimentSpec, parse, to_plain
 
 _STUDY = "study.json"
+_EXAMPLES = "examples.json"
 _HINT = "Choose another --out, or move that directory away."
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The evaluation split as people read it.
+
+    Attributes:
+        texts: One an example, in the data set's order; empty where they are no texts.
+        pairs: Second texts; empty where there are none.
+        map_rows: The examples whose attention maps the runs keep.
+        map_tokens: Their tokens, in the same order.
+    """
+
+    texts: tuple[str, ...]
+    pairs: tuple[str, ...]
+    map_rows: tuple[int, ...]
+    map_tokens: tuple[tuple[str, ...], ...]
 
 
 class Store:
@@ -39,39 +61,37 @@ class Store:
         self.folder = folder
         self.records = folder / "records"
 
-    def require(self, spec: ExperimentSpec, model: str, data: str) -> None:
+    def require(self, spec: ExperimentSpec, prints: Fingerprints) -> None:
         """Make sure that the directory is new or belongs to this experiment; writes nothing.
 
         Args:
             spec: The experiment.
-            model: Fingerprint of the model.
-            data: Fingerprint of the data.
+            prints: Of its model and data.
 
         Raises:
             RecordError: If it belongs to another experiment or is not a run directory.
         """
         if (self.folder / _STUDY).exists():
-            existing, wanted = self._read_study(), _study(spec, model, data)
+            existing, wanted = self._read_study(), _study(spec, prints)
             if existing["identity"] != wanted["identity"]:
                 raise RecordError(f"{self.folder} holds another experiment ({_difference(existing, wanted)}). {_HINT}")
         elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             raise RecordError(f"{self.folder} exists and is not a run directory (it has no {_STUDY}). {_HINT}")
 
-    def open(self, spec: ExperimentSpec, model: str, data: str) -> None:
+    def open(self, spec: ExperimentSpec, prints: Fingerprints) -> None:
         """Create the directory, or go on in it.
 
         Asking for another number of seeds is allowed and remembered: the report says so.
 
         Args:
             spec: The experiment.
-            model: Fingerprint of the model.
-            data: Fingerprint of the data.
+            prints: Of its model and data.
 
         Raises:
             RecordError: As `require`.
         """
-        self.require(spec, model, data)
-        study = _study(spec, model, data)
+        self.require(spec, prints)
+        study = _study(spec, prints)
         if (self.folder / _STUDY).exists():
             asked = self._read_study()["seeds_asked"]
             study["seeds_asked"] = asked if asked[-1] == spec.seeds else [*asked, spec.seeds]
@@ -94,7 +114,35 @@ class Store:
             spec = parse(study["spec"], str(path))
         except ConfigurationError as error:
             raise _damaged(path, str(error)) from None
-        return spec, list(expand(spec, study["model"], study["data"])), study["seeds_asked"]
+        data = {"": study["data"]} if isinstance(study["data"], str) else study["data"]
+        if set(data) != set(spec.conditions()):
+            raise _damaged(path, "its data are not those of its conditions")
+        prints = Fingerprints(study["model"], data, study.get("evaluations", {}))
+        return spec, list(expand(spec, prints)), study["seeds_asked"]
+
+    def save_examples(self, examples: Examples) -> None:
+        """Keep the evaluation texts beside the records."""
+        write_atomically(self.folder / _EXAMPLES, _to_json(dataclasses.asdict(examples)))
+
+    def examples(self) -> Examples | None:
+        """The evaluation texts; None where they were not kept, as in published results.
+
+        Raises:
+            RecordError: If the file is damaged.
+        """
+        path = self.folder / _EXAMPLES
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return Examples(
+                texts=tuple(content["texts"]),
+                pairs=tuple(content["pairs"]),
+                map_rows=tuple(content["map_rows"]),
+                map_tokens=tuple(map(tuple, content["map_tokens"])),
+            )
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise _damaged(path, str(error)) from None
 
     def load(self, run_id: str) -> Record | None:
         """The record of a run, or None if there is none yet.
@@ -113,7 +161,7 @@ class Store:
             content = json.loads(text)
             if not isinstance(content, dict):
                 raise _damaged(path, "not a JSON object")
-            if content.get("schema") != SCHEMA:
+            if content.get("schema") not in READABLE:
                 raise _unknown_schema(path, content.get("schema"))
             record = Record.model_validate(content)
         except json.JSONDecodeError as error:
@@ -187,7 +235,7 @@ class Store:
         wanted = {"schema", "spec", "model", "data", "identity", "seeds_asked"}
         if not isinstance(study, dict) or not wanted <= set(study) or not study["seeds_asked"]:
             raise _damaged(path, f"expected the keys {', '.join(sorted(wanted))}, none of them empty")
-        if study["schema"] != SCHEMA:
+        if study["schema"] not in READABLE:
             raise _unknown_schema(path, study["schema"])
         return study
 
@@ -207,21 +255,26 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
 
 
-def _study(spec: ExperimentSpec, model: str, data: str) -> dict[str, Any]:
-    return {
+def _study(spec: ExperimentSpec, prints: Fingerprints) -> dict[str, Any]:
+    # One fingerprint where nothing varies, as the first release wrote it.
+    data = prints.data[""] if spec.vary is None else dict(prints.data)
+    study = {
         "schema": SCHEMA,
         "spec": to_plain(spec),
-        "model": model,
+        "model": prints.model,
         "data": data,
-        "identity": _identity(spec, model, data),
+        "identity": _identity(spec, prints.model, data, prints.evaluations),
         "seeds_asked": [spec.seeds],
     }
+    return study | ({"evaluations": dict(prints.evaluations)} if prints.evaluations else {})
 
 
-def _identity(spec: ExperimentSpec, model: str, data: str) -> str:
+def _identity(spec: ExperimentSpec, model: str, data: str | dict[str, str], evaluations: Mapping[str, str]) -> str:
     content = spec.identity()
     # Content counts, not the place it was read from.
     del content["model"], content["data"]["source"], content["data"]["test"]
+    for item in content.get("evaluations", []):
+        item["source"] = evaluations[item["name"]]
     canonical = json.dumps([content, model, data], sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -244,7 +297,7 @@ def _damaged(path: Path, why: str) -> RecordError:
 
 def _unknown_schema(path: Path, found: object) -> RecordError:
     return RecordError(
-        f"{path} has record schema {found!r}, this version reads {SCHEMA}. "
+        f"{path} has record schema {found!r}, this version reads {' and '.join(map(str, READABLE))}. "
         "Update crisp-attention, or use the version that wrote it."
     )
 

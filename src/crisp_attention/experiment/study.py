@@ -10,7 +10,8 @@ from typing import Protocol
 
 from crisp_attention.experiment import data, execute, model, report
 from crisp_attention.experiment.analysis import Analysis, analyse
-from crisp_attention.experiment.spec import ExperimentSpec, PlannedRun, expand
+from crisp_attention.experiment.runs import Fingerprints, PlannedRun, expand
+from crisp_attention.experiment.spec import ExperimentSpec
 from crisp_attention.experiment.store import Store
 from crisp_attention.experiment.worker import Event
 
@@ -68,8 +69,9 @@ def run(
     store = Store(folder)
     checkpoint = model.resolve(spec.model, display.announce)
     dataset = data.load(spec.data, display.announce)
-    planned = list(expand(spec, checkpoint.fingerprint, dataset.fingerprint))
-    store.require(spec, checkpoint.fingerprint, dataset.fingerprint)
+    prints = Fingerprints(checkpoint.fingerprint, {"": dataset.fingerprint})
+    planned = list(expand(spec, prints))
+    store.require(spec, prints)
     done = store.load_all(planned)
     unique = {run.config.run_id: run for run in reversed(planned)}
     pending = [run for run_id, run in reversed(unique.items()) if run_id not in done]
@@ -81,7 +83,7 @@ def run(
         from crisp_attention.experiment import train
 
         train.preflight(checkpoint, dataset, [arm.attention for arm in spec.arms], spec.data.max_length)
-    store.open(spec, checkpoint.fingerprint, dataset.fingerprint)
+    store.open(spec, prints)
     if pending:
         plan = Plan(spec, folder, len(unique), tuple(pending), division, len(dataset.train), len(dataset.test))
         with display.training(plan) as receive:

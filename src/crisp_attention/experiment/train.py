@@ -39,7 +39,8 @@ from crisp_attention.experiment.batching import EncodedSplit, LengthGroupedBatch
 from crisp_attention.experiment.data import Dataset, Split
 from crisp_attention.experiment.model import Checkpoint
 from crisp_attention.experiment.record import Epoch, Provenance, RealisedSparsity, Record, Score, Timing
-from crisp_attention.experiment.spec import PlannedRun, TrainingSpec
+from crisp_attention.experiment.runs import PlannedRun
+from crisp_attention.experiment.spec import TrainingSpec
 from crisp_attention.huggingface.callback import SparsityCallback
 from crisp_attention.huggingface.model import monitor, sparsify
 from crisp_attention.monitoring import SparsityMonitor

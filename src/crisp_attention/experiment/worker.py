@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from crisp_attention.experiment.data import Dataset
 from crisp_attention.experiment.model import Checkpoint
 from crisp_attention.experiment.record import RealisedSparsity, Record, Timing
-from crisp_attention.experiment.spec import PlannedRun
+from crisp_attention.experiment.runs import PlannedRun
 from crisp_attention.experiment.store import Store
 
 if TYPE_CHECKING:

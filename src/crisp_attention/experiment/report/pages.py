@@ -12,7 +12,7 @@ from markupsafe import Markup
 from crisp_attention.experiment.analysis import Analysis
 from crisp_attention.experiment.report import tables
 from crisp_attention.experiment.report.plots import Drawing
-from crisp_attention.experiment.spec import ExperimentSpec
+from crisp_attention.experiment.spec import ExperimentSpec, to_plain
 
 
 def render_markdown(analysis: Analysis, drawings: Sequence[Drawing]) -> str:
@@ -27,9 +27,16 @@ def render_html(analysis: Analysis, drawings: Sequence[Drawing]) -> str:
 
 def spec_as_toml(spec: ExperimentSpec) -> str:
     """A specification as the TOML file that would ask for it."""
-    content: dict[str, Any] = spec.model_dump(mode="json", exclude={"arms"}, exclude_none=True)
+    content = _told({key: value for key, value in to_plain(spec).items() if key != "arms"})
     content["arms"] = [arm.to_toml_dict() for arm in spec.arms]
     return tomlkit.dumps(content)
+
+
+def _told(content: dict[str, Any]) -> dict[str, Any]:
+    """A mapping without what is None, which TOML cannot say."""
+    return {
+        key: _told(value) if isinstance(value, dict) else value for key, value in content.items() if value is not None
+    }
 
 
 def _environment(*, autoescape: bool) -> Environment:
