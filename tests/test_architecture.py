@@ -41,6 +41,7 @@ EXPERIMENT_FLOORS = [
     ["runs", "data", "model", "record"],
     ["provenance", "store", "batching"],
     ["statistics"],
+    ["outcomes", "pattern"],
     ["verdict"],
     ["analysis"],
     ["report"],
@@ -59,8 +60,9 @@ TORCH_FREE = [
     *(
         f"experiment.{room}"
         for room in (
-            "analysis", "assets", "data", "display", "execute", "model", "record", "report", "report.pages",
-            "report.plots", "report.tables", "runs", "spec", "statistics", "store", "study", "verdict", "worker",
+            "analysis", "assets", "data", "display", "execute", "model", "outcomes", "pattern", "record", "report",
+            "report.pages", "report.plots", "report.tables", "runs", "spec", "statistics", "statistics.calibration",
+            "statistics.interaction", "statistics.paired", "statistics.power", "store", "study", "verdict", "worker",
         )
     ),
 ]  # fmt: skip
