@@ -10,19 +10,10 @@ from typing import TypeVar
 import numpy as np
 
 from crisp_attention.experiment import statistics
-from crisp_attention.experiment.outcomes import (
-    ArmResult,
-    Flip,
-    OutcomeContrast,
-    Outputs,
-    flips,
-    outcome_contrasts,
-    read_outputs,
-    shared,
-)
+from crisp_attention.experiment.outcomes import Flip, OutcomeContrast, flips, outcome_contrasts
+from crisp_attention.experiment.outputs import ArmResult, Outputs, read_outputs, shared
 from crisp_attention.experiment.pattern import Fall, RegularizerPattern, dropout_arms, is_placebo, regularizer_pattern
 from crisp_attention.experiment.record import Record
-from crisp_attention.experiment.runs import PlannedRun
 from crisp_attention.experiment.spec import ArmSpec, ExperimentSpec
 from crisp_attention.experiment.statistics import ALPHA, Contrast, Interaction, Look, McNemar, Pair
 from crisp_attention.experiment.store import Store
@@ -103,8 +94,11 @@ def analyse(store: Store) -> Analysis:
     records = store.load_all(runs)
     finished = [record for record in records.values() if record.status == "finished"]
     outputs = read_outputs(store, finished, [item.name for item in spec.evaluations])
+    own: dict[tuple[str, str], dict[int, str]] = {}
+    for run in runs:
+        own.setdefault((run.condition, run.arm), {})[run.index] = run.config.run_id
     by_condition = {
-        condition: tuple(_arm_result(arm, condition, runs, records, outputs) for arm in spec.arms)
+        condition: tuple(_arm_result(arm, condition, own[condition, arm.name], records, outputs) for arm in spec.arms)
         for condition in spec.conditions()
     }
     arms = {arm.name: arm for arm in by_condition[spec.primary_condition]}
@@ -206,11 +200,10 @@ def analyse(store: Store) -> Analysis:
 def _arm_result(
     arm: ArmSpec,
     condition: str,
-    runs: Sequence[PlannedRun],
+    own: Mapping[int, str],
     records: Mapping[str, Record],
     outputs: Mapping[str, Outputs],
 ) -> ArmResult:
-    own = {run.index: run.config.run_id for run in runs if (run.arm, run.condition) == (arm.name, condition)}
     done = {index: records[run_id] for index, run_id in own.items() if run_id in records}
     return ArmResult(
         spec=arm,

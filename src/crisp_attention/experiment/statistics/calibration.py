@@ -75,10 +75,10 @@ def reliability(confidences: Array, correct: Array, bins: int = BINS) -> tuple[R
         correct: Bool `[M]`.
         bins: How many; fewer if there are fewer predictions.
     """
-    order = np.argsort(confidences, kind="stable")
-    parts = np.array_split(order, min(bins, len(order)))
+    counts, confidence_sums, correct_sums = _binned(confidences, correct, bins)
     return tuple(
-        ReliabilityBin(float(confidences[part].mean()), float(correct[part].mean()), len(part)) for part in parts
+        ReliabilityBin(float(confidence), float(accuracy), int(count))
+        for confidence, accuracy, count in zip(confidence_sums / counts, correct_sums / counts, counts, strict=True)
     )
 
 
@@ -90,8 +90,21 @@ def calibration_error(confidences: Array, correct: Array, bins: int = BINS) -> f
         correct: Bool `[N]`.
         bins: How many.
     """
-    curve = reliability(confidences, correct, bins)
-    return sum(abs(item.confidence - item.accuracy) * item.count for item in curve) / len(confidences)
+    _, confidence_sums, correct_sums = _binned(confidences, correct, bins)
+    return float(np.abs(confidence_sums - correct_sums).sum() / len(confidences))
+
+
+def _binned(confidences: Array, correct: Array, bins: int) -> tuple[Array, Array, Array]:
+    """Counts, sums of confidence and numbers of correct predictions in bins of equal mass."""
+    order = np.argsort(confidences, kind="stable")
+    bins = min(bins, len(order))
+    # The first bins are the larger ones where the predictions cannot be shared evenly.
+    counts = np.full(bins, len(order) // bins) + (np.arange(bins) < len(order) % bins)
+    starts = np.cumsum(counts) - counts
+    confidence_sums, correct_sums = (
+        np.add.reduceat(values[order].astype(np.float64), starts) for values in (confidences, correct)
+    )
+    return counts, confidence_sums, correct_sums
 
 
 def temperature(logits: Array, labels: Array) -> Array:
@@ -107,12 +120,15 @@ def temperature(logits: Array, labels: Array) -> Array:
     Returns:
         `[S]`; logits are to be divided by it.
     """
-    values = logits.astype(np.float64)
-    true = values[:, np.arange(len(labels)), labels].mean(axis=1)
-    low, high = np.full(len(values), -_LOG_TEMPERATURE), np.full(len(values), _LOG_TEMPERATURE)
+    # Classes first: sums over them are then sums of long rows. The largest logit is 0: no exponential overflows.
+    values = np.ascontiguousarray(np.moveaxis(logits, -1, 0), dtype=np.float64)
+    values -= values.max(axis=0)
+    true = values[labels, :, np.arange(len(labels))].mean(axis=0)
+    low, high = np.full(len(logits), -_LOG_TEMPERATURE), np.full(len(logits), _LOG_TEMPERATURE)
     for _ in range(_STEPS):
         middle = (low + high) / 2
-        expected = (softmax(values * np.exp(-middle)[:, None, None], axis=-1) * values).sum(axis=-1).mean(axis=1)
+        weights = np.exp(values * np.exp(-middle)[:, None])
+        expected = ((weights * values).sum(axis=0) / weights.sum(axis=0)).mean(axis=1)
         hotter = expected > true
         low, high = np.where(hotter, middle, low), np.where(hotter, high, middle)
     return np.asarray(np.exp((low + high) / 2))
