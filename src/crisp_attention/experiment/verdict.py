@@ -97,7 +97,8 @@ def judge(
     if word == "inconclusive" and contrast.detectable:
         details.append(
             f"This design could have detected a difference of {contrast.detectable:.2f} points or more "
-            "(paired t test over seeds, 80% power); the data are compatible with "
+            "(paired t test over seeds, 80% power); a verdict, which is to hold for other examples too, takes "
+            f"{contrast.detectable_verdict:.2f} or more. The data are compatible with "
             f"{contrast.interval.low:+.2f} to {contrast.interval.high:+.2f}."
         )
         details += _seeds_for(contrast, look)
