@@ -9,7 +9,7 @@ experiment.
 - `equal on average`: each arm has examples that suit it, and over all examples that there could be neither is better.
   On any 872 of them one is: seeds alone make such a difference look certain.
 - `effect`: the arm is better by as much as a paired t test over seeds detects with 80% power.
-- `effect for a verdict`: the arm is better by as much as the report says that a verdict would find with 80% power.
+- `effect for a verdict`: the arm is better by as much as the report says that a verdict finds with 80% power.
 - `margin`: the arm is better by exactly the margin of equivalence. "Equivalent" is an error.
 - `looks`: identical arms, looked at after 5, 10 and 20 seeds, 5% shared equally; an error at any look counts.
 

@@ -160,7 +160,7 @@ def _seeds_for(contrast: Contrast, look: Look | None) -> tuple[str, ...]:
     wanted = seeds_needed(_EFFECT_OF_INTEREST, contrast.spread, contrast.alpha)
     estimate = (
         f"At the spread seen so far ({contrast.spread:.2f} points a pair) about {wanted} seeds would detect a "
-        f"difference of {_EFFECT_OF_INTEREST:g} point with 80% power."
+        f"difference of {_EFFECT_OF_INTEREST:g} point with 80% power (paired t test over seeds)."
     )
     if wanted > MAX_SEEDS:
         return (f"{estimate} That is out of reach: more examples, or a larger effect, would be needed.",)

@@ -43,6 +43,7 @@ from crisp_attention.experiment.statistics.power import (
     least_seeds,
     look_at,
     seeds_needed,
+    sign_flip_effect,
     smallest_p,
 )
 
@@ -79,6 +80,7 @@ __all__ = [
     "reliability",
     "rescaled",
     "seeds_needed",
+    "sign_flip_effect",
     "sign_flip_p",
     "slopes",
     "smallest_p",

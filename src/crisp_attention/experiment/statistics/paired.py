@@ -15,7 +15,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import DescrStatsW
 
-from crisp_attention.experiment.statistics.power import ALPHA, POWER, detectable_effect
+from crisp_attention.experiment.statistics.power import ALPHA, POWER, detectable_effect, least_seeds, sign_flip_effect
 
 Array = np.ndarray[Any, Any]
 
@@ -23,6 +23,7 @@ EQUIVALENCE_MARGIN = 0.5
 """Points within which two arms count as equivalent."""
 
 _EXACT_SEEDS = 16
+_POWER_Z = float(stats.norm.ppf(POWER))
 _FLIPS = 99_999
 _RESAMPLES = 10_000
 
@@ -71,8 +72,8 @@ class Contrast:
         p_equivalence: TOST for a difference within +-0.5 points; None for one seed.
         detectable: Smallest difference that a paired t test over seeds, so on these examples, finds with 80% power;
             None for one seed.
-        detectable_verdict: Smallest difference that a verdict finds with 80% power, which also asks the interval over
-            other examples to exclude 0; None for one seed.
+        detectable_verdict: Smallest difference that a verdict finds with 80% power: by the sign-flip test, and with an
+            interval over seeds and examples that excludes 0. None for fewer seeds than can carry a verdict.
         alpha: Level of the tests; the intervals hold 1 - alpha.
     """
 
@@ -152,9 +153,9 @@ def contrasts(pairs: Sequence[Pair], random: np.random.Generator, alpha: float =
         interval = Interval(100 * intervals[place].low, 100 * intervals[place].high)
         detectable = detectable_effect(spread, seeds, alpha) if spread is not None else None
         for_verdict = None
-        if detectable is not None:
-            half = (interval.high - interval.low) / 2
-            for_verdict = max(detectable, half + stats.norm.ppf(POWER) * 100 * crossed_error(by_example[place]))
+        if spread is not None and seeds >= least_seeds(alpha):
+            beyond_zero = (interval.high - interval.low) / 2 + 100 * crossed_error(by_example[place]) * _POWER_Z
+            for_verdict = max(sign_flip_effect(seeds, alpha) * spread, beyond_zero)
         found.append(
             Contrast(
                 arm=pair.arm,
