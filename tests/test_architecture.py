@@ -42,6 +42,8 @@ EXPERIMENT_FLOORS = [
     ["runs", "data", "model", "record"],
     ["provenance", "store", "batching"],
     ["statistics"],
+    ["outputs", "pattern"],
+    ["outcomes"],
     ["verdict"],
     ["analysis"],
     ["report"],
@@ -60,8 +62,10 @@ TORCH_FREE = [
     *(
         f"experiment.{room}"
         for room in (
-            "analysis", "assets", "data", "display", "execute", "model", "record", "report", "report.pages",
-            "report.plots", "report.tables", "runs", "spec", "statistics", "store", "study", "verdict", "worker",
+            "analysis", "assets", "data", "display", "execute", "model", "outcomes", "outputs", "pattern", "record",
+            "report", "report.pages", "report.plots", "report.tables", "runs", "spec", "statistics",
+            "statistics.calibration", "statistics.interaction", "statistics.paired", "statistics.power", "store",
+            "study", "verdict", "worker",
         )
     ),
 ]  # fmt: skip
