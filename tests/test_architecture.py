@@ -44,6 +44,8 @@ EXPERIMENT_FLOORS = [
     ["verdict"],
     ["analysis"],
     ["report"],
+    ["checkpoint", "evaluation"],
+    ["journal"],
     ["train"],
     ["worker"],
     ["execute"],

@@ -5,6 +5,7 @@ runs/NAME/
   records/ID.json     one finished, diverged or failed run
   records/ID.npz      its per-example outputs
   locks/ID.lock       held while a process trains that run
+  checkpoints/ID/     where it goes on if it is interrupted; gone once its record is there
   examples.json       the evaluation texts, for the page of disagreements; not needed for any number
   logs/               what the workers printed
   report.md  report.html  figures/
@@ -214,6 +215,10 @@ class Store:
         write_atomically(
             self.records / f"{record.run_id}.json", _to_json(record.model_dump(mode="json", by_alias=True))
         )
+
+    def checkpoints(self, run_id: str) -> Path:
+        """Where a run's checkpoints are kept while it is in training."""
+        return self.folder / "checkpoints" / run_id
 
     def lock(self, run_id: str) -> FileLock | None:
         """Take a run for this process; None if another holds it. Released when the process ends."""

@@ -35,15 +35,15 @@ class Event:
     """What a worker says.
 
     Attributes:
-        kind: "ready" for a run; "progress"; or how the run ended: "finished", "diverged", "failed",
-            or "elsewhere" (another process is training it).
+        kind: "ready" for a run; "progress"; "note"; or how the run ended: "finished", "diverged", "failed",
+            "elsewhere" (another process is training it), or "unsaved" (its record could not be written).
         run_id: Which run; empty for "ready".
-        step, steps, loss: Progress, as in `train.Progress`.
-        reason: Why it diverged or failed.
+        step, steps, loss: Progress, as in `journal.Progress`.
+        reason: Why it diverged, failed or was not saved; or what there is to note.
         result: What a finished run found, in a few words.
     """
 
-    kind: Literal["ready", "progress", "finished", "diverged", "failed", "elsewhere"]
+    kind: Literal["ready", "progress", "note", "finished", "diverged", "failed", "elsewhere", "unsaved"]
     run_id: str = ""
     step: int = 0
     steps: int = 0
@@ -88,6 +88,7 @@ def serve(pipe: Any, folder: Path, checkpoint: Checkpoint, dataset: Dataset, thr
 
 def _run(planned: PlannedRun, store: Store, bench: Workbench, pipe: Any) -> Event:
     from crisp_attention.experiment import train
+    from crisp_attention.experiment.checkpoint import Checkpoints
 
     run_id = planned.config.run_id
     lock = store.lock(run_id)
@@ -95,6 +96,9 @@ def _run(planned: PlannedRun, store: Store, bench: Workbench, pipe: Any) -> Even
         return Event("elsewhere", run_id)
     try:
         record = store.load(run_id)
+        checkpoints = Checkpoints(
+            store.checkpoints(run_id), run_id, lambda sentence: _tell(pipe, Event("note", run_id, reason=sentence))
+        )
         if record is None or record.status != "finished":
             started = time.perf_counter()
             try:
@@ -102,6 +106,7 @@ def _run(planned: PlannedRun, store: Store, bench: Workbench, pipe: Any) -> Even
                     planned,
                     bench,
                     lambda now: _tell(pipe, Event("progress", run_id, now.step, now.steps, now.loss)),
+                    checkpoints,
                 )
             except Exception as error:
                 traceback.print_exc()
@@ -110,7 +115,8 @@ def _run(planned: PlannedRun, store: Store, bench: Workbench, pipe: Any) -> Even
             try:
                 store.save(record, outputs)
             except OSError as error:
-                return Event("failed", run_id, reason=f"its record could not be written: {error}")
+                return Event("unsaved", run_id, reason=str(error))
+        checkpoints.clear()
         return Event(record.status, run_id, reason=record.reason, result=_result(record))
     finally:
         lock.release()
