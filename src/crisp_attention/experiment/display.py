@@ -104,7 +104,9 @@ class _Board:
             return
         if event.kind == "progress":
             self._advance(planned, event)
-        else:
+        elif event.kind == "note":
+            self._console.print(Text(f"{_label(planned)}: {event.reason}", style="yellow"), soft_wrap=True)
+        elif event.kind != "unsaved":  # which ends all, with an error that says it
             self._end(planned, event)
         self._study.update(self._whole, completed=self._ended + sum(self._fractions.values()), ended=self._ended)
         self.on_change()
@@ -112,8 +114,7 @@ class _Board:
     def _advance(self, planned: PlannedRun, event: Event) -> None:
         self._fractions[event.run_id] = event.step / max(event.steps, 1)
         if event.run_id not in self._tasks:
-            name = f"{escape(planned.arm)}, seed {planned.config.seed}"
-            self._tasks[event.run_id] = self._runs.add_task(name, total=event.steps, loss=event.loss)
+            self._tasks[event.run_id] = self._runs.add_task(escape(_label(planned)), total=event.steps, loss=event.loss)
         self._runs.update(self._tasks[event.run_id], completed=event.step, total=event.steps, loss=event.loss)
 
     def _end(self, planned: PlannedRun, event: Event) -> None:
@@ -122,9 +123,8 @@ class _Board:
         if task is not None:
             self._runs.remove_task(task)
         self._ended += 1
-        label = f"{planned.arm}, seed {planned.config.seed}"
         outcome = {"elsewhere": "is being trained by another process"}.get(event.kind, event.kind)
-        line = f"[{self._ended} of {self._total}] {label}: {outcome}"
+        line = f"[{self._ended} of {self._total}] {_label(planned)}: {outcome}"
         if event.result:
             line += f", {event.result}"
         if not self._console.is_terminal and self._ended < self._total:
@@ -135,6 +135,11 @@ class _Board:
         self._console.print(
             Text(line, style="red" if event.kind in ("failed", "diverged") else ""), highlight=False, soft_wrap=True
         )
+
+
+def _label(planned: PlannedRun) -> str:
+    condition = f", {planned.condition}" if planned.condition else ""
+    return f"{planned.arm}{condition}, seed {planned.config.seed}"
 
 
 def show_result(console: Console, analysis: Analysis) -> None:

@@ -13,7 +13,7 @@ from crisp_attention.experiment.analysis import Analysis, analyse
 from crisp_attention.experiment.runs import Fingerprints, PlannedRun, expand
 from crisp_attention.experiment.spec import ExperimentSpec
 from crisp_attention.experiment.store import Store
-from crisp_attention.experiment.worker import Event
+from crisp_attention.experiment.worker import Event, Task
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Plan:
     spec: ExperimentSpec
     folder: Path
     total: int
-    pending: tuple[PlannedRun, ...]
+    pending: tuple[Task, ...]
     division: execute.Division
     train_examples: int
     test_examples: int
@@ -74,9 +74,9 @@ def run(
     store.require(spec, prints)
     done = store.load_all(planned)
     unique = {run.config.run_id: run for run in reversed(planned)}
-    pending = [run for run_id, run in reversed(unique.items()) if run_id not in done]
+    pending = [Task(run) for run_id, run in reversed(unique.items()) if run_id not in done]
     if retry:
-        pending += [unique[run_id] for run_id, record in done.items() if record.status != "finished"]
+        pending += [Task(unique[run_id], record) for run_id, record in done.items() if record.status != "finished"]
     division = execute.divide(jobs, len(pending))
     if pending:
         display.announce("Checking that every arm can be run on this model")
@@ -96,6 +96,12 @@ def rebuild(folder: Path) -> tuple[Analysis, Path]:
 
     Returns:
         The analysis and the path of the HTML report.
+
+    Raises:
+        RecordError: If the directory or a record in it is damaged.
+        StorageError: If the report cannot be written.
     """
-    analysis = analyse(Store(folder))
-    return analysis, report.write(analysis, folder)
+    store = Store(folder)
+    analysis = analyse(store)
+    with store.writing():
+        return analysis, report.write(analysis, folder)
