@@ -38,13 +38,13 @@ FLOORS = [
 # The way through the experiment, from the specification to what people read.
 EXPERIMENT_FLOORS = [
     ["spec", "assets"],
-    ["runs", "data", "model", "record"],
+    ["runs", "corruption", "images", "sources", "data", "model", "record"],
     ["provenance", "store", "batching"],
     ["statistics"],
     ["verdict"],
     ["analysis"],
     ["report"],
-    ["checkpoint", "evaluation"],
+    ["checkpoint", "evaluation", "workbench"],
     ["journal"],
     ["train"],
     ["worker"],
@@ -61,8 +61,9 @@ TORCH_FREE = [
     *(
         f"experiment.{room}"
         for room in (
-            "analysis", "assets", "data", "display", "execute", "model", "record", "report", "report.pages",
-            "report.plots", "report.tables", "runs", "spec", "statistics", "store", "study", "verdict", "worker",
+            "analysis", "assets", "corruption", "data", "display", "execute", "images", "model", "record", "report",
+            "report.pages", "report.plots", "report.tables", "runs", "sources", "spec", "statistics", "store", "study",
+            "verdict", "worker",
         )
     ),
 ]  # fmt: skip

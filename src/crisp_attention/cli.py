@@ -53,12 +53,22 @@ Retry = Annotated[bool, typer.Option("--retry", help="Do diverged and failed run
 @app.command()
 def reproduce(
     preset: Annotated[
-        str, typer.Option(help="quick: minutes, offline. paper: the published setting, needs the hub.")
-    ] = "quick",
-    model: Annotated[str | None, typer.Option(help="minilm-l6 (packaged), a folder, or a hub name.")] = None,
+        str | None,
+        typer.Option(
+            help="quick: minutes, offline. paper: the published setting, needs the hub. controls, small-data, "
+            "label-noise, robustness, images: what each asks, its description says. "
+            "Default: quick, or images for a model without weights."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="minilm-l6 (packaged), tiny-vit (from scratch), a folder, or a hub name."),
+    ] = None,
     dataset: Annotated[
         str | None,
-        typer.Option(help="A packaged data set, a GLUE folder, a CSV/TSV/JSONL/Parquet file, or a hub name."),
+        typer.Option(
+            help="A packaged data set, a GLUE folder, a folder of images, a CSV/TSV/JSONL/Parquet file, or a hub name."
+        ),
     ] = None,
     text: Text = None,
     label: Label = None,
@@ -78,22 +88,24 @@ def reproduce(
 
       crisp reproduce --preset paper --model minilm-l6 --dataset path/to/SST-2
     """
+    from crisp_attention.experiment.model import ARCHITECTURES
     from crisp_attention.experiment.spec import preset as find
 
+    preset = preset or ("images" if model in ARCHITECTURES else "quick")
     spec = find(preset)
-    changes: dict[str, object] = {}
     if model is not None:
-        changes["model"] = model
+        spec = spec.model_copy(update={"model": model})
     if dataset is not None:
         from crisp_attention.experiment.data import fit_limits
 
         own = {"source": dataset, "subset": None, "text": text, "label": label}
-        changes["data"] = fit_limits(spec.data.model_copy(update=own), lambda message: typer.echo(message))
+        spec = spec.model_copy(update={"data": spec.data.model_copy(update=own)})
+        spec = fit_limits(spec, lambda message: typer.echo(message))
     elif text is not None or label is not None:
         raise ConfigurationError("--text and --label name columns of --dataset, which is missing.")
     named = [Path(name).name for name in (model, dataset) if name is not None]
-    changes["name"] = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join([preset, *named]))[:60]
-    _run(spec.model_copy(update=changes), seeds, out, jobs, retry)
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join([preset, *named]))[:60]
+    _run(spec.model_copy(update={"name": name}), seeds, out, jobs, retry)
 
 
 @app.command()
@@ -191,8 +203,8 @@ def data(
 
       crisp data reviews.csv --text review --label stars
     """
-    from crisp_attention.experiment.data import PACKAGED
     from crisp_attention.experiment.display import show_dataset, show_packaged
+    from crisp_attention.experiment.sources import PACKAGED
 
     console = Console()
     if name is None:

@@ -13,6 +13,7 @@ import tiny_study
 from crisp_attention.experiment import checkpoint, data, model, provenance, train
 from crisp_attention.experiment.checkpoint import Checkpoints
 from crisp_attention.experiment.runs import expand
+from crisp_attention.experiment.workbench import quiet_transformers
 
 RUN = "0123456789abcdef"
 STEPS = 12
@@ -28,9 +29,9 @@ def workplace(tiny_folders, csv_file):
     """Bench and first runs by arm."""
     spec = tiny_study.spec(tiny_folders["bert"], csv_file, seeds=1)
     checkpoint, dataset = model.resolve(spec.model), data.load(spec.data)
-    train.quiet_transformers()
+    quiet_transformers()
     runs = {run.arm: run for run in expand(spec, tiny_study.prints_of(checkpoint, dataset))}
-    return train.Workbench(checkpoint, dataset), runs
+    return tiny_study.bench_of(checkpoint, dataset), runs
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def test_saving_and_resuming_follow_the_schedule_of_sparsity(tiny_folders, csv_f
     arms = (*plain.arms[:3], plain.arms[3].model_copy(update={"attention": attention}))
     spec = plain.model_copy(update={"arms": arms})
     checkpoint, dataset = model.resolve(spec.model), data.load(spec.data)
-    bench = train.Workbench(checkpoint, dataset)
+    bench = tiny_study.bench_of(checkpoint, dataset)
     planned = list(expand(spec, tiny_study.prints_of(checkpoint, dataset)))[-1]
     whole, whole_outputs = train.run(planned, bench, lambda _: None)
     interrupted(monkeypatch, planned, bench, tmp_path, STEPS + 3)

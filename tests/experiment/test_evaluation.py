@@ -7,6 +7,8 @@ import torch
 import tiny_study
 from crisp_attention.experiment import data, evaluation, model, train
 from crisp_attention.experiment.runs import expand
+from crisp_attention.experiment.spec import TrainingSpec
+from crisp_attention.experiment.workbench import quiet_transformers
 
 
 def test_a_quarter_of_the_examples_a_bin():
@@ -59,8 +61,8 @@ def finished(tiny_folders, csv_file):
     """Bench, and record and outputs by arm of a study's first seed."""
     spec = tiny_study.spec(tiny_folders["bert"], csv_file, seeds=1, epochs=1, train=32)
     checkpoint, dataset = model.resolve(spec.model), data.load(spec.data)
-    train.quiet_transformers()
-    bench = train.Workbench(checkpoint, dataset)
+    quiet_transformers()
+    bench = tiny_study.bench_of(checkpoint, dataset)
     runs = {run.arm: run for run in expand(spec, tiny_study.prints_of(checkpoint, dataset))}
     return bench, {name: train.run(runs[name], bench, lambda _: None) for name in ("dense", "percentile-80")}
 
@@ -68,7 +70,7 @@ def finished(tiny_folders, csv_file):
 def test_lengths_are_those_of_the_tokenizer(finished):
     bench, runs = finished
     for _, outputs in runs.values():
-        own = [len(bench.tokenizer(text)["input_ids"]) for text in bench.dataset.test.texts]
+        own = [len(bench.processor(text)["input_ids"]) for text in bench.data.test.texts]
         assert outputs["test_lengths"].tolist() == own
         assert outputs["test_lengths"].dtype == np.int64
 
@@ -127,15 +129,15 @@ def test_a_map_is_the_mean_over_heads_of_that_example_alone(finished, tmp_path):
 
     bench, _ = finished
     torch.manual_seed(0)
-    network = train._load(bench.checkpoint, bench.dataset.classes)
+    network = bench.model(TrainingSpec())
     crisp.sparsify(network, sparsity=0.5)
-    split = bench.encoded("test", bench.dataset.test, 64)
-    collate = train.DataCollatorWithPadding(bench.tokenizer)
+    split = bench.encoded(bench.data.test, 64)
+    collate = bench.collator("longest", 64)
     trainer = Trainer(network, TrainingArguments(str(tmp_path), report_to=[]), data_collator=collate)
     outputs = evaluation.attention_maps(trainer, split)
     network.eval()
     for row, maps in unpack(outputs):
-        inputs = bench.tokenizer(bench.dataset.test.texts[row], return_tensors="pt")
+        inputs = bench.processor(bench.data.test.texts[row], return_tensors="pt")
         with torch.no_grad():
             own = network(**inputs, output_attentions=True).attentions
         expected = torch.stack(own).mean(dim=2)[:, 0].numpy()
@@ -154,9 +156,9 @@ def test_an_architecture_that_returns_no_maps_has_none(finished, monkeypatch):
         (),
         {
             "model": Silent(),
-            "data_collator": train.DataCollatorWithPadding(bench.tokenizer),
+            "data_collator": bench.collator("longest", 64),
             "args": type("Arguments", (), {"device": "cpu"}),
         },
     )
     monkeypatch.setattr(evaluation, "PreTrainedModel", Silent)
-    assert evaluation.attention_maps(trainer, bench.encoded("test", bench.dataset.test, 64)) == {}
+    assert evaluation.attention_maps(trainer, bench.encoded(bench.data.test, 64)) == {}

@@ -16,7 +16,7 @@ from multiprocessing import connection
 from typing import Any
 
 from crisp_attention.errors import ConfigurationError, CrispError, StorageError
-from crisp_attention.experiment.data import Dataset
+from crisp_attention.experiment.data import ExperimentData
 from crisp_attention.experiment.model import Checkpoint
 from crisp_attention.experiment.runs import PlannedRun
 from crisp_attention.experiment.store import Store
@@ -71,7 +71,7 @@ def execute(
     tasks: list[Task],
     store: Store,
     checkpoint: Checkpoint,
-    dataset: Dataset,
+    data: ExperimentData,
     division: Division,
     on_event: Callable[[PlannedRun | None, Event], None],
 ) -> None:
@@ -85,7 +85,7 @@ def execute(
         tasks: What to train, in order.
         store: The run directory, opened.
         checkpoint: Where the weights are.
-        dataset: The examples.
+        data: All data of the experiment.
         division: Workers and threads.
         on_event: Told of everything, with the run concerned (None for "ready").
 
@@ -98,7 +98,7 @@ def execute(
 
     def hire() -> None:
         with _thread_environment(division.threads):
-            workers.append(_start(store, checkpoint, dataset, division.threads, len(workers)))
+            workers.append(_start(store, checkpoint, data, division.threads, len(workers)))
 
     try:
         for _ in range(division.jobs):
@@ -138,12 +138,12 @@ def execute(
             worker.process.join()
 
 
-def _start(store: Store, checkpoint: Checkpoint, dataset: Dataset, threads: int, number: int) -> _Worker:
+def _start(store: Store, checkpoint: Checkpoint, data: ExperimentData, threads: int, number: int) -> _Worker:
     # "spawn": a forked child would inherit torch's thread pools in an unusable state.
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     log = store.folder / "logs" / f"worker-{os.getpid()}-{number}.log"
-    process = context.Process(target=serve, args=(theirs, store.folder, checkpoint, dataset, threads, log), daemon=True)
+    process = context.Process(target=serve, args=(theirs, store.folder, checkpoint, data, threads, log), daemon=True)
     process.start()
     theirs.close()
     return _Worker(process, ours)

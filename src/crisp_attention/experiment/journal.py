@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback
 
+from crisp_attention.config import SparsityConfig
 from crisp_attention.experiment.batching import EncodedSplit, LengthGroupedBatches
 from crisp_attention.experiment.checkpoint import Checkpoints
 from crisp_attention.experiment.evaluation import (
@@ -27,6 +28,7 @@ from crisp_attention.experiment.evaluation import (
 from crisp_attention.experiment.record import Epoch, LengthBin, Score
 from crisp_attention.huggingface.model import watching
 from crisp_attention.monitoring import SparsityMonitor
+from crisp_attention.state import attending
 
 _PROGRESS_SECONDS = 0.3
 _DIVERGENCE_STEPS = 10
@@ -84,6 +86,8 @@ class Journal(TrainerCallback):
         test: The evaluation split.
         report: Told of the progress a few times a second.
         checkpoints: Where to save; None saves nothing.
+        further: What else is evaluated after the last epoch, by name.
+        evaluation: Settings of attention in evaluation; None for those of training.
         epochs, realised_train, realised_test, realised_by_length, entropy, evaluations: As in `Record`.
         outputs: Per-example outputs after the last epoch.
         diverged: Why the run was stopped; None while all is well.
@@ -99,6 +103,8 @@ class Journal(TrainerCallback):
     test: EncodedSplit
     report: Callable[[Progress], None]
     checkpoints: Checkpoints | None = None
+    further: Mapping[str, EncodedSplit] = field(default_factory=dict)
+    evaluation: SparsityConfig | None = None
     epochs: list[Epoch] = field(default_factory=list)
     realised_train: dict[str, float] = field(default_factory=dict)
     realised_test: dict[str, float] = field(default_factory=dict)
@@ -159,8 +165,12 @@ class Journal(TrainerCallback):
         self._stop_if_diverged(loss, state, control)
         if self.diverged:
             return
-        last = state.global_step >= state.max_steps
         self.realised_train = self.watcher.realised(training=True)
+        with attending(cast(nn.Module, self.trainer.model), self.evaluation):
+            self._evaluate(loss, state, control)
+
+    def _evaluate(self, loss: float, state: Any, control: Any) -> None:
+        last = state.global_step >= state.max_steps
         train_logits = evaluate(self.trainer, self.probe)
         self.watcher.reset()
         test_logits = self._evaluate_closely() if last else evaluate(self.trainer, self.test)
@@ -202,6 +212,10 @@ class Journal(TrainerCallback):
     def _look_closer(self) -> None:
         """Whatever is found out of the trained model after its evaluation, by an evaluation of its own."""
         self.outputs |= attention_maps(self.trainer, self.test)
+        for name, split in self.further.items():
+            logits = evaluate(self.trainer, split)
+            self.evaluations[name] = score(logits, split.labels)
+            self.outputs |= {f"{name}_logits": logits, f"{name}_labels": split.labels}
 
     def _evaluate_closely(self) -> np.ndarray[Any, Any]:
         """Evaluate as after every epoch, and keep entropy and realised sparsity by length."""

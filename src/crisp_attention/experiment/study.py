@@ -68,8 +68,8 @@ def run(
     """
     store = Store(folder)
     checkpoint = model.resolve(spec.model, display.announce)
-    dataset = data.load(spec.data, display.announce)
-    prints = Fingerprints(checkpoint.fingerprint, {"": dataset.fingerprint})
+    found = data.load_experiment(spec, display.announce)
+    prints = Fingerprints(checkpoint.fingerprint, *found.prints())
     planned = list(expand(spec, prints))
     store.require(spec, prints)
     done = store.load_all(planned)
@@ -80,14 +80,22 @@ def run(
     division = execute.divide(jobs, len(pending))
     if pending:
         display.announce("Checking that every arm can be run on this model")
-        from crisp_attention.experiment import train
+        from crisp_attention.experiment.workbench import preflight
 
-        train.preflight(checkpoint, dataset, [arm.attention for arm in spec.arms], spec.data.max_length)
+        preflight(checkpoint, found, spec)
     store.open(spec, prints)
     if pending:
-        plan = Plan(spec, folder, len(unique), tuple(pending), division, len(dataset.train), len(dataset.test))
+        plan = Plan(
+            spec,
+            folder,
+            len(unique),
+            tuple(pending),
+            division,
+            max(len(dataset.train) for dataset in found.conditions.values()),
+            len(found.test),
+        )
         with display.training(plan) as receive:
-            execute.execute(pending, store, checkpoint, dataset, division, receive)
+            execute.execute(pending, store, checkpoint, found, division, receive)
     return rebuild(folder)
 
 

@@ -7,97 +7,30 @@ the dense one too, run through the operator, which draws dropout in one way at a
 from __future__ import annotations
 
 import contextlib
-import logging
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    DataCollatorWithPadding,
-    PreTrainedModel,
-    Trainer,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import Trainer, TrainingArguments, set_seed
 
 from crisp_attention.config import SparsityConfig
-from crisp_attention.errors import ConfigurationError, UnsupportedModelError
 from crisp_attention.experiment import provenance
 from crisp_attention.experiment.batching import EncodedSplit, LengthGroupedBatches
 from crisp_attention.experiment.checkpoint import Checkpoints
 from crisp_attention.experiment.data import Dataset, Split
 from crisp_attention.experiment.evaluation import Outputs
 from crisp_attention.experiment.journal import Journal, Progress, RunningLoss
-from crisp_attention.experiment.model import Checkpoint
 from crisp_attention.experiment.record import Provenance, RealisedSparsity, Record, Timing
 from crisp_attention.experiment.runs import PlannedRun
 from crisp_attention.experiment.spec import TrainingSpec
+from crisp_attention.experiment.workbench import Workbench
 from crisp_attention.huggingface.callback import SparsityCallback
 from crisp_attention.huggingface.model import monitor, sparsify
-
-
-class Workbench:
-    """What many runs on the same model and data share: the tokenizer and the tokenised splits."""
-
-    def __init__(self, checkpoint: Checkpoint, dataset: Dataset) -> None:
-        self.checkpoint = checkpoint
-        self.dataset = dataset
-        self.tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder)
-        self._encoded: dict[tuple[str, int], EncodedSplit] = {}
-
-    def encoded(self, side: str, split: Split, max_length: int) -> EncodedSplit:
-        """A tokenised split, made once; `side` names it."""
-        key = (f"{side}-{len(split)}", max_length)
-        if key not in self._encoded:
-            self._encoded[key] = EncodedSplit(split, self.tokenizer, max_length)
-        return self._encoded[key]
-
-
-def quiet_transformers() -> None:
-    """Leave the screen to our own progress display."""
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("accelerate").setLevel(logging.ERROR)
-
-
-def preflight(checkpoint: Checkpoint, dataset: Dataset, arms: Iterable[SparsityConfig], max_length: int) -> None:
-    """Make sure, before anything is written, that every arm can be run on this model.
-
-    Loads the model as a run does and sparsifies it by each arm's settings.
-
-    Args:
-        checkpoint: The model.
-        dataset: The examples.
-        arms: Each arm's settings.
-        max_length: Tokens that the model must have positions for.
-
-    Raises:
-        UnsupportedModelError: If the model would not be touched or does not classify text.
-        ConfigurationError: If a rule cannot serve it, or it has fewer positions than `max_length`.
-    """
-    quiet_transformers()
-    try:
-        model = _load(checkpoint, dataset.classes)
-        AutoTokenizer.from_pretrained(checkpoint.folder)
-    except (ValueError, OSError, RuntimeError) as error:
-        raise UnsupportedModelError(
-            f"{checkpoint.name} cannot be fine-tuned to {len(dataset.classes)} classes of text: {error}"
-        ) from None
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if positions is not None and max_length > positions:
-        raise ConfigurationError(
-            f"data.max_length = {max_length}, but {checkpoint.name} has positions for {positions} tokens."
-        )
-    for arm in arms:
-        sparsify(model, arm)
 
 
 def run(
@@ -110,22 +43,22 @@ def run(
 
     Args:
         planned: What to run.
-        bench: Model and data, already tokenised.
+        bench: Model and data.
         report: Told of the progress a few times a second.
         checkpoints: Where to save, and to go on from; without them nothing is saved.
 
     Returns:
         The record (finished or diverged) and the per-example outputs (None if diverged).
     """
-    config, dataset = planned.config, bench.dataset
-    training = TrainingSpec(**config.training)
+    config = planned.config
+    dataset, training = bench.data.of(config.data), TrainingSpec(**config.training)
     set_seed(config.seed)
-    model = _load(bench.checkpoint, dataset.classes)
+    model = bench.model(training)
     sparsify(model, SparsityConfig.from_dict(config.attention))
-    collate = DataCollatorWithPadding(bench.tokenizer, padding=config.padding, max_length=config.max_length)
-    train = bench.encoded("train", dataset.train, config.max_length)
-    probe = bench.encoded("probe", _probe(dataset.train, training.train_probe), config.max_length)
-    test = bench.encoded("test", dataset.test, config.max_length)
+    train = bench.encoded(dataset.train, config.max_length)
+    probe = bench.encoded(_probe(dataset.train, training.train_probe), config.max_length)
+    test = bench.encoded(dataset.test, config.max_length)
+    further = {name: bench.encoded(bench.data.evaluations[name], config.max_length) for name in config.evaluations}
     saved = None if checkpoints is None else checkpoints.take_up()
     with contextlib.ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="crisp-run-"))
@@ -138,10 +71,21 @@ def run(
             model=model,
             args=_arguments(training, config.seed, scratch if checkpoints is None else str(checkpoints.folder)),
             train_dataset=train,
-            data_collator=collate,
+            data_collator=bench.collator(config.padding, config.max_length),
             callbacks=[SparsityCallback()],
         )
-        journal = Journal(trainer, batches, trainer.running_loss, watcher, probe, test, report, checkpoints)
+        journal = Journal(
+            trainer,
+            batches,
+            trainer.running_loss,
+            watcher,
+            probe,
+            test,
+            report,
+            checkpoints,
+            further,
+            None if config.evaluation is None else SparsityConfig.from_dict(config.evaluation),
+        )
         if saved is not None:
             journal.restore(saved.books)
         trainer.add_callback(journal)
@@ -167,13 +111,13 @@ def run(
             train_seconds=round(journal.train_seconds, 3),
             train_examples_per_second=round(journal.examples / max(journal.train_seconds, 1e-9), 2),
         ),
-        provenance=describe(bench, device),
+        provenance=describe(bench, dataset, device),
     )
     return record, None if journal.diverged else journal.outputs
 
 
-def describe(bench: Workbench, device: str) -> Provenance:
-    """With what a run on this bench is done."""
+def describe(bench: Workbench, dataset: Dataset, device: str) -> Provenance:
+    """With what a run on this bench and data set is done."""
     return Provenance(
         packages=provenance.packages(),
         git=provenance.git(),
@@ -181,10 +125,10 @@ def describe(bench: Workbench, device: str) -> Provenance:
         device=device,
         threads=torch.get_num_threads(),
         model=bench.checkpoint.name,
-        data=bench.dataset.name,
+        data=dataset.name,
         weights_fingerprint=bench.checkpoint.fingerprint,
-        data_fingerprint=bench.dataset.fingerprint,
-        data_notes=bench.dataset.notes,
+        data_fingerprint=dataset.fingerprint,
+        data_notes=dataset.notes,
     )
 
 
@@ -224,18 +168,6 @@ class _PairedTrainer(Trainer):
             self.checkpoints.give_up(self.state.global_step, str(error))
 
 
-def _load(checkpoint: Checkpoint, classes: tuple[str, ...]) -> PreTrainedModel:
-    """The pretrained model in fp32 with a classification head, new where the checkpoint has none."""
-    model: PreTrainedModel = AutoModelForSequenceClassification.from_pretrained(
-        checkpoint.folder,
-        dtype=torch.float32,
-        num_labels=len(classes),
-        id2label=dict(enumerate(classes)),
-        label2id={name: index for index, name in enumerate(classes)},
-    )
-    return model
-
-
 def _probe(train: Split, count: int) -> Split:
     """Evenly spaced training rows, the same for every arm and seed."""
     return train.take(np.unique(np.linspace(0, len(train) - 1, min(count, len(train))).astype(np.int64)))
@@ -252,6 +184,7 @@ def _arguments(training: TrainingSpec, seed: int, folder: str) -> TrainingArgume
         warmup_steps=training.warmup_share,
         lr_scheduler_type=training.lr_schedule if training.lr_schedule != "constant" else "constant_with_warmup",
         max_grad_norm=training.max_grad_norm,
+        label_smoothing_factor=training.label_smoothing,
         save_strategy="no",
         eval_strategy="no",
         logging_strategy="no",

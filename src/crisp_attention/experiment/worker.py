@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from crisp_attention.errors import StorageError
-from crisp_attention.experiment.data import Dataset
+from crisp_attention.experiment.data import ExperimentData
 from crisp_attention.experiment.model import Checkpoint
 from crisp_attention.experiment.record import RealisedSparsity, Record, Timing
 from crisp_attention.experiment.runs import PlannedRun
 from crisp_attention.experiment.store import DISK_ERRORS, Store
 
 if TYPE_CHECKING:
-    from crisp_attention.experiment.train import Workbench
+    from crisp_attention.experiment.workbench import Workbench
 
 
 _GRACE_SECONDS = 5.0
@@ -67,14 +67,14 @@ class Event:
     result: str = ""
 
 
-def serve(pipe: Any, folder: Path, checkpoint: Checkpoint, dataset: Dataset, threads: int, log: Path) -> None:
+def serve(pipe: Any, folder: Path, checkpoint: Checkpoint, data: ExperimentData, threads: int, log: Path) -> None:
     """Body of a worker process.
 
     Args:
         pipe: Duplex connection: tasks in (None ends), events out.
         folder: The run directory.
         checkpoint: Where the weights are.
-        dataset: The examples.
+        data: All data of the experiment.
         threads: Torch's threads.
         log: File that takes all that is printed.
     """
@@ -95,11 +95,11 @@ def serve(pipe: Any, folder: Path, checkpoint: Checkpoint, dataset: Dataset, thr
 
     import torch
 
-    from crisp_attention.experiment.train import Workbench, quiet_transformers
+    from crisp_attention.experiment.workbench import Workbench, quiet_transformers
 
     torch.set_num_threads(threads)
     quiet_transformers()
-    bench = Workbench(checkpoint, dataset)
+    bench = Workbench(checkpoint, data)
     pipe.send(Event("ready"))
     while (task := pipe.recv()) is not None:
         try:
@@ -180,7 +180,7 @@ def _failure(planned: PlannedRun, bench: Workbench, reason: str, seconds: float)
         reason=reason,
         arm=planned.arm,
         config=asdict(planned.config),
-        classes=bench.dataset.classes,
+        classes=bench.data.classes,
         epochs=(),
         realised_sparsity=RealisedSparsity(train={}, test={}),
         parameters=0,
@@ -190,7 +190,7 @@ def _failure(planned: PlannedRun, bench: Workbench, reason: str, seconds: float)
             train_seconds=0.0,
             train_examples_per_second=0.0,
         ),
-        provenance=describe(bench, "unknown"),
+        provenance=describe(bench, bench.data.of(planned.config.data), "unknown"),
     )
 
 
