@@ -229,7 +229,10 @@ def show_packaged(console: Console, packaged: Mapping[str, str]) -> None:
     for name, description in packaged.items():
         table.add_row(name, Text(description))
     console.print(table)
-    console.print("Also: a GLUE folder, a CSV/TSV/JSONL/Parquet file, or the name of a data set on the hub.")
+    console.print(
+        "Also: a GLUE folder, a folder of images (train/CLASS/FILE), a CSV/TSV/JSONL/Parquet file, or the name of a "
+        "data set on the hub."
+    )
 
 
 def show_dataset(console: Console, dataset: Dataset) -> None:
@@ -238,7 +241,7 @@ def show_dataset(console: Console, dataset: Dataset) -> None:
     table = _table("class", "training", "evaluation", "an example")
     for index, name in enumerate(dataset.classes):
         rows = (dataset.train.labels == index).nonzero()[0]
-        example = dataset.train.texts[rows[0]] if len(rows) else ""
+        example = dataset.train.texts[rows[0]] if len(rows) and dataset.train.texts else ""
         counts = (str((split.labels == index).sum()) for split in (dataset.train, dataset.test))
         table.add_row(Text(name), *counts, Text(textwrap.shorten(example, 90, placeholder=" ...")))
     console.print(table)
