@@ -46,7 +46,7 @@ EXPERIMENT_FLOORS = [
     ["report"],
     ["checkpoint", "evaluation", "workbench"],
     ["journal"],
-    ["train"],
+    ["train", "timing"],
     ["worker"],
     ["execute"],
     ["study"],

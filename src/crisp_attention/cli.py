@@ -47,6 +47,7 @@ Jobs = Annotated[
 ]
 Text = Annotated[str | None, typer.Option(help="Column of the text (default: found by its usual names).")]
 Label = Annotated[str | None, typer.Option(help="Column of the label (default: found by its usual names).")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop; writes nothing.")]
 Retry = Annotated[bool, typer.Option("--retry", help="Do diverged and failed runs again.")]
 
 
@@ -76,11 +77,14 @@ def reproduce(
     out: Out = None,
     jobs: Jobs = None,
     retry: Retry = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Run the paper's experiment: dense attention against three sparsities.
 
     Examples:
       crisp reproduce
+
+      crisp reproduce --dry-run
 
       crisp reproduce --seeds 10
 
@@ -105,7 +109,7 @@ def reproduce(
         raise ConfigurationError("--text and --label name columns of --dataset, which is missing.")
     named = [Path(name).name for name in (model, dataset) if name is not None]
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join([preset, *named]))[:60]
-    _run(spec.model_copy(update={"name": name}), seeds, out, jobs, retry)
+    _run(spec.model_copy(update={"name": name}), seeds, out, jobs, retry, dry_run)
 
 
 @app.command()
@@ -115,15 +119,20 @@ def run(
     out: Out = None,
     jobs: Jobs = None,
     retry: Retry = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Run an experiment of your own: any arms x seeds, on your data; resumable.
 
-    Example:
+    Prints the plan first: what there is to do, what is done already, how long it will take.
+
+    Examples:
+      crisp run experiment.toml --dry-run
+
       crisp run experiment.toml --seeds 10
     """
     from crisp_attention.experiment.spec import read
 
-    _run(read(spec), seeds, out, jobs, retry)
+    _run(read(spec), seeds, out, jobs, retry, dry_run)
 
 
 @app.command()
@@ -216,16 +225,24 @@ def data(
     show_dataset(console, load(DataSpec(source=name, text=text, label=label)))
 
 
-def _run(spec: ExperimentSpec, seeds: int | None, out: Path | None, jobs: int | None, retry: bool) -> None:
+def _run(
+    spec: ExperimentSpec, seeds: int | None, out: Path | None, jobs: int | None, retry: bool, dry_run: bool
+) -> None:
     from crisp_attention.experiment import study
-    from crisp_attention.experiment.display import TerminalDisplay, show_result
+    from crisp_attention.experiment.display import TerminalDisplay, show_plan, show_result
+    from crisp_attention.experiment.spec import parse, to_plain
 
     if seeds is not None:
-        spec = spec.model_copy(update={"seeds": seeds})
+        spec = parse(to_plain(spec) | {"seeds": seeds}, f"--seeds {seeds}")
     folder = out or Path("runs") / spec.name
     console = Console()
+    display = TerminalDisplay(console)
     try:
-        analysis, page = study.run(spec, folder, TerminalDisplay(console), jobs, retry)
+        plan = study.prepare(spec, folder, display, jobs, retry)
+        show_plan(console, plan)
+        if dry_run:
+            return
+        analysis, page = study.carry_out(plan, display)
     except KeyboardInterrupt:
         console.print(
             f"Interrupted. Finished runs are kept in {folder}; the same command goes on from there.", markup=False

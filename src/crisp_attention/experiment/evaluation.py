@@ -17,7 +17,7 @@ from crisp_attention.operator import AttentionOutput
 Array = np.ndarray[Any, Any]
 Outputs = dict[str, Array]
 
-_EVALUATION_BATCH = 64
+EVALUATION_BATCH = 64
 _LENGTH_BINS = 4
 _MOST_MAPS = 48
 _LONGEST_MAP = 32
@@ -83,7 +83,7 @@ def evaluate(trainer: Trainer, split: EncodedSplit, count: PairsByExample | None
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        for rows in by_length(split.lengths, _EVALUATION_BATCH):
+        for rows in by_length(split.lengths, EVALUATION_BATCH):
             logits[rows] = model(**_inputs(trainer, split, rows)).logits.float().cpu().numpy()
             if count is not None:
                 count.assign(list(rows), len(split))
@@ -150,7 +150,7 @@ def attention_maps(trainer: Trainer, split: EncodedSplit) -> Outputs:
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        for batch in by_length(split.lengths[rows], _EVALUATION_BATCH):
+        for batch in by_length(split.lengths[rows], EVALUATION_BATCH):
             inputs = _inputs(trainer, split, rows[batch].tolist())
             try:
                 # As an argument: set on the configuration, it would choose another attention implementation.

@@ -23,8 +23,10 @@ from transformers import (
 from crisp_attention.errors import ConfigurationError, UnsupportedModelError
 from crisp_attention.experiment.batching import EncodedImages, EncodedSplit, EncodedTexts
 from crisp_attention.experiment.data import ExperimentData, Split, fingerprint
+from crisp_attention.experiment.evaluation import map_rows
 from crisp_attention.experiment.model import Checkpoint
 from crisp_attention.experiment.spec import ArmSpec, ExperimentSpec, TrainingSpec
+from crisp_attention.experiment.store import Examples
 from crisp_attention.huggingface.model import sparsify
 
 # Under which names the configurations of architectures hold the two dropouts that an arm may set.
@@ -68,6 +70,16 @@ class Workbench:
         if self.data.test.kind == "image":
             return default_data_collator
         return DataCollatorWithPadding(self.processor, padding=padding, max_length=max_length)
+
+    def examples(self, max_length: int) -> Examples:
+        """The evaluation split as people read it, with the tokens of the examples whose maps are kept."""
+        split = self.data.test
+        if split.kind != "text":
+            return Examples(texts=(), pairs=(), map_rows=(), map_tokens=())
+        encoded = self.encoded(split, max_length)
+        rows = map_rows(encoded.lengths).tolist()
+        tokens = [self.processor.convert_ids_to_tokens(encoded[row]["input_ids"]) for row in rows]
+        return Examples(split.texts, split.pairs or (), tuple(rows), tuple(map(tuple, tokens)))
 
     def model(self, training: TrainingSpec) -> PreTrainedModel:
         """The model in fp32 as a run begins with it, to classify these data.
