@@ -91,6 +91,8 @@ def reproduce(
       crisp reproduce --dataset reviews.csv --text review --label stars
 
       crisp reproduce --preset paper --model minilm-l6 --dataset path/to/SST-2
+
+      crisp reproduce --model tiny-vit --dataset digits
     """
     from crisp_attention.experiment.model import ARCHITECTURES
     from crisp_attention.experiment.spec import preset as find
