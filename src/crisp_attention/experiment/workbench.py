@@ -20,6 +20,7 @@ from transformers import (
     default_data_collator,
 )
 
+from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError, UnsupportedModelError
 from crisp_attention.experiment.batching import EncodedImages, EncodedSplit, EncodedTexts
 from crisp_attention.experiment.data import ExperimentData, Split, fingerprint
@@ -137,7 +138,8 @@ def preflight(checkpoint: Checkpoint, data: ExperimentData, spec: ExperimentSpec
         )
 
 
-def _settings(arm: ArmSpec) -> Iterator[Any]:
+def _settings(arm: ArmSpec) -> Iterator[SparsityConfig]:
+    """Of attention in training, and in evaluation where it is another."""
     yield arm.attention
     if arm.evaluate is not None:
         yield arm.evaluate
