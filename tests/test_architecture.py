@@ -26,6 +26,7 @@ FLOORS = [
     ["config"],
     ["rules"],
     ["backends"],
+    ["masks"],
     ["operator"],
     ["monitoring"],
     ["state"],
@@ -38,7 +39,7 @@ FLOORS = [
 # The way through the experiment, from the specification to what people read.
 EXPERIMENT_FLOORS = [
     ["spec", "assets"],
-    ["runs", "data", "model", "record"],
+    ["runs", "corruption", "images", "sources", "data", "model", "record"],
     ["provenance", "store", "batching"],
     ["statistics"],
     ["outputs", "pattern"],
@@ -46,7 +47,9 @@ EXPERIMENT_FLOORS = [
     ["verdict"],
     ["analysis"],
     ["report"],
-    ["train"],
+    ["checkpoint", "evaluation", "workbench"],
+    ["journal"],
+    ["train", "timing"],
     ["worker"],
     ["execute"],
     ["study"],
@@ -61,10 +64,10 @@ TORCH_FREE = [
     *(
         f"experiment.{room}"
         for room in (
-            "analysis", "assets", "data", "display", "execute", "model", "outcomes", "outputs", "pattern", "record",
-            "report", "report.pages", "report.plots", "report.tables", "runs", "spec", "statistics",
-            "statistics.calibration", "statistics.interaction", "statistics.paired", "statistics.power", "store",
-            "study", "verdict", "worker",
+            "analysis", "assets", "corruption", "data", "display", "execute", "images", "model", "outcomes",
+            "outputs", "pattern", "record", "report", "report.pages", "report.plots", "report.tables", "runs",
+            "sources", "spec", "statistics", "statistics.calibration", "statistics.interaction", "statistics.paired",
+            "statistics.power", "store", "study", "verdict", "worker",
         )
     ),
 ]  # fmt: skip

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import tomllib
 
 import pytest
@@ -11,8 +12,11 @@ from hypothesis import strategies as st
 
 from cases import model_settings
 from crisp_attention import ConfigurationError, SparsityConfig
-from crisp_attention.experiment.runs import RunConfig, expand
+from crisp_attention.cli import reproduce
+from crisp_attention.experiment.report.pages import spec_as_toml
+from crisp_attention.experiment.runs import Fingerprints, RunConfig, expand
 from crisp_attention.experiment.spec import (
+    MAX_SEEDS,
     ArmSpec,
     TrainingSpec,
     parse,
@@ -260,6 +264,134 @@ def test_an_arm_of_another_strength_must_say_that(settings, wanted):
         make_spec(arms=[{"name": "dense"}, {"name": "topk-50", **settings}])
 
 
+# What an arm does otherwise, what varies, what else is evaluated
+
+
+def test_an_arm_may_be_trained_otherwise():
+    arms = [
+        {"name": "dense"},
+        {"name": "dropout", "training": {"attention_dropout": 0.3, "hidden_dropout": 0.2}},
+        {"name": "decay", "training": {"weight_decay": 0.1, "learning_rate": 1e-3, "label_smoothing": 0.1}},
+    ]
+    spec = make_spec(arms=arms, primary={"arm": "dropout"}, training={"epochs": 2})
+    assert spec.training_of(spec.arms[0]) == spec.training == TrainingSpec(epochs=2)
+    assert spec.training_of(spec.arms[1]) == TrainingSpec(epochs=2, attention_dropout=0.3, hidden_dropout=0.2)
+    changed = TrainingSpec(epochs=2, weight_decay=0.1, learning_rate=1e-3, label_smoothing=0.1)
+    assert spec.training_of(spec.arms[2]) == changed
+    assert len(set(ids_of(spec))) == 3 * spec.seeds
+    assert parse(json.loads(json.dumps(to_plain(spec))), "again") == spec
+    for arm in spec.arms:
+        assert ArmSpec.model_validate(arm.to_toml_dict()) == arm
+
+
+def test_an_arm_may_be_evaluated_otherwise():
+    arms = [
+        {"name": "dense"},
+        {"name": "sparse-to-dense", "sparsity": 0.5, "evaluate": {}},
+        {"name": "dense-to-sparse", "evaluate": {"rule": "percentile", "sparsity": 0.5}},
+        {"name": "random-to-topk", "rule": "random", "sparsity": 0.5, "evaluate": {"sparsity": 0.5}},
+    ]
+    spec = make_spec(arms=arms, primary={"arm": "sparse-to-dense"})
+    assert [arm.evaluate for arm in spec.arms] == [
+        None,
+        SparsityConfig(sparsity=0.0),
+        SparsityConfig(rule="percentile", sparsity=0.5),
+        SparsityConfig(sparsity=0.5),
+    ]
+    assert [run.config.evaluation is None for run in expand(spec, PRINTS)][:4] == [True, False, False, False]
+    assert len(set(ids_of(spec))) == 4 * spec.seeds
+    assert parse(json.loads(json.dumps(to_plain(spec))), "again") == spec
+    for arm in spec.arms:
+        assert ArmSpec.model_validate(arm.to_toml_dict()) == arm
+
+
+@pytest.mark.parametrize(
+    ("arm", "message"),
+    [
+        ({"sparsity": 0.5, "apply": "train", "evaluate": {}}, "says where it is sparse already; leave out apply"),
+        ({"evaluate": {"sparsity": 0.5, "apply": "eval"}}, r"leave out evaluate\.apply"),
+        ({"evaluate": {"sparsity": 0.5, "schedule": {"kind": "cubic"}}}, "a schedule belongs to training"),
+        ({"evaluate": {"rule": "percentile"}}, "must set sparsity too"),
+        ({"evaluate": {"sparcity": 0.5}}, "Did you mean 'sparsity'"),
+        ({"training": {"dropout": 0.5}}, r"Unknown key 'arms\.1\.training\.dropout'"),
+        ({"training": {"attention_dropout": 1.0}}, r"attention_dropout: .*less than 1, got 1\.0"),
+        ({"training": {"epochs": 5}}, r"Unknown key 'arms\.1\.training\.epochs'"),
+        ({"rule": "random", "sparsity": 0.5, "scope": "pair", "count_padding": True}, "leave out count_padding"),
+        ({"training": {"weight_decay": 0.01}}, "'dense' and 'other' are the same"),
+    ],
+)
+def test_what_an_arm_cannot_do_is_refused(arm, message):
+    with pytest.raises(ConfigurationError, match=message):
+        make_spec(arms=[{"name": "dense"}, {"name": "other", **arm}], primary={"arm": "other"})
+
+
+@pytest.mark.parametrize(
+    ("vary", "names"),
+    [
+        ({"train_examples": [100, 500, 2000]}, ["train_examples=100", "train_examples=500", "train_examples=2000"]),
+        ({"label_noise": [0, 0.1, 0.25]}, ["label_noise=0", "label_noise=0.1", "label_noise=0.25"]),
+    ],
+)
+def test_every_arm_is_run_at_each_value_of_what_varies(vary, names):
+    spec = make_spec(vary=vary, seeds=2)
+    conditions = spec.conditions()
+    assert list(conditions) == names
+    for values in vary.values():
+        assert [getattr(data, spec.vary.key) for data in conditions.values()] == values
+    assert spec.primary_condition == names[-1]
+    assert make_spec(vary=vary, primary={"arm": "topk-50", "condition": names[0]}).primary_condition == names[0]
+    prints = Fingerprints(MODEL, {name: str(number) for number, name in enumerate(names)})
+    runs = list(expand(spec, prints))
+    assert len({run.config.run_id for run in runs}) == len(runs) == 2 * 3 * 3
+    assert [(run.index, run.condition) for run in runs[::3]] == [(index, name) for index in (0, 1) for name in names]
+    assert parse(json.loads(json.dumps(to_plain(spec))), "again") == spec
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vary": {"train_examples": [100, 100]}}, "two or more different values, rising"),
+        ({"vary": {"train_examples": [500, 100]}}, "rising; got"),
+        ({"vary": {"train_examples": [100]}}, "two or more different values"),
+        ({"vary": {"train_examples": [1, 2], "label_noise": [0.1, 0.2]}}, "got train_examples, label_noise"),
+        ({"vary": {}}, "got none"),
+        ({"vary": {"label_noise": [0.0, 1.0]}}, r"label_noise\.1: .*less than 1"),
+        ({"vary": {"label_noises": [0.0, 0.1]}}, "Did you mean 'label_noise'"),
+        (
+            {"vary": {"train_examples": [10, 20]}, "data": {"source": "x.csv", "train_examples": 5}},
+            r"leave data\.train_examples out",
+        ),
+        (
+            {"vary": {"label_noise": [0.0, 0.2]}, "data": {"source": "x.csv", "label_noise": 0.1}},
+            r"leave data\.label_noise out",
+        ),
+        (
+            {"vary": {"label_noise": [0.0, 0.2]}, "primary": {"arm": "topk-50", "condition": "label_noise=0.3"}},
+            "'label_noise=0.3' is none of this experiment's: 'label_noise=0', 'label_noise=0.2'",
+        ),
+        ({"primary": {"arm": "topk-50", "condition": "label_noise=0"}}, r"there is no \[vary\]"),
+        ({"evaluations": [{"name": "x"}]}, "needs either typos or source"),
+        ({"evaluations": [{"name": "x", "typos": 0.1, "source": "tweets"}]}, "needs either typos or source"),
+        ({"evaluations": [{"name": "test", "typos": 0.1}]}, "differ, and from 'test' and 'train'"),
+        ({"evaluations": [{"name": "x", "typos": 0.1}] * 2}, "names of evaluations must differ"),
+        ({"evaluations": [{"name": "x", "typo": 0.1}]}, "Did you mean 'typos'"),
+    ],
+)
+def test_conditions_and_evaluations_that_make_no_sense_are_refused(changes, message):
+    with pytest.raises(ConfigurationError, match=message):
+        make_spec(**changes)
+
+
+def test_further_evaluations_are_part_of_a_run():
+    evaluations = [{"name": "typos", "typos": 0.1}, {"name": "tweets", "source": "tweets", "test_examples": 100}]
+    spec = make_spec(evaluations=evaluations)
+    prints = dataclasses.replace(PRINTS, evaluations={"typos": "1", "tweets": "2"})
+    assert next(expand(spec, prints)).config.evaluations == {"typos": "1", "tweets": "2"}
+    assert not {run.config.run_id for run in expand(spec, prints)} & set(ids_of(spec))
+    assert to_plain(spec)["evaluations"] == evaluations
+    assert parse(json.loads(json.dumps(to_plain(spec))), "again") == spec
+
+
 # Presets
 
 
@@ -315,6 +447,89 @@ def test_the_quick_preset_does_not_pretend_to_a_verdict():
     spec = preset("quick")
     assert spec.seeds < 6
     assert "cannot carry a verdict" in " ".join(spec.description.split())
+
+
+@pytest.mark.parametrize("name", sorted(presets()))
+def test_every_preset_can_be_planned_and_written_down(name):
+    spec = preset(name)
+    prints = Fingerprints(MODEL, {condition: condition for condition in spec.conditions()})
+    prints = dataclasses.replace(prints, evaluations={item.name: item.name for item in spec.evaluations})
+    runs = list(expand(spec, prints))
+    assert len({run.config.run_id for run in runs}) == len(runs)
+    assert len(runs) == len(spec.arms) * spec.seeds * len(spec.conditions())
+    assert spec.choices
+    assert parse(json.loads(json.dumps(to_plain(spec))), "again") == spec
+    assert parse(tomllib.loads(spec_as_toml(spec)), "again") == spec
+
+
+CLAIMING = sorted(set(presets()) - {"quick"})
+
+
+@pytest.mark.parametrize("name", CLAIMING)
+def test_a_preset_that_claims_anything_has_a_placebo_and_enough_seeds(name):
+    spec = preset(name)
+    dense = spec.arm("dense")
+    placebos = [
+        arm
+        for arm in spec.arms
+        if arm.seed_offset and arm.model_copy(update={"name": "dense", "seed_offset": 0}) == dense
+    ]
+    assert len(placebos) == 1
+    assert placebos[0].seed_offset >= MAX_SEEDS
+    assert spec.seeds >= 6
+    assert spec.primary.baseline == "dense"
+
+
+def test_the_controls_isolate_what_the_claim_could_be_mistaken_for():
+    """Each arm shares all but one property with the claim; those that are told a sparsity are told the same."""
+    spec = preset("controls")
+    claim = spec.arm(spec.primary.arm).attention
+    arms = {arm.name: arm for arm in spec.arms}
+    rules = {(arm.attention.rule, arm.attention.scope) for arm in spec.arms if arm.attention.removes}
+    assert {rule for rule, _ in rules} >= {
+        "topk",
+        "percentile",
+        "random",
+        "window",
+        "bottomk",
+        "drop_topk",
+        "temperature",
+    }
+    assert ("random", "row") in rules
+    assert ("random", "pair") in rules
+    for arm in spec.arms:
+        for attention in (arm.attention, arm.evaluate):
+            if attention is not None and attention.removes and attention.sparsity is not None:
+                assert attention.sparsity == claim.sparsity
+    dense = SparsityConfig(sparsity=0.0)
+    sides = {(arm.attention.rule, arm.attention.removes, arm.evaluate) for arm in spec.arms}
+    assert ("topk", True, dense) in sides
+    assert ("random", True, dense) in sides
+    assert ("topk", False, claim) in sides
+    assert [arm.padding for arm in spec.arms if arm.attention.count_padding] == ["max_length"]
+    assert arms["topk-temperature"].attention == SparsityConfig(rule="temperature", sparsity=claim.sparsity)
+    assert "temperature" in " ".join(spec.choices)
+    regularized = {name for arm in spec.arms for name in arm.training.model_dump(exclude_none=True)}
+    assert regularized == {"attention_dropout", "weight_decay"}
+
+
+def test_presets_that_vary_something_name_the_condition_in_which_it_should_matter_most():
+    small, noisy = preset("small-data"), preset("label-noise")
+    assert small.primary_condition == f"train_examples={min(small.vary.train_examples)}"
+    assert noisy.primary_condition == f"label_noise={max(noisy.vary.label_noise):g}"
+    assert noisy.vary.label_noise == (0.0, 0.1, 0.2, 0.4)
+
+
+def test_robustness_is_asked_of_typing_errors_and_other_domains():
+    spec = preset("robustness")
+    assert [item.typos for item in spec.evaluations if item.typos] == [0.05, 0.1]
+    assert {item.source for item in spec.evaluations if item.source} == {"amazon-snippets", "tweets"}
+
+
+def test_the_help_names_every_preset():
+    help_text = " ".join(str(reproduce.__annotations__["preset"]).split())
+    for name in presets():
+        assert re.search(rf"\b{name}\b", help_text), name
 
 
 # Runs and their ids

@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification, Trainer, TrainerCal
 
 import crisp_attention as crisp
 from crisp_attention.huggingface import callback as callback_module
+from crisp_attention.huggingface.recorder import Tally, explain
 from crisp_attention.state import layers
 
 CUBIC = {"kind": "cubic", "end": 0.5}
@@ -377,6 +378,13 @@ def test_models_within_others_are_found(bert, tiny_folders, tmp_path):
         crisp.set_progress(torch.nn.Linear(2, 2), 0.25)
 
 
+@pytest.mark.parametrize(("sparsity", "reason"), [(0.5, "chance"), (0.95, "length")])
+def test_a_draw_of_each_pair_alone_misses_by_chance_or_where_rows_are_short(sparsity, reason):
+    config = crisp.SparsityConfig(rule="random", scope="pair", sparsity=sparsity)
+    tally = Tally("layer", config, pairs=100.0, kept=40.0, asked=100.0 * sparsity, queries=10.0)
+    assert explain(tally)[0] == reason
+
+
 @pytest.mark.parametrize(
     ("settings", "length", "sentence"),
     [
@@ -457,6 +465,21 @@ STUDIES = {
     "cubic": {"sparsity": 0.8, "schedule": CUBIC},
     "stochastic, random": {"sparsity": 0.8, "rule": "random", "schedule": {"kind": "stochastic", "low": 0.2}},
 }
+
+
+def test_resuming_with_other_settings_warns(bert, tmp_path):
+    def start(sparsity):
+        model = crisp.sparsify(copy.deepcopy(bert), sparsity=sparsity)
+        how = {"steps": 4, "examples": rows(24), "save_steps": 2, "save_strategy": "steps"}
+        return trainer(model, tmp_path, callbacks=[crisp.SparsityCallback(tolerance=None)], **how)
+
+    start(0.8).train()
+    checkpoint = str(tmp_path / "checkpoint-2")
+    with pytest.warns(UserWarning, match=r"resumed at step 2 with other sparsity settings.*0\.8.*then.*0\.2.*now"):
+        start(0.2).train(resume_from_checkpoint=checkpoint)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*other sparsity settings")
+        start(0.8).train(resume_from_checkpoint=checkpoint)
 
 
 @pytest.mark.parametrize("study", STUDIES)
