@@ -133,6 +133,7 @@ def _train(planned: PlannedRun, store: Store, bench: Workbench, pipe: Any) -> Re
     from crisp_attention.experiment.checkpoint import Checkpoints
 
     run_id = planned.config.run_id
+    print(f"Training run {run_id}")
     checkpoints = Checkpoints(
         store.checkpoints(run_id), run_id, lambda sentence: _tell(pipe, Event("note", run_id, reason=sentence))
     )
