@@ -141,3 +141,19 @@ def fill(folder: Path, spec: ExperimentSpec, outcome: Outcome, **changes: Any) -
 def planned(spec: ExperimentSpec) -> dict[tuple[str, int], PlannedRun]:
     """All runs by arm and index."""
     return {(run.arm, run.index): run for run in expand(spec, PRINTS)}
+
+
+def prints_of(spec: ExperimentSpec) -> Fingerprints:
+    """Made-up fingerprints of all data that an experiment needs."""
+    data = {name: DATA if name == "" else f"{place:x}" * 64 for place, name in enumerate(spec.conditions())}
+    return Fingerprints(MODEL, data, {item.name: f"data of {item.name}" for item in spec.evaluations})
+
+
+def fill_runs(folder: Path, spec: ExperimentSpec, result: Callable[[PlannedRun], Any]) -> Store:
+    """A run directory; `result` gives per planned run a record and its arrays, or None (not done)."""
+    store, prints = Store(folder), prints_of(spec)
+    store.open(spec, prints)
+    for run in expand(spec, prints):
+        if (made := result(run)) is not None:
+            store.save(*made)
+    return store

@@ -26,6 +26,7 @@ FLOORS = [
     ["config"],
     ["rules"],
     ["backends"],
+    ["masks"],
     ["operator"],
     ["monitoring"],
     ["state"],
@@ -41,6 +42,8 @@ EXPERIMENT_FLOORS = [
     ["runs", "corruption", "images", "sources", "data", "model", "record"],
     ["provenance", "store", "batching"],
     ["statistics"],
+    ["outputs", "pattern"],
+    ["outcomes"],
     ["verdict"],
     ["analysis"],
     ["report"],
@@ -61,9 +64,10 @@ TORCH_FREE = [
     *(
         f"experiment.{room}"
         for room in (
-            "analysis", "assets", "corruption", "data", "display", "execute", "images", "model", "record", "report",
-            "report.pages", "report.plots", "report.tables", "runs", "sources", "spec", "statistics", "store", "study",
-            "verdict", "worker",
+            "analysis", "assets", "corruption", "data", "display", "execute", "images", "model", "outcomes",
+            "outputs", "pattern", "record", "report", "report.pages", "report.plots", "report.tables", "runs",
+            "sources", "spec", "statistics", "statistics.calibration", "statistics.interaction", "statistics.paired",
+            "statistics.power", "store", "study", "verdict", "worker",
         )
     ),
 ]  # fmt: skip
