@@ -44,6 +44,7 @@ EXPERIMENT_FLOORS = [
     ["verdict"],
     ["analysis"],
     ["report"],
+    ["inspection"],
     ["train"],
     ["worker"],
     ["execute"],
@@ -59,8 +60,9 @@ TORCH_FREE = [
     *(
         f"experiment.{room}"
         for room in (
-            "analysis", "assets", "data", "display", "execute", "model", "record", "report", "report.pages",
-            "report.plots", "report.tables", "runs", "spec", "statistics", "store", "study", "verdict", "worker",
+            "analysis", "assets", "data", "display", "execute", "model", "record", "report", "report.attention",
+            "report.pages", "report.plots", "report.tables", "report.templating", "runs", "spec", "statistics",
+            "store", "study", "verdict", "worker",
         )
     ),
 ]  # fmt: skip

@@ -48,7 +48,7 @@ def results(folder: Path) -> dict[str, object]:
     return contents
 
 
-@pytest.mark.parametrize("command", [[], ["reproduce"], ["run"], ["report"], ["check"], ["data"]], ids=str)
+@pytest.mark.parametrize("command", [[], ["reproduce"], ["run"], ["report"], ["check"], ["inspect"], ["data"]], ids=str)
 def test_help_has_examples_and_loads_nothing_heavy(command):
     code = f"""
 import sys
