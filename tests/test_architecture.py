@@ -41,6 +41,8 @@ EXPERIMENT_FLOORS = [
     ["runs", "data", "model", "record"],
     ["provenance", "store", "batching"],
     ["statistics"],
+    ["outputs", "pattern"],
+    ["outcomes"],
     ["verdict"],
     ["analysis"],
     ["report"],
@@ -60,9 +62,10 @@ TORCH_FREE = [
     *(
         f"experiment.{room}"
         for room in (
-            "analysis", "assets", "data", "display", "execute", "model", "record", "report", "report.attention",
-            "report.pages", "report.plots", "report.tables", "report.templating", "runs", "spec", "statistics",
-            "store", "study", "verdict", "worker",
+            "analysis", "assets", "data", "display", "execute", "model", "outcomes", "outputs", "pattern", "record",
+            "report", "report.attention", "report.pages", "report.plots", "report.tables", "report.templating",
+            "runs", "spec", "statistics", "statistics.calibration", "statistics.interaction", "statistics.paired",
+            "statistics.power", "store", "study", "verdict", "worker",
         )
     ),
 ]  # fmt: skip

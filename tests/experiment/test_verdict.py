@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from crisp_attention.experiment import statistics
 from crisp_attention.experiment.spec import ExperimentSpec
-from crisp_attention.experiment.statistics import MIN_SEEDS, Interval, contrast
+from crisp_attention.experiment.statistics import MIN_SEEDS, Interval, Pair, contrasts, paired
 from crisp_attention.experiment.verdict import Verdict, judge
 
 EXAMPLES = 400
@@ -21,8 +20,8 @@ EXAMPLES = 400
 def fewer_resamples():
     """The words are tested here, not the last digit of an interval."""
     with pytest.MonkeyPatch.context() as patch:
-        quick = functools.partial(statistics.crossed_bootstrap, resamples=2000)
-        patch.setattr(statistics, "crossed_bootstrap", quick)
+        quick = functools.partial(paired.crossed_bootstrap, resamples=2000)
+        patch.setattr(paired, "crossed_bootstrap", quick)
         yield
 
 
@@ -42,7 +41,8 @@ def compare(counts, baseline=300, examples=EXAMPLES, spread_over=True):
         arm[seed, : baseline + count] = True
         if spread_over:
             arm[seed], dense[seed] = np.roll(arm[seed], 37 * seed), np.roll(dense[seed], 37 * seed)
-    return contrast("topk-50", "dense", arm, dense, np.random.default_rng(0))
+    (found,) = contrasts([Pair("topk-50", "dense", arm, dense)], np.random.default_rng(0))
+    return found
 
 
 def text_of(verdict):

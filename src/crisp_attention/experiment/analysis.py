@@ -3,76 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
 from crisp_attention.experiment import statistics
-from crisp_attention.experiment.record import Record, Score
-from crisp_attention.experiment.runs import PlannedRun
+from crisp_attention.experiment.outcomes import Flip, OutcomeContrast, flips, outcome_contrasts
+from crisp_attention.experiment.outputs import ArmResult, Outputs, read_outputs, shared
+from crisp_attention.experiment.pattern import Fall, RegularizerPattern, dropout_arms, is_placebo, regularizer_pattern
+from crisp_attention.experiment.record import Record
 from crisp_attention.experiment.spec import ArmSpec, ExperimentSpec
-from crisp_attention.experiment.statistics import Array, Contrast
+from crisp_attention.experiment.statistics import ALPHA, Contrast, Interaction, Look, McNemar, Pair
 from crisp_attention.experiment.store import Store
 from crisp_attention.experiment.verdict import Verdict, judge
 
-_BOOTSTRAP_SEED = 20250806
+__all__ = ["Analysis", "ArmResult", "analyse"]
+
+_RANDOM_SEED = 20250806
 """Fixed, so that a report rebuilds to the last digit."""
 
-
-@dataclass(frozen=True)
-class ArmResult:
-    """What is known of one arm.
-
-    Attributes:
-        spec: The arm.
-        planned: Runs asked for.
-        records: Finished runs by seed index.
-        troubled: Diverged and failed runs by seed index.
-    """
-
-    spec: ArmSpec
-    planned: int
-    records: Mapping[int, Record]
-    troubled: Mapping[int, Record]
-
-    @property
-    def name(self) -> str:
-        """The arm's name."""
-        return self.spec.name
-
-    @property
-    def missing(self) -> int:
-        """Runs neither finished nor in trouble: not done yet."""
-        return self.planned - len(self.records) - len(self.troubled)
-
-    @property
-    def test(self) -> list[Score]:
-        """Scores on the evaluation split at the last epoch, by seed."""
-        return [self.records[index].final.test for index in sorted(self.records)]
-
-    @property
-    def train(self) -> list[Score]:
-        """Scores on the training probe at the last epoch, by seed."""
-        return [self.records[index].final.train for index in sorted(self.records)]
-
-    @property
-    def accuracies(self) -> Array:
-        """Test accuracy by seed, points, `[S]`."""
-        return np.array([100 * score.accuracy for score in self.test])
-
-    @property
-    def gaps(self) -> Array:
-        """Train minus test accuracy by seed, points, `[S]`."""
-        return np.array([100 * score.accuracy for score in self.train]) - self.accuracies
-
-    def realised(self, mode: str) -> float | None:
-        """Mean realised sparsity over seeds and layers; mode "train" or "test". None if nothing finished."""
-        shares = [
-            share for record in self.records.values() for share in getattr(record.realised_sparsity, mode).values()
-        ]
-        return float(np.mean(shares)) if shares else None
+_Key = TypeVar("_Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -81,12 +33,25 @@ class Analysis:
 
     Attributes:
         spec: The experiment.
-        arms: One entry an arm, in the specification's order.
+        arms: One entry an arm, in the specification's order, in the primary condition.
         primary: The contrast named before the run; None without a finished pair.
-        secondary: Every other arm against the baseline, Holm-adjusted.
+        secondary: Every other arm against the baseline in the primary condition, Holm-adjusted.
         verdict: On the primary contrast.
         cautions: What a reader must know beside the verdict.
         seeds_asked: Numbers of seeds asked for, in turn.
+        conditions: Names of all conditions, in order; one, "", where nothing varies.
+        by_condition: The arms in each condition.
+        condition_contrasts: Every arm against the baseline in each condition. Holm's adjustment is over all of them but
+            the primary one.
+        interactions: How each arm's difference follows what is varied; empty where nothing is.
+        evaluation_contrasts: Every arm against the baseline in the primary condition, by further evaluation. Holm's
+            adjustment is over all of these.
+        outcomes: Every arm against the baseline in every secondary outcome, in the primary condition.
+        placebo: The baseline again with other seeds, against the baseline; None if there is no such arm.
+        flips: Examples on which the primary arm and the baseline disagree in most seeds.
+        mcnemar: The two checkpoints of each seed of the primary contrast.
+        pattern: Whether the primary arm acts as a regularizer; None without a finished pair, or if it is dense.
+        look: Which planned look this is; None where none are planned. Only its seeds are compared.
     """
 
     spec: ExperimentSpec
@@ -96,6 +61,17 @@ class Analysis:
     verdict: Verdict
     cautions: tuple[str, ...]
     seeds_asked: tuple[int, ...]
+    conditions: tuple[str, ...]
+    by_condition: Mapping[str, tuple[ArmResult, ...]]
+    condition_contrasts: Mapping[str, tuple[Contrast, ...]]
+    interactions: tuple[Interaction, ...]
+    evaluation_contrasts: Mapping[str, tuple[Contrast, ...]]
+    outcomes: tuple[OutcomeContrast, ...]
+    placebo: Contrast | None
+    flips: tuple[Flip, ...]
+    mcnemar: tuple[McNemar, ...]
+    pattern: RegularizerPattern | None
+    look: Look | None
 
     @property
     def contrasts(self) -> tuple[Contrast, ...]:
@@ -104,8 +80,8 @@ class Analysis:
 
     @property
     def records(self) -> list[Record]:
-        """All finished records."""
-        return [record for arm in self.arms for record in arm.records.values()]
+        """All finished records, of all conditions."""
+        return [record for arms in self.by_condition.values() for arm in arms for record in arm.records.values()]
 
 
 def analyse(store: Store) -> Analysis:
@@ -116,70 +92,237 @@ def analyse(store: Store) -> Analysis:
     """
     spec, runs, seeds_asked = store.study()
     records = store.load_all(runs)
-    arms = tuple(_arm_result(arm, runs, records) for arm in spec.arms)
-    correct = {arm.name: _correct(arm, store) for arm in arms}
-    contrasts: dict[str, Contrast] = {}
-    for arm in arms:
-        if arm.name != spec.primary.baseline:
-            # One generator per contrast, from the arm's name: adding an arm changes no other number.
-            random = np.random.default_rng([_BOOTSTRAP_SEED, *arm.name.encode()])
-            found = _contrast(arm.name, spec.primary.baseline, correct, random)
-            if found is not None:
-                contrasts[arm.name] = found
-    primary = contrasts.pop(spec.primary.arm, None)
-    secondary = list(contrasts.values())
-    adjusted = statistics.holm(np.array([item.p_value for item in secondary]))
+    finished = [record for record in records.values() if record.status == "finished"]
+    outputs = read_outputs(store, finished, [item.name for item in spec.evaluations])
+    own: dict[tuple[str, str], dict[int, str]] = {}
+    for run in runs:
+        own.setdefault((run.condition, run.arm), {})[run.index] = run.config.run_id
+    by_condition = {
+        condition: tuple(_arm_result(arm, condition, own[condition, arm.name], records, outputs) for arm in spec.arms)
+        for condition in spec.conditions()
+    }
+    arms = {arm.name: arm for arm in by_condition[spec.primary_condition]}
+    arm, baseline = arms[spec.primary.arm], arms[spec.primary.baseline]
+    others = [item for item in arms.values() if item.name != baseline.name]
+    look = statistics.look_at(spec.looks, _complete(arm, baseline)) if spec.looks else None
+    seeds, alpha = (look.seeds, look.alpha) if look else (spec.seeds, ALPHA)
+
+    main = _compare(
+        {
+            (condition, item.name): _pair(item, _named(results, baseline.name), seeds)
+            for condition, results in by_condition.items()
+            for item in results
+            if item.name != baseline.name
+        },
+        alpha,
+    )
+    primary = main.pop((spec.primary_condition, arm.name), None)
+    main = _adjusted(main)
+    secondary = tuple(found for (condition, _), found in main.items() if condition == spec.primary_condition)
+    condition_contrasts = {
+        condition: ((primary,) if primary is not None and condition == spec.primary_condition else ())
+        + tuple(found for (place, _), found in main.items() if place == condition)
+        for condition in by_condition
+    }
+    against_baseline = {found.arm: found for found in (primary, *secondary) if found}
+    further = _adjusted(
+        _compare(
+            {
+                (item.name, other.name): _pair(other, baseline, seeds, item.name)
+                for item in spec.evaluations
+                for other in others
+            },
+            alpha,
+        )
+    )
+    outcomes = outcome_contrasts(others, baseline, seeds, alpha, _RANDOM_SEED)
+    pattern = None
+    if primary is not None and arm.spec.attention.removes:
+        rivals = {name: _pair(arm, arms[name], seeds) for name in dropout_arms(spec) if name != arm.name}
+        pattern = regularizer_pattern(
+            spec,
+            _train_fall(arm, baseline, seeds, alpha),
+            next(
+                Fall(item.difference, item.p_value, item.seeds, alpha)
+                for item in outcomes
+                if (item.arm, item.outcome) == (arm.name, "gap")
+            ),
+            against_baseline,
+            list(_compare(rivals, alpha).values()),
+        )
+    placebo = next(
+        (
+            against_baseline[item.name]
+            for item in others
+            if is_placebo(spec, item.spec) and item.name in against_baseline
+        ),
+        None,
+    )
+    interactions = _interactions(spec, by_condition, seeds, alpha)
     return Analysis(
         spec=spec,
-        arms=arms,
+        arms=tuple(arms.values()),
         primary=primary,
-        secondary=tuple(
-            dataclasses.replace(item, p_holm=float(p)) for item, p in zip(secondary, adjusted, strict=True)
+        secondary=secondary,
+        verdict=judge(
+            primary,
+            arm.name,
+            baseline.name,
+            seeds,
+            condition=spec.primary_condition,
+            look=look,
+            placebo=placebo,
+            interaction=next((item for item in interactions if item.arm == arm.name), None),
+            pattern=pattern,
         ),
-        verdict=judge(primary, spec.primary.arm, spec.primary.baseline, spec.seeds),
-        cautions=tuple(_cautions(spec, arms, seeds_asked)),
+        cautions=tuple(_cautions(spec, by_condition, seeds_asked, placebo, look)),
         seeds_asked=tuple(seeds_asked),
+        conditions=tuple(by_condition),
+        by_condition=by_condition,
+        condition_contrasts=condition_contrasts,
+        interactions=interactions,
+        evaluation_contrasts={
+            item.name: tuple(found for (name, _), found in further.items() if name == item.name)
+            for item in spec.evaluations
+        },
+        outcomes=outcomes,
+        placebo=placebo,
+        flips=flips(arm, baseline, seeds),
+        mcnemar=tuple(
+            statistics.mcnemar(arm.outputs[index].correct, baseline.outputs[index].correct, index)
+            for index in shared(arm, baseline, seeds)
+        ),
+        pattern=pattern,
+        look=look,
     )
 
 
-def _arm_result(arm: ArmSpec, runs: list[PlannedRun], records: Mapping[str, Record]) -> ArmResult:
-    own = {
-        run.index: records[run.config.run_id] for run in runs if run.arm == arm.name and run.config.run_id in records
-    }
+def _arm_result(
+    arm: ArmSpec,
+    condition: str,
+    own: Mapping[int, str],
+    records: Mapping[str, Record],
+    outputs: Mapping[str, Outputs],
+) -> ArmResult:
+    done = {index: records[run_id] for index, run_id in own.items() if run_id in records}
     return ArmResult(
         spec=arm,
-        planned=sum(run.arm == arm.name for run in runs),
-        records={index: record for index, record in own.items() if record.status == "finished"},
-        troubled={index: record for index, record in own.items() if record.status != "finished"},
+        condition=condition,
+        planned=len(own),
+        records={index: record for index, record in done.items() if record.status == "finished"},
+        troubled={index: record for index, record in done.items() if record.status != "finished"},
+        outputs={index: outputs[run_id] for index, run_id in own.items() if run_id in outputs},
     )
 
 
-def _correct(arm: ArmResult, store: Store) -> dict[int, Array]:
-    """Whether each evaluation example was classified correctly, bool `[N]` by seed index."""
-    found = {}
-    for index, record in arm.records.items():
-        arrays: dict[str, Any] = store.load_arrays(record)
-        found[index] = arrays["test_logits"].argmax(axis=1) == arrays["test_labels"]
-    return found
+def _named(arms: Iterable[ArmResult], name: str) -> ArmResult:
+    return next(arm for arm in arms if arm.name == name)
 
 
-def _contrast(
-    arm: str, baseline: str, correct: Mapping[str, dict[int, Array]], random: np.random.Generator
-) -> Contrast | None:
-    shared = sorted(correct[arm].keys() & correct[baseline].keys())
-    if not shared:
-        return None
-    correct_arm, correct_baseline = (np.stack([correct[name][index] for index in shared]) for name in (arm, baseline))
-    return statistics.contrast(arm, baseline, correct_arm, correct_baseline, random)
+def _complete(arm: ArmResult, baseline: ArmResult) -> int:
+    """How many seeds, from the first, are done in both arms, finished or not."""
+    done = [{*item.records, *item.troubled} for item in (arm, baseline)]
+    return next(index for index in range(arm.planned + 1) if not (index in done[0] and index in done[1]))
 
 
-def _cautions(spec: ExperimentSpec, arms: tuple[ArmResult, ...], seeds_asked: list[int]) -> list[str]:
+def _pair(arm: ArmResult, baseline: ArmResult, seeds: int, evaluation: str | None = None) -> Pair | None:
+    """What two arms got right, on the evaluation split or on a further one; None without a shared seed."""
+    sides: list[list[statistics.Array]] = [[], []]
+    for index in shared(arm, baseline, seeds):
+        both = [side.outputs[index] for side in (arm, baseline)]
+        if evaluation is None or all(evaluation in item.further for item in both):
+            for side, item in zip(sides, both, strict=True):
+                side.append(item.correct if evaluation is None else item.further[evaluation])
+    return Pair(arm.name, baseline.name, np.stack(sides[0]), np.stack(sides[1])) if sides[0] else None
+
+
+def _compare(pairs: Mapping[_Key, Pair | None], alpha: float) -> dict[_Key, Contrast]:
+    """A contrast for each pair there is, in the same order."""
+    by_shape: dict[tuple[int, ...], list[_Key]] = {}
+    for key, pair in pairs.items():
+        if pair is not None:
+            by_shape.setdefault(pair.correct_arm.shape, []).append(key)
+    found: dict[_Key, Contrast] = {}
+    for shape, keys in by_shape.items():
+        # One generator a shape, and nothing else in it: adding an arm changes no other number.
+        random = np.random.default_rng([_RANDOM_SEED, *shape])
+        present = [pair for key in keys if (pair := pairs[key]) is not None]
+        found |= dict(zip(keys, statistics.contrasts(present, random, alpha), strict=True))
+    return {key: found[key] for key in pairs if key in found}
+
+
+def _adjusted(contrasts: Mapping[_Key, Contrast]) -> dict[_Key, Contrast]:
+    adjusted = statistics.holm(np.array([item.p_value for item in contrasts.values()]))
+    return {
+        key: dataclasses.replace(item, p_holm=float(p))
+        for (key, item), p in zip(contrasts.items(), adjusted, strict=True)
+    }
+
+
+def _train_fall(arm: ArmResult, baseline: ArmResult, seeds: int, alpha: float) -> Fall:
+    pairs = shared(arm, baseline, seeds)
+    by_seed = [
+        np.array([100 * side.records[index].final.train.accuracy for index in pairs]) for side in (arm, baseline)
+    ]
+    differences = by_seed[0] - by_seed[1]
+    random = np.random.default_rng([_RANDOM_SEED, len(pairs)])
+    p_value = float(statistics.sign_flip_p(differences[None], random)[0])
+    return Fall(float(differences.mean()), p_value, len(pairs), alpha)
+
+
+def _interactions(
+    spec: ExperimentSpec, by_condition: Mapping[str, tuple[ArmResult, ...]], seeds: int, alpha: float
+) -> tuple[Interaction, ...]:
+    """One an arm, over the seeds that are complete in every condition."""
+    if spec.vary is None:
+        return ()
+    conditions = dict(zip(by_condition, spec.vary.values, strict=True))
+    found = []
+    for arm in spec.arms:
+        if arm.name == spec.primary.baseline:
+            continue
+        sides = [(_named(arms, arm.name), _named(arms, spec.primary.baseline)) for arms in by_condition.values()]
+        indexes = [index for index in range(seeds) if all(index in shared(*pair, seeds) for pair in sides)]
+        if not indexes:
+            continue
+        differences = np.array(
+            [
+                [
+                    100 * (one.records[index].final.test.accuracy - other.records[index].final.test.accuracy)
+                    for one, other in sides
+                ]
+                for index in indexes
+            ]
+        )
+        examples = sides[0][0].records[indexes[0]].final.test.total
+        random = np.random.default_rng([_RANDOM_SEED, len(indexes)])
+        found.append(
+            statistics.linear_trend(
+                arm.name, spec.primary.baseline, spec.vary.key, conditions, differences, examples, random, alpha
+            )
+        )
+    adjusted = statistics.holm(np.array([item.p_value for item in found]))
+    return tuple(dataclasses.replace(item, p_holm=float(p)) for item, p in zip(found, adjusted, strict=True))
+
+
+def _cautions(
+    spec: ExperimentSpec,
+    by_condition: Mapping[str, tuple[ArmResult, ...]],
+    seeds_asked: Sequence[int],
+    placebo: Contrast | None,
+    look: Look | None,
+) -> list[str]:
+    arms = [arm for results in by_condition.values() for arm in results]
     cautions = []
     # Growth from below the least number is no look: nothing could have been significant there.
     if len([count for count in seeds_asked if count >= statistics.MIN_SEEDS]) > 1:
         asked = " then ".join(map(str, seeds_asked))
         cautions.append(
             f"The number of seeds was changed ({asked}) after results could be seen; p-values assume it was fixed."
+        )
+    if look is not None and look.complete > look.seeds:
+        cautions.append(
+            f"{look.complete - look.seeds} more pairs of seeds are done than this planned look is at: not compared."
         )
     troubled = sum(len(arm.troubled) for arm in arms)
     if troubled:
@@ -189,9 +332,16 @@ def _cautions(spec: ExperimentSpec, arms: tuple[ArmResult, ...], seeds_asked: li
     missing = sum(arm.missing for arm in arms)
     if missing:
         cautions.append(f"{missing} of {sum(arm.planned for arm in arms)} runs are not done yet.")
-    if not any(_is_placebo(arm.spec, spec) for arm in arms):
+    if not any(is_placebo(spec, arm) for arm in spec.arms):
         cautions.append(
             "There is no A/A arm (the baseline again with other seeds), which would show how far identical arms differ."
+        )
+    if placebo is not None and placebo.p_value < placebo.alpha:
+        cautions.append(
+            f"The A/A arm {placebo.arm} differs from {placebo.baseline} ({placebo.difference:+.2f} points, "
+            f"p = {placebo.p_value:.3g}) although only its seeds are others. Chance alone "
+            f"does this in one of {1 / placebo.alpha:.0f} experiments. Until it is repeated with yet other seeds, "
+            "differences of that size mean nothing here."
         )
     environments = {
         (str(record.provenance.packages), record.provenance.threads, record.provenance.device)
@@ -201,10 +351,3 @@ def _cautions(spec: ExperimentSpec, arms: tuple[ArmResult, ...], seeds_asked: li
     if len(environments) > 1:
         cautions.append("Runs were done with different package versions, threads or devices; see the provenance.")
     return cautions
-
-
-def _is_placebo(arm: ArmSpec, spec: ExperimentSpec) -> bool:
-    """Whether an arm is the baseline again with none of its seeds."""
-    baseline = spec.arm(spec.primary.baseline)
-    same = arm.attention == baseline.attention and arm.padding == baseline.padding
-    return same and abs(arm.seed_offset - baseline.seed_offset) >= spec.seeds

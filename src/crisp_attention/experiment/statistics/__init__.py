@@ -1,0 +1,85 @@
+"""Statistics of paired runs: pure functions, arrays in, numbers out. No torch.
+
+`paired` compares two arms over seeds, `calibration` judges probabilities, `interaction` follows a difference along what
+is varied, `power` says what a design can find. Randomness comes from the `numpy.random.Generator` that is passed in.
+"""
+
+from crisp_attention.experiment.statistics.calibration import (
+    BINS,
+    ReliabilityBin,
+    brier,
+    calibration_error,
+    confidence,
+    nll,
+    reliability,
+    rescaled,
+    temperature,
+)
+from crisp_attention.experiment.statistics.interaction import Interaction, linear_trend, slopes
+from crisp_attention.experiment.statistics.paired import (
+    EQUIVALENCE_MARGIN,
+    Array,
+    Contrast,
+    Interval,
+    McNemar,
+    Pair,
+    contrasts,
+    crossed_bootstrap,
+    equivalence_p,
+    holm,
+    interquartile_mean,
+    mcnemar,
+    probability_better,
+    sign_flip_p,
+    t_interval,
+)
+from crisp_attention.experiment.statistics.power import (
+    ALPHA,
+    MIN_SEEDS,
+    POWER,
+    Look,
+    detectable_effect,
+    least_seeds,
+    look_at,
+    seeds_needed,
+    smallest_p,
+)
+
+__all__ = [
+    "ALPHA",
+    "BINS",
+    "EQUIVALENCE_MARGIN",
+    "MIN_SEEDS",
+    "POWER",
+    "Array",
+    "Contrast",
+    "Interaction",
+    "Interval",
+    "Look",
+    "McNemar",
+    "Pair",
+    "ReliabilityBin",
+    "brier",
+    "calibration_error",
+    "confidence",
+    "contrasts",
+    "crossed_bootstrap",
+    "detectable_effect",
+    "equivalence_p",
+    "holm",
+    "interquartile_mean",
+    "least_seeds",
+    "linear_trend",
+    "look_at",
+    "mcnemar",
+    "nll",
+    "probability_better",
+    "reliability",
+    "rescaled",
+    "seeds_needed",
+    "sign_flip_p",
+    "slopes",
+    "smallest_p",
+    "t_interval",
+    "temperature",
+]

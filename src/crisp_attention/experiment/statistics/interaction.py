@@ -1,0 +1,113 @@
+"""Does the difference between two arms change along a property of the data? A linear trend per seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from crisp_attention.experiment.statistics.paired import Array, Interval, sign_flip_p, t_interval
+from crisp_attention.experiment.statistics.power import ALPHA
+
+
+@dataclass(frozen=True)
+class Interaction:
+    """How the difference between two arms follows what is varied.
+
+    Attributes:
+        arm, baseline: Names.
+        factor: What is varied, "train_examples" or "label_noise".
+        unit: The step that the slope is per.
+        conditions: Names of the conditions.
+        values: The factor in each condition.
+        seeds: Pairs that are complete in every condition, S.
+        examples: Evaluation examples, N.
+        differences: Mean difference in each condition over these seeds, points.
+        slopes: Least-squares slope of the difference, by seed, points per unit; `S` values.
+        slope: Their mean.
+        interval: Student's t over seeds; None for one seed.
+        p_value: Two-sided sign-flip permutation test on the mean slope.
+        p_holm: Adjusted over all interactions.
+        alpha: Level of the test; the interval holds 1 - alpha.
+    """
+
+    arm: str
+    baseline: str
+    factor: str
+    unit: str
+    conditions: tuple[str, ...]
+    values: tuple[float, ...]
+    seeds: int
+    examples: int
+    differences: tuple[float, ...]
+    slopes: tuple[float, ...]
+    slope: float
+    interval: Interval | None
+    p_value: float
+    p_holm: float | None
+    alpha: float
+
+
+SCALES: dict[str, tuple[str, Callable[[Array], Array]]] = {
+    "train_examples": ("doubling of the training examples", np.log2),
+    "label_noise": ("10 points of label noise", lambda share: share * 10),
+}
+"""What is varied -> the step that a slope is per, and the values in such steps."""
+
+
+def slopes(positions: Array, differences: Array) -> Array:
+    """Least-squares slope of each row.
+
+    Args:
+        positions: `[K]`, at least two different ones.
+        differences: `[S, K]`.
+
+    Returns:
+        `[S]`, in units of the differences per unit of position.
+    """
+    centred = positions - positions.mean()
+    return np.asarray(differences @ centred / (centred @ centred))
+
+
+def linear_trend(
+    arm: str,
+    baseline: str,
+    factor: str,
+    conditions: dict[str, float],
+    differences: Array,
+    examples: int,
+    random: np.random.Generator,
+    alpha: float = ALPHA,
+) -> Interaction:
+    """Test whether a difference has a linear trend over the log of a train size or over a noise share.
+
+    Args:
+        arm: Name.
+        baseline: Name.
+        factor: A key of `SCALES`.
+        conditions: The factor in each condition, by the condition's name.
+        differences: `[S, K]`, arm minus baseline by seed and condition, points.
+        examples: Evaluation examples.
+        random: For the permutation test with many seeds.
+        alpha: Level of the test.
+    """
+    unit, scale = SCALES[factor]
+    by_seed = slopes(scale(np.array(list(conditions.values()))), differences)
+    return Interaction(
+        arm=arm,
+        baseline=baseline,
+        factor=factor,
+        unit=unit,
+        conditions=tuple(conditions),
+        values=tuple(conditions.values()),
+        seeds=len(differences),
+        examples=examples,
+        differences=tuple(differences.mean(axis=0).tolist()),
+        slopes=tuple(by_seed.tolist()),
+        slope=float(by_seed.mean()),
+        interval=t_interval(by_seed, alpha) if len(by_seed) > 1 else None,
+        p_value=float(sign_flip_p(by_seed[None], random)[0]),
+        p_holm=None,
+        alpha=alpha,
+    )

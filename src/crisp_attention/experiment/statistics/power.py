@@ -1,0 +1,111 @@
+"""What a design can find, how many seeds a finding needs, and what planned looks cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from statsmodels.stats.power import TTestPower
+
+ALPHA = 0.05
+POWER = 0.8
+
+MIN_SEEDS = 6
+"""Below this no two-sided sign-flip test can reach p < .05: its smallest p is 2 / 2^S."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """One of several planned looks at growing data.
+
+    Attributes:
+        number: Which look, from 1; 0 before the first.
+        planned: Numbers of seeds at all looks.
+        complete: Pairs of seeds done so far.
+        alpha: Level of the tests at each look: 5% shared equally.
+    """
+
+    number: int
+    planned: tuple[int, ...]
+    complete: int
+    alpha: float
+
+    @property
+    def seeds(self) -> int:
+        """Seeds that this look is at; 0 before the first."""
+        return self.planned[self.number - 1] if self.number else 0
+
+    @property
+    def smallest_p(self) -> float:
+        """What a sign-flip test over so many seeds can reach at best."""
+        return smallest_p(self.seeds)
+
+
+def look_at(planned: Sequence[int], complete: int) -> Look:
+    """The last planned look that the data have reached.
+
+    Looks share the 5% equally (Bonferroni), which bounds the chance that any of them errs.
+
+    Args:
+        planned: Numbers of seeds at the looks, rising.
+        complete: Seeds 0, 1, ... whose pairs are all done.
+    """
+    reached = sum(seeds <= complete for seeds in planned)
+    return Look(reached, tuple(planned), complete, ALPHA / len(planned))
+
+
+def smallest_p(seeds: int) -> float:
+    """Smallest p of a two-sided sign-flip test: all seeds agree."""
+    return float(min(1.0, 2 / 2**seeds))
+
+
+def least_seeds(alpha: float = ALPHA) -> int:
+    """Fewest seeds at which a two-sided sign-flip test can reach p < alpha."""
+    return next(seeds for seeds in range(1, 64) if smallest_p(seeds) < alpha)
+
+
+def detectable_effect(spread: float, seeds: int, alpha: float = ALPHA) -> float:
+    """Smallest mean difference that a paired t test finds with 80% power.
+
+    Args:
+        spread: Standard deviation of the paired differences, points.
+        seeds: Pairs, at least 2.
+        alpha: Level of the test, two-sided.
+
+    Returns:
+        Points.
+    """
+    size = TTestPower().solve_power(effect_size=None, nobs=seeds, alpha=alpha, power=POWER)
+    return float(np.squeeze(size)) * spread
+
+
+def seeds_needed(effect: float, spread: float, alpha: float = ALPHA) -> int:
+    """Pairs that a paired t test needs to find a difference with 80% power.
+
+    Args:
+        effect: Points, above 0.
+        spread: Standard deviation of the paired differences, points.
+        alpha: Level of the test, two-sided.
+
+    Returns:
+        At least `least_seeds(alpha)`.
+    """
+    lowest = highest = least_seeds(alpha)
+    while spread and _power(effect / spread, highest, alpha) < POWER:
+        lowest, highest = highest, 2 * highest
+    # The least number with the power, by bisection: statsmodels' own search for it fails far out.
+    while lowest < highest:
+        middle = (lowest + highest) // 2
+        if _power(effect / spread, middle, alpha) < POWER:
+            lowest = middle + 1
+        else:
+            highest = middle
+    return highest
+
+
+def _power(size: float, seeds: int, alpha: float) -> float:
+    power = float(TTestPower().power(size, nobs=seeds, alpha=alpha))
+    # Far out the noncentral t has no number any more: the effect is then found always.
+    return 1.0 if math.isnan(power) else power
