@@ -63,9 +63,11 @@ TORCH_FREE = [
         f"experiment.{room}"
         for room in (
             "analysis", "assets", "data", "display", "execute", "model", "outcomes", "outputs", "pattern", "record",
-            "report", "report.attention", "report.pages", "report.plots", "report.tables", "report.templating",
-            "runs", "spec", "statistics", "statistics.calibration", "statistics.interaction", "statistics.paired",
-            "statistics.power", "store", "study", "verdict", "worker",
+            "report", "report.attention", "report.breadth", "report.disagreements", "report.drawing",
+            "report.forest", "report.pages", "report.plots", "report.provenance", "report.secondary",
+            "report.sections", "report.tables", "report.templating", "report.theme", "runs", "spec", "statistics",
+            "statistics.calibration", "statistics.interaction", "statistics.paired", "statistics.power", "store",
+            "study", "verdict", "worker",
         )
     ),
 ]  # fmt: skip
