@@ -156,9 +156,19 @@ def planned(spec: ExperimentSpec) -> dict[tuple[str, int], PlannedRun]:
 
 
 def prints_of(spec: ExperimentSpec) -> Fingerprints:
-    """Made-up fingerprints of everything that a specification names."""
-    data = {condition: f"{condition}{DATA}"[:64] for condition in spec.conditions()}
-    return Fingerprints(MODEL, data, {item.name: f"{item.name}{DATA}"[:64] for item in spec.evaluations})
+    """Made-up fingerprints of all data that an experiment needs."""
+    data = {name: DATA if name == "" else f"{place:x}" * 64 for place, name in enumerate(spec.conditions())}
+    return Fingerprints(MODEL, data, {item.name: f"data of {item.name}" for item in spec.evaluations})
+
+
+def fill_runs(folder: Path, spec: ExperimentSpec, result: Callable[[PlannedRun], Any]) -> Store:
+    """A run directory; `result` gives per planned run a record and its arrays, or None (not done)."""
+    store, prints = Store(folder), prints_of(spec)
+    store.open(spec, prints)
+    for run in expand(spec, prints):
+        if (made := result(run)) is not None:
+            store.save(*made)
+    return store
 
 
 def finished_in_full(
@@ -205,14 +215,14 @@ def finished_in_full(
 
 def fill_in_full(folder: Path, spec: ExperimentSpec, outcome: Outcome, *, texts: bool = True) -> Store:
     """A run directory with all that a run can leave behind; `outcome` as for `fill`, in every condition the same."""
-    store, prints = Store(folder), prints_of(spec)
-    store.open(spec, prints)
-    for run in expand(spec, prints):
+
+    def made(run: PlannedRun) -> Any:
         result = outcome(run.arm, run.index)
-        if isinstance(result, str):
-            store.save(troubled(run, result), None)
-        elif result is not None:
-            store.save(*finished_in_full(run, result, spec))
+        if result is None:
+            return None
+        return (troubled(run, result), None) if isinstance(result, str) else finished_in_full(run, result, spec)
+
+    store = fill_runs(folder, spec, made)
     if texts:
         own = tuple(f"sentence <b>number</b> {number}" for number in range(EXAMPLES))
         store.save_examples(Examples(texts=own, pairs=(), map_rows=MAP_ROWS, map_tokens=MAP_TOKENS))

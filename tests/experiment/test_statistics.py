@@ -10,6 +10,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from scipy import integrate, special, stats
+from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 
 from crisp_attention.experiment.statistics import (
     ALPHA,
@@ -17,12 +18,14 @@ from crisp_attention.experiment.statistics import (
     MIN_SEEDS,
     POWER,
     Interval,
+    McNemar,
     Pair,
     contrasts,
     detectable_effect,
     equivalence_p,
     holm,
     interquartile_mean,
+    mcnemar,
     paired,
     probability_better,
     seeds_needed,
@@ -254,6 +257,56 @@ def test_the_crossed_bootstrap_covers_the_true_difference_of_equal_arms():
     assert covered / runs > 0.88
 
 
+def test_graded_outcomes_have_a_crossed_bootstrap_too():
+    """Of normal differences whose seeds and examples both matter, by the same draws of rows and columns."""
+    random = generator(6)
+    values = random.normal(size=(8, 1)) + random.normal(size=(1, 50)) + 0.1 * random.normal(size=(8, 50))
+    (found,) = paired.crossed_bootstrap([values], generator())
+    draws = np.array(list(slow_bootstrap(values / 100, np.zeros_like(values), generator(5), 6000)))
+    assert found.low == pytest.approx(np.quantile(draws, 0.025), abs=0.06 * np.ptp(draws))
+    assert found.high == pytest.approx(np.quantile(draws, 0.975), abs=0.06 * np.ptp(draws))
+    # Both are samples: the error is nearly that of seeds and of examples together.
+    assert width(found) == pytest.approx(
+        2 * 1.96 * math.sqrt(values.mean(1).var() / 8 + values.mean(0).var() / 50), rel=0.1
+    )
+
+
+def test_a_stricter_level_has_a_wider_interval():
+    random = generator(3)
+    arm, baseline = random.random((7, 40)) < 0.8, random.random((7, 40)) < 0.7
+    usual, strict = (contrast("a", "b", arm, baseline, generator(), alpha=alpha) for alpha in (0.05, 0.05 / 3))
+    assert (usual.alpha, strict.alpha) == (0.05, 0.05 / 3)
+    for name in ("interval", "seed_interval"):
+        assert width(getattr(strict, name)) > 1.1 * width(getattr(usual, name))
+    assert strict.detectable > usual.detectable
+    assert strict.p_value == usual.p_value
+
+
+def test_what_else_is_compared_changes_nothing():
+    random = generator(8)
+    pairs = [Pair(name, "b", random.random((18, 40)) < 0.8, random.random((18, 40)) < 0.7) for name in "xyz"]
+    together = contrasts(pairs, generator(2))
+    assert [contrasts([pair], generator(2))[0] for pair in pairs] == together
+    assert contrasts(pairs[::-1], generator(2)) == together[::-1]
+    assert contrasts([], generator()) == []
+
+
+def test_the_crossed_error_is_that_of_two_samples():
+    """Truth by simulation: seeds and examples both drawn anew."""
+    random, means, errors = generator(9), [], []
+    for _ in range(300):
+        table = 0.5 * random.normal(size=(10, 1)) + random.normal(size=(1, 30)) + 2 * random.normal(size=(10, 30))
+        means.append(table.mean())
+        errors.append(paired.crossed_error(table) ** 2)
+    assert math.sqrt(np.mean(errors)) == pytest.approx(np.std(means), rel=0.15)
+
+
+def test_the_crossed_error_of_one_example_is_that_of_the_seeds():
+    values = np.array([[1.0], [2.0], [4.0]])
+    assert paired.crossed_error(values) == pytest.approx(values.std(ddof=1) / math.sqrt(3))
+    assert paired.crossed_error(np.ones((4, 5))) == 0.0
+
+
 @given(values=st.lists(st.floats(-5, 5), min_size=2, max_size=12))
 def test_the_seed_interval_is_students(values):
     values = np.array(values)
@@ -283,6 +336,28 @@ def test_equivalence_is_the_worse_of_two_one_sided_t_tests(values, margin):
 @pytest.mark.parametrize(("value", "expected"), [(0.0, 0.0), (0.4, 0.0), (-0.4, 0.0), (0.5, 1.0), (-0.5, 1.0), (3, 1)])
 def test_without_spread_equivalence_is_certain_either_way(value, expected):
     assert equivalence_p(np.full(7, float(value)), 0.5) == expected
+
+
+# Two checkpoints
+
+
+@given(pair=matrices())
+@settings(max_examples=30)
+def test_mcnemar_is_statsmodels_exact_test(pair):
+    arm, baseline = (table[0] for table in pair)
+    found = mcnemar(arm, baseline, 3)
+    table = [[int((arm & baseline).sum()), found.only_arm], [found.only_baseline, int((~arm & ~baseline).sum())]]
+    assert np.sum(table) == len(arm)
+    assert found.p_value == pytest.approx(float(statsmodels_mcnemar(table, exact=True).pvalue))
+    assert found.index == 3
+    turned = mcnemar(baseline, arm, 3)
+    assert (turned.only_arm, turned.only_baseline) == (found.only_baseline, found.only_arm)
+    assert turned.p_value == found.p_value
+
+
+def test_two_checkpoints_that_agree_are_no_evidence():
+    arm = generator().random(40) < 0.8
+    assert mcnemar(arm, arm.copy(), 0) == McNemar(0, 0, 0, 1.0)
 
 
 # Several contrasts, and summaries
@@ -442,7 +517,7 @@ def test_one_seed_has_no_spread_and_no_test():
     found = contrast("a", "b", matrix([95], 100), matrix([90], 100), generator())
     assert found.difference == pytest.approx(5)
     assert found.p_value == 1.0
-    unknown = ("spread", "seed_interval", "effect_size", "p_equivalence", "detectable")
+    unknown = ("spread", "seed_interval", "effect_size", "p_equivalence", "detectable", "detectable_verdict")
     assert [getattr(found, name) for name in unknown] == [None] * len(unknown)
     assert found.interval.low < 5 < found.interval.high
     assert found.probability_better == 1.0

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import re
 
 import numpy as np
@@ -9,8 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from crisp_attention.experiment.pattern import Clause, RegularizerPattern
 from crisp_attention.experiment.spec import ExperimentSpec
-from crisp_attention.experiment.statistics import MIN_SEEDS, Interval, Pair, contrasts, paired
+from crisp_attention.experiment.statistics import (
+    MIN_SEEDS,
+    Interval,
+    Pair,
+    contrasts,
+    linear_trend,
+    look_at,
+    paired,
+)
 from crisp_attention.experiment.verdict import Verdict, judge
 
 EXAMPLES = 400
@@ -211,3 +221,130 @@ def test_any_spread_can_be_put_into_words(seeds):
     for spread in (0.05, 0.11, 0.12, 0.13, 0.15, 0.16, 1 / 6, 0.18, 0.2, 0.5, 3.0, 20.0):
         changed = dataclasses.replace(found, spread=spread, p_value=0.5, p_equivalence=0.5)
         assert judge(changed, "topk-50", "dense", seeds).word == ("no verdict" if seeds == 3 else "inconclusive")
+
+
+def test_inconclusive_says_what_a_verdict_would_have_taken():
+    found = compare(SPREAD)
+    told = text_of(judge(found, "topk-50", "dense", 8))
+    assert found.detectable_verdict > found.detectable
+    assert f"to hold for other examples too, takes {found.detectable_verdict:.2f} or more" in told
+
+
+# What stands beside the contrast
+
+BETTER = [20, 22, 25, 19, 30, 24, 21, 26]
+
+
+def told_with(counts=BETTER, **beside):
+    return text_of(judge(compare(counts), "topk-50", "dense", len(counts), **beside))
+
+
+def test_every_headline_names_its_condition():
+    for counts in (BETTER, [-count for count in BETTER], SPREAD, [0, 1, -1, 0, 0, 1, 0, -1]):
+        verdict = judge(compare(counts), "topk-50", "dense", 8, condition="label_noise=0.4")
+        assert verdict.headline.endswith(" at label_noise=0.4.")
+        assert "paired seeds at label_noise=0.4" in verdict.details[0]
+    nothing = judge(None, "topk-50", "dense", 8, condition="label_noise=0.4")
+    assert nothing.headline == "No verdict: no seed has finished both topk-50 and dense at label_noise=0.4."
+
+
+@pytest.mark.parametrize(("complete", "number"), [(10, 2), (20, 3)])
+def test_a_look_says_which_it_is_and_what_it_costs(complete, number):
+    told = told_with(look=look_at((5, 10, 20), complete))
+    assert f"Look {number} of 3, planned at 5, 10, 20 seeds: each tests at p < 0.0167." in told
+    assert ("The next is at 20 seeds." in told) == (number == 2)
+
+
+def test_what_five_percent_finds_a_look_may_not():
+    """Seven of eight seeds agree: p lies between a third of 5% and 5%."""
+    counts = [20, 22, 25, 19, -6, 24, 21, 26]
+    tables = []
+    for alpha in (0.05, 0.05 / 3):
+        found = dataclasses.replace(compare(counts), p_value=0.03, interval=Interval(0.5, 4.0), alpha=alpha)
+        tables.append(judge(found, "topk-50", "dense", 8).word)
+    assert tables == ["helps", "inconclusive"]
+
+
+def test_six_seeds_carry_no_verdict_at_a_stricter_level():
+    found = dataclasses.replace(compare([20, 22, 25, 19, 30, 24]), alpha=0.05 / 3)
+    verdict = judge(found, "topk-50", "dense", 6, look=look_at((6, 12, 18), 6))
+    assert verdict.word == "no verdict"
+    assert "cannot go below p = 0.0312" in text_of(verdict)
+    assert "The next is at 12 seeds." in text_of(verdict)
+    assert advised(verdict) == []
+
+
+def test_planned_looks_are_not_talked_out_of_their_plan():
+    found = compare(SPREAD)
+    verdict = judge(found, "topk-50", "dense", 8, look=look_at((8, 16), 8))
+    assert verdict.word == "inconclusive"
+    assert "--seeds" not in text_of(verdict)
+
+
+def test_the_placebo_is_told_either_way():
+    same = dataclasses.replace(compare(SPREAD), arm="again")
+    told = told_with(placebo=same)
+    assert f"Placebo: again, which is dense with other seeds, differs from it by {same.difference:+.2f} points" in told
+    assert f"(p = {same.p_value:.3g}): identical arms are not told apart, as it should be." in told
+    other = dataclasses.replace(compare(BETTER), arm="again")
+    assert "identical arms should not, so read the verdict with the caution below." in told_with(placebo=other)
+
+
+@pytest.mark.parametrize(
+    ("rows", "sentence"),
+    [
+        ([[4, 2, 0]] * 8, "The difference falls with train_examples: -1.00 points per doubling"),
+        ([[0, 2, 4]] * 8, "The difference rises with train_examples: +1.00 points per doubling"),
+        ([[4, 2, 0], [0, 2, 4]] * 4, "These data do not show that the difference follows train_examples: +0.00 points"),
+        (
+            [[4, 2, 0]] * 5,
+            "5 seeds cannot tell whether the difference follows train_examples: +4.00 points at a, +0.00",
+        ),
+    ],
+)
+def test_an_interaction_is_a_sentence(rows, sentence):
+    found = linear_trend(
+        "topk-50",
+        "dense",
+        "train_examples",
+        {"a": 100.0, "b": 400.0, "c": 1600.0},
+        np.array(rows, dtype=float),
+        50,
+        np.random.default_rng(0),
+    )
+    assert sentence in told_with(interaction=found).replace("-0.00", "+0.00")
+
+
+def pattern_of(*answers):
+    clauses = [Clause(f"clause {place}", answer, 1.0, f"figure {place}") for place, answer in enumerate(answers)]
+    return RegularizerPattern("topk-50", *clauses)
+
+
+def test_a_regularizer_is_one_only_when_all_clauses_hold_and_it_helps():
+    whole = pattern_of(True, True, True, True)
+    assert "topk-50 acts as a regularizer: clause 0 (figure 0); clause 1 (figure 1); clause 2" in told_with(
+        pattern=whole
+    )
+    for counts in (SPREAD, [-count for count in BETTER]):
+        told = told_with(counts, pattern=whole)
+        assert "acts as a regularizer" not in told
+        assert "topk-50 shows a regularizer's pattern, but that it helps is not shown" in told
+
+
+@pytest.mark.parametrize("answers", itertools.product([True, False, None], repeat=4))
+def test_a_clause_that_fails_or_is_open_is_named(answers):
+    told = told_with(pattern=pattern_of(*answers))
+    assert ("topk-50 acts as a regularizer: " in told) == (answers == (True,) * 4)
+    if answers != (True,) * 4:
+        assert "That topk-50 acts as a regularizer is not established." in told
+        for label, answer in (("Not shown", False), ("Not measured", None)):
+            named = [place for place in range(4) if answers[place] is answer]
+            listed = "; ".join(f"clause {place} (figure {place})" for place in named)
+            assert (f"{label}: {listed}." in told) if named else (label not in told)
+
+
+def test_without_a_verdict_nothing_beside_it_is_claimed():
+    placebo = dataclasses.replace(compare(BETTER), arm="again")
+    told = told_with(BETTER[:4], placebo=placebo, pattern=pattern_of(True, True, True, True))
+    assert "Placebo" not in told
+    assert "regularizer" not in told

@@ -94,6 +94,14 @@ class _Comparison:
     baseline_values: Array
     by_example: Array | None
 
+    @property
+    def differences(self) -> Array:
+        """Arm minus baseline, `[S]`."""
+        found = self.arm_values - self.baseline_values
+        # What rounding leaves of no difference is none: the same sign in all seeds would pass for evidence.
+        found[np.abs(found) <= 1e-12 * (np.abs(self.arm_values) + np.abs(self.baseline_values))] = 0.0
+        return found
+
 
 def outcome_contrasts(
     arms: Iterable[ArmResult], baseline: ArmResult, seeds: int, alpha: float, random_seed: int
@@ -117,9 +125,7 @@ def outcome_contrasts(
     compared: list[tuple[_Comparison, int, float, Interval | None]] = []
     for shape, members in by_shape.items():
         random = np.random.default_rng([random_seed, *shape])
-        p_values = statistics.sign_flip_p(
-            np.stack([item.arm_values - item.baseline_values for item in members]), random
-        )
+        p_values = statistics.sign_flip_p(np.stack([item.differences for item in members]), random)
         tables = [item.by_example for item in members if item.by_example is not None]
         crossed = iter(statistics.crossed_bootstrap(tables, random, alpha))
         compared += [
@@ -137,11 +143,9 @@ def outcome_contrasts(
             examples=examples,
             mean_arm=float(item.arm_values.mean()),
             mean_baseline=float(item.baseline_values.mean()),
-            differences=tuple((item.arm_values - item.baseline_values).tolist()),
-            difference=float((item.arm_values - item.baseline_values).mean()),
-            interval=statistics.t_interval(item.arm_values - item.baseline_values, alpha)
-            if len(item.arm_values) > 1
-            else None,
+            differences=tuple(item.differences.tolist()),
+            difference=float(item.differences.mean()),
+            interval=statistics.t_interval(item.differences, alpha) if len(item.differences) > 1 else None,
             crossed=crossed_interval,
             p_value=p_value,
             p_holm=float(p_holm),

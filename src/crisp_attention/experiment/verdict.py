@@ -97,7 +97,8 @@ def judge(
     if word == "inconclusive" and contrast.detectable:
         details.append(
             f"This design could have detected a difference of {contrast.detectable:.2f} points or more "
-            "(paired t test over seeds, 80% power); the data are compatible with "
+            "(paired t test over seeds, 80% power); a verdict, which is to hold for other examples too, takes "
+            f"{contrast.detectable_verdict:.2f} or more. The data are compatible with "
             f"{contrast.interval.low:+.2f} to {contrast.interval.high:+.2f}."
         )
         details += _seeds_for(contrast, look)
@@ -159,7 +160,7 @@ def _seeds_for(contrast: Contrast, look: Look | None) -> tuple[str, ...]:
     wanted = seeds_needed(_EFFECT_OF_INTEREST, contrast.spread, contrast.alpha)
     estimate = (
         f"At the spread seen so far ({contrast.spread:.2f} points a pair) about {wanted} seeds would detect a "
-        f"difference of {_EFFECT_OF_INTEREST:g} point with 80% power."
+        f"difference of {_EFFECT_OF_INTEREST:g} point with 80% power (paired t test over seeds)."
     )
     if wanted > MAX_SEEDS:
         return (f"{estimate} That is out of reach: more examples, or a larger effect, would be needed.",)

@@ -25,6 +25,7 @@ from crisp_attention.experiment.statistics.paired import (
     Pair,
     contrasts,
     crossed_bootstrap,
+    crossed_error,
     equivalence_p,
     holm,
     interquartile_mean,
@@ -42,6 +43,7 @@ from crisp_attention.experiment.statistics.power import (
     least_seeds,
     look_at,
     seeds_needed,
+    sign_flip_effect,
     smallest_p,
 )
 
@@ -64,6 +66,7 @@ __all__ = [
     "confidence",
     "contrasts",
     "crossed_bootstrap",
+    "crossed_error",
     "detectable_effect",
     "equivalence_p",
     "holm",
@@ -77,6 +80,7 @@ __all__ = [
     "reliability",
     "rescaled",
     "seeds_needed",
+    "sign_flip_effect",
     "sign_flip_p",
     "slopes",
     "smallest_p",

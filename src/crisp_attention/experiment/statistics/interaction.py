@@ -67,7 +67,11 @@ def slopes(positions: Array, differences: Array) -> Array:
         `[S]`, in units of the differences per unit of position.
     """
     centred = positions - positions.mean()
-    return np.asarray(differences @ centred / (centred @ centred))
+    changes = differences - differences[:, :1]
+    products = changes @ centred
+    # What rounding leaves of no slope at all is no slope: the same sign in all seeds would pass for evidence.
+    products[np.abs(products) <= 1e-9 * (np.abs(changes) @ np.abs(centred))] = 0.0
+    return np.asarray(products / (centred @ centred))
 
 
 def linear_trend(

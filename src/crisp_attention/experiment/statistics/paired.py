@@ -5,6 +5,7 @@ Letters: C comparisons, S seeds, N evaluation examples. Accuracies and their dif
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import DescrStatsW
 
-from crisp_attention.experiment.statistics.power import ALPHA, detectable_effect
+from crisp_attention.experiment.statistics.power import ALPHA, POWER, detectable_effect, least_seeds, sign_flip_effect
 
 Array = np.ndarray[Any, Any]
 
@@ -22,6 +23,7 @@ EQUIVALENCE_MARGIN = 0.5
 """Points within which two arms count as equivalent."""
 
 _EXACT_SEEDS = 16
+_POWER_Z = float(stats.norm.ppf(POWER))
 _FLIPS = 99_999
 _RESAMPLES = 10_000
 
@@ -68,7 +70,10 @@ class Contrast:
         effect_size: d_z, the mean difference in its standard deviations; None where that is 0.
         probability_better: P(arm > baseline) for two independent seeds, ties half.
         p_equivalence: TOST for a difference within +-0.5 points; None for one seed.
-        detectable: Smallest difference found with 80% power; None for one seed.
+        detectable: Smallest difference that a paired t test over seeds, so on these examples, finds with 80% power;
+            None for one seed.
+        detectable_verdict: Smallest difference that a verdict finds with 80% power: by the sign-flip test, and with an
+            interval over seeds and examples that excludes 0. None for fewer seeds than can carry a verdict.
         alpha: Level of the tests; the intervals hold 1 - alpha.
     """
 
@@ -87,6 +92,7 @@ class Contrast:
     probability_better: float
     p_equivalence: float | None
     detectable: float | None
+    detectable_verdict: float | None
     alpha: float = ALPHA
 
     @property
@@ -144,6 +150,12 @@ def contrasts(pairs: Sequence[Pair], random: np.random.Generator, alpha: float =
         differences = 100 * counts[place] / examples
         several = seeds > 1
         spread = (float(differences.std(ddof=1)) if np.ptp(counts[place]) else 0.0) if several else None
+        interval = Interval(100 * intervals[place].low, 100 * intervals[place].high)
+        detectable = detectable_effect(spread, seeds, alpha) if spread is not None else None
+        for_verdict = None
+        if spread is not None and seeds >= least_seeds(alpha):
+            beyond_zero = (interval.high - interval.low) / 2 + 100 * crossed_error(by_example[place]) * _POWER_Z
+            for_verdict = max(sign_flip_effect(seeds, alpha) * spread, beyond_zero)
         found.append(
             Contrast(
                 arm=pair.arm,
@@ -155,12 +167,13 @@ def contrasts(pairs: Sequence[Pair], random: np.random.Generator, alpha: float =
                 spread=spread,
                 p_value=float(p_values[place]),
                 p_holm=None,
-                interval=Interval(100 * intervals[place].low, 100 * intervals[place].high),
+                interval=interval,
                 seed_interval=t_interval(differences, alpha) if several else None,
                 effect_size=float(differences.mean()) / spread if spread else None,
                 probability_better=probability_better(*right[place]),
                 p_equivalence=equivalence_p(differences, EQUIVALENCE_MARGIN) if several else None,
-                detectable=detectable_effect(spread, seeds, alpha) if spread is not None else None,
+                detectable=detectable,
+                detectable_verdict=for_verdict,
                 alpha=alpha,
             )
         )
@@ -231,6 +244,34 @@ def _resampled(examples: int, count: int, random: np.random.Generator) -> Array:
     drawn = random.integers(examples, size=(count, examples))
     drawn += np.arange(count)[:, None] * examples
     return np.bincount(drawn.ravel(), minlength=count * examples).reshape(count, examples).astype(np.float64)
+
+
+def crossed_error(differences: Array) -> float:
+    """Standard error of a mean whose seeds and examples are both samples, by analysis of variance.
+
+    What is particular to one seed and one example is counted once here. The crossed bootstrap counts it up to three
+    times (Owen 2007, The pigeonhole bootstrap): its intervals are too wide rather than too narrow. No bootstrap of
+    crossed samples is exact (McCullagh 2000, Resampling and exchangeable arrays).
+
+    Args:
+        differences: `[S, N]`, at least two seeds.
+
+    Returns:
+        In the unit of the differences.
+    """
+    seeds, examples = differences.shape
+    values = differences.astype(np.float64)
+    by_seed, by_example, mean = values.mean(axis=1), values.mean(axis=0), values.mean()
+    rest = ((values - mean) ** 2).sum()
+    seed_square = examples * float(((by_seed - mean) ** 2).sum())
+    example_square = seeds * float(((by_example - mean) ** 2).sum())
+    seed_mean = seed_square / (seeds - 1)
+    if examples == 1:
+        return math.sqrt(seed_mean / seeds)
+    example_mean = example_square / (examples - 1)
+    rest_mean = max(0.0, rest - seed_square - example_square) / ((seeds - 1) * (examples - 1))
+    # An estimate of a variance component may fall below 0: then the other one is all there is.
+    return math.sqrt(max(seed_mean + example_mean - rest_mean, seed_mean, example_mean) / (seeds * examples))
 
 
 def t_interval(differences: Array, alpha: float = ALPHA) -> Interval:

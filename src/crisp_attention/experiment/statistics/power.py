@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,11 @@ from statsmodels.stats.power import TTestPower
 
 ALPHA = 0.05
 POWER = 0.8
+
+_COARSE = 10
+"""Up to so many seeds the sign-flip test needs a larger effect than a t test."""
+
+_DRAWS = 4000
 
 MIN_SEEDS = 6
 """Below this no two-sided sign-flip test can reach p < .05: its smallest p is 2 / 2^S."""
@@ -79,6 +85,38 @@ def detectable_effect(spread: float, seeds: int, alpha: float = ALPHA) -> float:
     """
     size = TTestPower().solve_power(effect_size=None, nobs=seeds, alpha=alpha, power=POWER)
     return float(np.squeeze(size)) * spread
+
+
+@functools.cache
+def sign_flip_effect(seeds: int, alpha: float = ALPHA) -> float:
+    """Smallest mean of normal differences, in their standard deviations, that the sign-flip test finds with 80% power.
+
+    With few seeds the test can tell fewer outcomes apart than a t test and needs more: at six, all must agree.
+
+    Args:
+        seeds: Pairs; infinity below `least_seeds(alpha)`.
+        alpha: Level of the test, two-sided.
+    """
+    if seeds < least_seeds(alpha):
+        return math.inf
+    alike = float(np.squeeze(TTestPower().solve_power(effect_size=None, nobs=seeds, alpha=alpha, power=POWER)))
+    if seeds > _COARSE:
+        return alike
+    # An integral over normal differences, by always the same draws of them.
+    noise = np.random.default_rng(0).normal(size=(_DRAWS, seeds))
+    signs = (1.0 - 2 * ((np.arange(2**seeds) >> np.arange(seeds)[:, None]) & 1))[:, : 2 ** (seeds - 1)]
+
+    def power(size: float) -> float:
+        differences = noise + size
+        # Half of the patterns stand for all: the other half has the same sums with the other sign.
+        as_far = np.abs(differences @ signs) >= np.abs(differences.sum(axis=1, keepdims=True)) * (1 - 1e-9)
+        return float((as_far.mean(axis=1) < alpha).mean())
+
+    low, high = alike / 2, 2 * alike
+    while high - low > 1e-3:
+        middle = (low + high) / 2
+        low, high = (middle, high) if power(middle) < POWER else (low, middle)
+    return high
 
 
 def seeds_needed(effect: float, spread: float, alpha: float = ALPHA) -> int:
