@@ -23,6 +23,7 @@ from crisp_attention.config import SparsityConfig
 from crisp_attention.experiment import data, model, provenance, train
 from crisp_attention.experiment.runs import PlannedRun, RunConfig
 from crisp_attention.experiment.spec import DataSpec, TrainingSpec
+from crisp_attention.experiment.workbench import Workbench, quiet_transformers
 
 BATCH = 32
 ARMS = {
@@ -35,14 +36,14 @@ ARMS = {
 }
 
 
-def ours(bench: train.Workbench, config: SparsityConfig) -> float:
+def ours(bench: Workbench, config: SparsityConfig) -> float:
     """Sentences a second of one arm's training steps."""
     planned = PlannedRun(
         "benchmark",
         0,
         RunConfig(
             model=bench.checkpoint.fingerprint,
-            data=bench.dataset.fingerprint,
+            data=bench.data.conditions[""].fingerprint,
             max_length=128,
             padding="longest",
             training=TrainingSpec(epochs=1, batch_size=BATCH, train_probe=1).model_dump(),
@@ -54,14 +55,14 @@ def ours(bench: train.Workbench, config: SparsityConfig) -> float:
     return record.timing.train_examples_per_second
 
 
-def usual(bench: train.Workbench, sentences: int) -> float:
+def usual(bench: Workbench, sentences: int) -> float:
     """Sentences a second of run_glue.py's recipe."""
     set_seed(0)
     stock = AutoModelForSequenceClassification.from_pretrained(
-        bench.checkpoint.folder, dtype=torch.float32, num_labels=len(bench.dataset.classes)
+        bench.checkpoint.folder, dtype=torch.float32, num_labels=len(bench.data.classes)
     )
-    split = bench.dataset.train
-    encoded = bench.tokenizer(list(split.texts[:sentences]), padding="max_length", max_length=128, truncation=True)
+    split = bench.data.conditions[""].train
+    encoded = bench.processor(list(split.texts[:sentences]), padding="max_length", max_length=128, truncation=True)
     rows = [
         {name: column[row] for name, column in encoded.items()} | {"label": int(split.labels[row])}
         for row in range(sentences)
@@ -87,9 +88,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    train.quiet_transformers()
+    quiet_transformers()
     dataset = data.load(DataSpec(source=options.dataset, train_examples=options.sentences, test_examples=32), print)
-    bench = train.Workbench(model.resolve("minilm-l6", print), dataset)
+    bench = Workbench(model.resolve("minilm-l6", print), data.ExperimentData({"": dataset}))
     ours(bench, ARMS["dense"])  # warm-up, not counted
     speeds: dict[str, list[float]] = {name: [] for name in ("run_glue.py recipe", *ARMS)}
     for number in range(options.rounds):

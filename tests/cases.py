@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import oracle
 from crisp_attention.backends.reference import keep_mask
-from crisp_attention.config import APPLY, SparsityConfig
+from crisp_attention.config import APPLY, SCOPES, SparsityConfig
 from crisp_attention.operator import padding_from_pairs
 from crisp_attention.rules import Pairs, select
 from crisp_attention.rules.selection import Normalizer
@@ -36,7 +36,7 @@ VALUES = {
     "min_keep": st.integers(1, 3),
     "p": st.floats(0.05, 0.98),
     "query_block": st.integers(1, 4),
-    "scope": st.sampled_from(["matrix", "row"]),
+    "scope": st.sampled_from(SCOPES),
     "seed": st.integers(0, 2**32 - 1),
     "sparsity": SPARSITY,
     "stride": st.integers(2, 4),
@@ -68,6 +68,8 @@ def settings_of(draw, rule, **fixed):
     for name in sorted(set(traits.settings) - set(traits.strengths) - set(chosen)):
         if draw(st.booleans()) and (name != "stride" or "window" in chosen):
             chosen[name] = draw(VALUES[name])
+    if chosen.get("scope") == "pair":  # which counts nothing
+        chosen.pop("count_padding", None)
     return chosen
 
 

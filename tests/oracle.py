@@ -120,6 +120,9 @@ def percentile(head, sparsity, min_keep=1, count_padding=False):
 
 def drawn(head, sparsity, min_keep=1, count_padding=False, scope="row"):
     """The rule `random`, of a head whose scores are the noise."""
+    if scope == "pair":
+        mask = head.valid & (head.forced | (head.scores >= sparsity * 2**24))
+        return add_the_best_where_too_few(head, mask, by_score(head), min_keep)
     return (topk if scope == "row" else percentile)(head, sparsity, min_keep, count_padding)
 
 

@@ -38,7 +38,7 @@ FLOORS = [
 # The way through the experiment, from the specification to what people read.
 EXPERIMENT_FLOORS = [
     ["spec", "assets"],
-    ["runs", "data", "model", "record"],
+    ["runs", "corruption", "images", "sources", "data", "model", "record"],
     ["provenance", "store", "batching"],
     ["statistics"],
     ["outputs", "pattern"],
@@ -46,8 +46,9 @@ EXPERIMENT_FLOORS = [
     ["verdict"],
     ["analysis"],
     ["report"],
-    ["inspection"],
-    ["train"],
+    ["checkpoint", "evaluation", "workbench", "inspection"],
+    ["journal"],
+    ["train", "timing"],
     ["worker"],
     ["execute"],
     ["study"],
@@ -62,12 +63,12 @@ TORCH_FREE = [
     *(
         f"experiment.{room}"
         for room in (
-            "analysis", "assets", "data", "display", "execute", "model", "outcomes", "outputs", "pattern", "record",
-            "report", "report.attention", "report.breadth", "report.disagreements", "report.drawing",
-            "report.forest", "report.pages", "report.plots", "report.provenance", "report.secondary",
-            "report.sections", "report.tables", "report.templating", "report.theme", "runs", "spec", "statistics",
-            "statistics.calibration", "statistics.interaction", "statistics.paired", "statistics.power", "store",
-            "study", "verdict", "worker",
+            "analysis", "assets", "corruption", "data", "display", "execute", "images", "model", "outcomes",
+            "outputs", "pattern", "record", "report", "report.attention", "report.breadth", "report.disagreements",
+            "report.drawing", "report.forest", "report.pages", "report.plots", "report.provenance",
+            "report.secondary", "report.sections", "report.tables", "report.templating", "report.theme", "runs",
+            "sources", "spec", "statistics", "statistics.calibration", "statistics.interaction",
+            "statistics.paired", "statistics.power", "store", "study", "verdict", "worker",
         )
     ),
 ]  # fmt: skip

@@ -56,6 +56,14 @@ def prints_of(checkpoint, dataset):
     return Fingerprints(checkpoint.fingerprint, {"": dataset.fingerprint})
 
 
+def bench_of(checkpoint, dataset):
+    """A workbench for an experiment on one data set."""
+    from crisp_attention.experiment.data import ExperimentData
+    from crisp_attention.experiment.workbench import Workbench
+
+    return Workbench(checkpoint, ExperimentData({"": dataset}))
+
+
 def spec(model: Path, data: Path, **changes):
     """The specification, parsed."""
     import tomllib

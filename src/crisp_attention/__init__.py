@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         CrispError,
         DataError,
         RecordError,
+        StorageError,
         UnsupportedArgumentError,
         UnsupportedModelError,
     )
@@ -50,6 +51,7 @@ _HOMES = {
     "SparsityCallback": "huggingface.callback",
     "SparsityConfig": "config",
     "SparsityMonitor": "monitoring",
+    "StorageError": "errors",
     "UnsupportedArgumentError": "errors",
     "UnsupportedModelError": "errors",
     "attention": "operator",
@@ -78,6 +80,7 @@ __all__ = [
     "SparsityCallback",
     "SparsityConfig",
     "SparsityMonitor",
+    "StorageError",
     "UnsupportedArgumentError",
     "UnsupportedModelError",
     "attention",

@@ -47,18 +47,29 @@ Jobs = Annotated[
 ]
 Text = Annotated[str | None, typer.Option(help="Column of the text (default: found by its usual names).")]
 Label = Annotated[str | None, typer.Option(help="Column of the label (default: found by its usual names).")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop; writes nothing.")]
 Retry = Annotated[bool, typer.Option("--retry", help="Do diverged and failed runs again.")]
 
 
 @app.command()
 def reproduce(
     preset: Annotated[
-        str, typer.Option(help="quick: minutes, offline. paper: the published setting, needs the hub.")
-    ] = "quick",
-    model: Annotated[str | None, typer.Option(help="minilm-l6 (packaged), a folder, or a hub name.")] = None,
+        str | None,
+        typer.Option(
+            help="quick: minutes, offline. paper: the published setting, needs the hub. controls, small-data, "
+            "label-noise, robustness, images: what each asks, its description says. "
+            "Default: quick, or images for a model without weights."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="minilm-l6 (packaged), tiny-vit (from scratch), a folder, or a hub name."),
+    ] = None,
     dataset: Annotated[
         str | None,
-        typer.Option(help="A packaged data set, a GLUE folder, a CSV/TSV/JSONL/Parquet file, or a hub name."),
+        typer.Option(
+            help="A packaged data set, a GLUE folder, a folder of images, a CSV/TSV/JSONL/Parquet file, or a hub name."
+        ),
     ] = None,
     text: Text = None,
     label: Label = None,
@@ -66,11 +77,14 @@ def reproduce(
     out: Out = None,
     jobs: Jobs = None,
     retry: Retry = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Run the paper's experiment: dense attention against three sparsities.
 
     Examples:
       crisp reproduce
+
+      crisp reproduce --dry-run
 
       crisp reproduce --seeds 10
 
@@ -78,22 +92,24 @@ def reproduce(
 
       crisp reproduce --preset paper --model minilm-l6 --dataset path/to/SST-2
     """
+    from crisp_attention.experiment.model import ARCHITECTURES
     from crisp_attention.experiment.spec import preset as find
 
+    preset = preset or ("images" if model in ARCHITECTURES else "quick")
     spec = find(preset)
-    changes: dict[str, object] = {}
     if model is not None:
-        changes["model"] = model
+        spec = spec.model_copy(update={"model": model})
     if dataset is not None:
         from crisp_attention.experiment.data import fit_limits
 
         own = {"source": dataset, "subset": None, "text": text, "label": label}
-        changes["data"] = fit_limits(spec.data.model_copy(update=own), lambda message: typer.echo(message))
+        spec = spec.model_copy(update={"data": spec.data.model_copy(update=own)})
+        spec = fit_limits(spec, lambda message: typer.echo(message))
     elif text is not None or label is not None:
         raise ConfigurationError("--text and --label name columns of --dataset, which is missing.")
     named = [Path(name).name for name in (model, dataset) if name is not None]
-    changes["name"] = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join([preset, *named]))[:60]
-    _run(spec.model_copy(update=changes), seeds, out, jobs, retry)
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join([preset, *named]))[:60]
+    _run(spec.model_copy(update={"name": name}), seeds, out, jobs, retry, dry_run)
 
 
 @app.command()
@@ -103,15 +119,20 @@ def run(
     out: Out = None,
     jobs: Jobs = None,
     retry: Retry = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Run an experiment of your own: any arms x seeds, on your data; resumable.
 
-    Example:
+    Prints the plan first: what there is to do, what is done already, how long it will take.
+
+    Examples:
+      crisp run experiment.toml --dry-run
+
       crisp run experiment.toml --seeds 10
     """
     from crisp_attention.experiment.spec import read
 
-    _run(read(spec), seeds, out, jobs, retry)
+    _run(read(spec), seeds, out, jobs, retry, dry_run)
 
 
 @app.command()
@@ -222,8 +243,8 @@ def data(
 
       crisp data reviews.csv --text review --label stars
     """
-    from crisp_attention.experiment.data import PACKAGED
     from crisp_attention.experiment.display import show_dataset, show_packaged
+    from crisp_attention.experiment.sources import PACKAGED
 
     console = Console()
     if name is None:
@@ -235,16 +256,24 @@ def data(
     show_dataset(console, load(DataSpec(source=name, text=text, label=label)))
 
 
-def _run(spec: ExperimentSpec, seeds: int | None, out: Path | None, jobs: int | None, retry: bool) -> None:
+def _run(
+    spec: ExperimentSpec, seeds: int | None, out: Path | None, jobs: int | None, retry: bool, dry_run: bool
+) -> None:
     from crisp_attention.experiment import study
-    from crisp_attention.experiment.display import TerminalDisplay, show_result
+    from crisp_attention.experiment.display import TerminalDisplay, show_plan, show_result
+    from crisp_attention.experiment.spec import parse, to_plain
 
     if seeds is not None:
-        spec = spec.model_copy(update={"seeds": seeds})
+        spec = parse(to_plain(spec) | {"seeds": seeds}, f"--seeds {seeds}")
     folder = out or Path("runs") / spec.name
     console = Console()
+    display = TerminalDisplay(console)
     try:
-        analysis, page = study.run(spec, folder, TerminalDisplay(console), jobs, retry)
+        plan = study.prepare(spec, folder, display, jobs, retry)
+        show_plan(console, plan)
+        if dry_run:
+            return
+        analysis, page = study.carry_out(plan, display)
     except KeyboardInterrupt:
         console.print(
             f"Interrupted. Finished runs are kept in {folder}; the same command goes on from there.", markup=False

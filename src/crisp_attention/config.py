@@ -28,7 +28,7 @@ from crisp_attention.traits import RULES, RuleTraits
 
 APPLY = ("always", "eval", "train")
 GRADIENTS = ("selected", "straight_through")
-SCOPES = ("matrix", "row")
+SCOPES = ("matrix", "pair", "row")
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,11 @@ class SparsityConfig:
     count_padding: bool | None = setting(
         None, "count padding pairs as lowest scores, as a naive percentile does; depends on padding"
     )
-    scope: str | None = setting(None, "random: as many survivors per 'row' as topk (default) or 'matrix' as percentile")
+    scope: str | None = setting(
+        None,
+        "random: as many survivors per 'row' as topk (default) or 'matrix' as percentile, or each 'pair' removed "
+        "independently with probability `sparsity` (DropKey)",
+    )
     seed: int | None = setting(None, "random: seed of its own random stream (default 0)")
     p: float | None = setting(None, "top_p: share of a query's attention that survives, in (0, 1) (default 0.9)")
     m: int | None = setting(None, "nm: consecutive keys in a group, >= 2 (default 4; 2:4 is sparsity 0.5)")
@@ -117,6 +121,8 @@ class SparsityConfig:
             raise ConfigurationError("Give layers or layer_sparsity, not both; a layer_sparsity of 0 is a dense layer.")
         if self.stride is not None and self.window is None:
             raise ConfigurationError(f"stride={self.stride} needs a fixed window: set window in place of sparsity.")
+        if self.scope == "pair" and self.count_padding:
+            raise ConfigurationError("scope='pair' draws for each pair alone and counts none; leave out count_padding.")
         if self.schedule is None:
             return
         if self.sparsity is None and self.layer_sparsity is None:
@@ -154,7 +160,7 @@ class SparsityConfig:
     def per_row(self) -> bool:
         """Whether a query's survivors depend on that query alone, as causal models need."""
         if self.rule == "random":
-            return self.scope == "row"
+            return self.scope != "matrix"
         if self.rule == "block_topk":
             return self.query_block == 1
         return self.traits.per_row

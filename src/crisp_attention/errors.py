@@ -39,6 +39,10 @@ class RecordError(CrispError, ValueError):
     """A run directory or a record in it is damaged or belongs to another experiment."""
 
 
+class StorageError(CrispError, OSError):
+    """A run directory cannot be written: the disk is full or the directory read-only, for example."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return a hint naming the valid names, the nearest to `name` first if one is close.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol, TypeVar
+from collections.abc import Mapping
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -52,6 +53,14 @@ class SparsityMonitor:
         """Forget everything counted so far."""
         self._counts.clear()
         self._entropies.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that was counted so far, for a checkpoint: tensors in containers of plain types."""
+        return {"counts": dict(self._counts), "entropies": dict(self._entropies)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self._counts, self._entropies = dict(state["counts"]), dict(state["entropies"])
 
     def realised(self, training: bool) -> dict[str, float]:
         """Realised sparsity by layer name, in the order the layers ran.

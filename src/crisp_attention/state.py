@@ -6,8 +6,9 @@ take it along.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -261,6 +262,25 @@ def layers(model: nn.Module) -> dict[str, LayerState]:
 def shared_states(model: nn.Module) -> list[ModelState]:
     """The state that a model's layers share; several where parts of it were sparsified apart."""
     return list({id(layer.model): layer.model for layer in layers(model).values()}.values())
+
+
+@contextlib.contextmanager
+def attending(model: nn.Module, config: SparsityConfig | None) -> Iterator[None]:
+    """Other settings in every layer within a `with` block, for evaluation; undone on errors too.
+
+    Args:
+        model: A sparsified model.
+        config: Settings that `sparsify` accepts for it, without a schedule; None changes nothing.
+    """
+    found = list(layers(model).values()) if config is not None else []
+    before = [layer.config for layer in found]
+    try:
+        for layer in found:
+            layer.config = config and config.for_layer(layer.index, len(found))
+        yield
+    finally:
+        for layer, own in zip(found, before, strict=True):
+            layer.config = own
 
 
 def detach(model: nn.Module) -> None:

@@ -71,8 +71,8 @@ RULES: dict[str, RuleTraits] = {
         per_row=False,
     ),
     "random": RuleTraits(
-        "pairs drawn at random, as many as topk (scope 'row') or percentile (scope 'matrix') keeps",
-        "control",
+        "pairs drawn at random, as many as topk (scope 'row') or percentile ('matrix') keeps, or each alone ('pair')",
+        "control; scope 'pair' is DropKey, arXiv 2208.02646",
         ("sparsity",),
         {**_SELECTION, "sparsity": 0.8, "count_padding": False, "scope": "row", "seed": 0},
     ),

@@ -15,6 +15,7 @@ from crisp_attention.experiment.report.pages import spec_as_toml
 from crisp_attention.experiment.runs import Fingerprints, expand
 from crisp_attention.experiment.spec import parse, to_plain
 from crisp_attention.experiment.store import Store
+from crisp_attention.experiment.workbench import preflight
 
 ARMS = """
 [[arms]]
@@ -59,10 +60,10 @@ def spec(tiny_folders, csv_file):
 def store(spec, tmp_path_factory):
     """A run directory in which every one of these arms has been trained."""
     checkpoint, dataset = model.resolve(spec.model), data.load(spec.data)
-    train.preflight(checkpoint, dataset, [arm.attention for arm in spec.arms], spec.data.max_length)
+    preflight(checkpoint, data.ExperimentData({"": dataset}), spec)
     store = Store(tmp_path_factory.mktemp("arms") / "out")
     store.open(spec, tiny_study.prints_of(checkpoint, dataset))
-    bench = train.Workbench(checkpoint, dataset)
+    bench = tiny_study.bench_of(checkpoint, dataset)
     for planned in expand(spec, tiny_study.prints_of(checkpoint, dataset)):
         if planned.arm in ("dense", *NAMES):
             store.save(*train.run(planned, bench, lambda _: None))

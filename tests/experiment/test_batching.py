@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import sentence_rows
-from crisp_attention.experiment.batching import EncodedSplit, LengthGroupedBatches, by_length
+from crisp_attention.experiment.batching import EncodedTexts, LengthGroupedBatches, by_length
 from crisp_attention.experiment.data import Split
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=300).map(np.array)
@@ -32,7 +32,7 @@ def split_of(rows, pairs=None):
 
 def test_a_row_is_its_text_alone_unpadded_with_its_label(tokenizer):
     rows = sentence_rows(20)
-    encoded = EncodedSplit(split_of(rows), tokenizer, max_length=128)
+    encoded = EncodedTexts(split_of(rows), tokenizer, max_length=128)
     assert len(encoded) == 20
     for number, (text, label) in enumerate(rows):
         expected = tokenizer(text)
@@ -44,27 +44,27 @@ def test_a_row_is_its_text_alone_unpadded_with_its_label(tokenizer):
 
 
 def test_texts_are_cut_at_max_length_with_their_end_marker(tokenizer):
-    encoded = EncodedSplit(split_of([("good film " * 30, "positive"), ("bad film", "negative")]), tokenizer, 10)
+    encoded = EncodedTexts(split_of([("good film " * 30, "positive"), ("bad film", "negative")]), tokenizer, 10)
     assert encoded.lengths.tolist() == [10, 4]
     assert encoded[0]["input_ids"][-1] == tokenizer.sep_token_id
 
 
 def test_pairs_are_told_apart_by_token_type(tokenizer):
-    encoded = EncodedSplit(split_of([("good film", "positive")], ("the plot was dull",)), tokenizer, 128)
+    encoded = EncodedTexts(split_of([("good film", "positive")], ("the plot was dull",)), tokenizer, 128)
     row = encoded[0]
     assert row["input_ids"] == tokenizer("good film", "the plot was dull")["input_ids"]
     assert row["token_type_ids"] == [0] * 4 + [1] * 5
 
 
 def test_a_long_pair_is_cut_at_max_length(tokenizer):
-    encoded = EncodedSplit(split_of([("good film " * 30, "positive")], ("the plot was dull",)), tokenizer, 16)
+    encoded = EncodedTexts(split_of([("good film " * 30, "positive")], ("the plot was dull",)), tokenizer, 16)
     assert encoded.lengths.tolist() == [16]
 
 
 def test_labels_are_plain_integers_that_a_collator_can_stack(tokenizer):
     from transformers import DataCollatorWithPadding
 
-    encoded = EncodedSplit(split_of(sentence_rows(6)), tokenizer, 128)
+    encoded = EncodedTexts(split_of(sentence_rows(6)), tokenizer, 128)
     assert type(encoded[0]["labels"]) is int
     batch = DataCollatorWithPadding(tokenizer)([encoded[row] for row in range(6)])
     assert batch["labels"].tolist() == encoded.labels.tolist()

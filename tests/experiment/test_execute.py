@@ -6,9 +6,10 @@ import pytest
 
 import crisp_attention as crisp
 import tiny_study
-from crisp_attention.experiment import data, execute, model, train, worker
+from crisp_attention.experiment import data, execute, model, worker
 from crisp_attention.experiment.runs import expand
 from crisp_attention.experiment.store import Store
+from crisp_attention.experiment.worker import Task
 
 
 @pytest.mark.parametrize(
@@ -34,7 +35,7 @@ def test_a_worker_that_dies_takes_only_its_run_with_it(tmp_path, tiny_folders, c
     checkpoint, dataset = model.resolve(spec.model), data.load(spec.data)
     store = Store(tmp_path / "out")
     store.open(spec, tiny_study.prints_of(checkpoint, dataset))
-    runs = list(expand(spec, tiny_study.prints_of(checkpoint, dataset)))
+    runs = list(expand(spec, tiny_study.prints_of(checkpoint, dataset)))[:2]
     events = []
 
     def receive(planned, event):
@@ -46,14 +47,19 @@ def test_a_worker_that_dies_takes_only_its_run_with_it(tmp_path, tiny_folders, c
             if event.kind == "failed":
                 assert "worker process died (exit code -9" in event.reason
 
-    execute.execute(runs, store, checkpoint, dataset, execute.Division(1, 1), receive)
+    execute.execute(
+        [Task(run) for run in runs],
+        store,
+        checkpoint,
+        data.ExperimentData({"": dataset}),
+        execute.Division(1, 1),
+        receive,
+    )
     failed = [run_id for kind, run_id in events if kind == "failed"]
     assert failed == [runs[0].config.run_id]
-    assert sorted(run_id for kind, run_id in events if kind == "finished") == sorted(
-        run.config.run_id for run in runs[1:]
-    )
+    assert [run_id for kind, run_id in events if kind == "finished"] == [runs[1].config.run_id]
     assert store.load(failed[0]) is None  # pending next time, not lost
-    assert all(store.load(run.config.run_id).status == "finished" for run in runs[1:])
+    assert store.load(runs[1].config.run_id).status == "finished"
 
 
 def test_a_worker_whose_parent_is_gone_records_no_failure(tmp_path, tiny_folders, csv_file):
@@ -66,7 +72,7 @@ def test_a_worker_whose_parent_is_gone_records_no_failure(tmp_path, tiny_folders
     parent, orphan = multiprocessing.Pipe()
     parent.close()
     with pytest.raises(SystemExit):
-        worker._run(planned, store, train.Workbench(checkpoint, dataset), orphan)
+        worker._run(Task(planned), store, tiny_study.bench_of(checkpoint, dataset), orphan)
     assert store.load(planned.config.run_id) is None
     lock = store.lock(planned.config.run_id)
     assert lock is not None

@@ -94,7 +94,7 @@ def test_a_new_directory_is_made_by_open_and_by_nothing_before(tmp_path):
     store.require(make_spec(), PRINTS)
     assert not folder.exists()
     store.open(make_spec(), PRINTS)
-    assert {"study.json", "records", "locks", "logs"} == set(everything(folder))
+    assert {"study.json", "records", "locks", "locks/study.lock", "logs"} == set(everything(folder))
 
 
 def test_an_empty_directory_will_do(tmp_path):

@@ -7,6 +7,7 @@ import crisp_attention as crisp
 import tiny_study
 from crisp_attention.experiment import data, model, train
 from crisp_attention.experiment.runs import expand
+from crisp_attention.experiment.workbench import preflight, quiet_transformers
 
 
 @pytest.fixture(scope="module")
@@ -14,8 +15,8 @@ def workplace(tiny_folders, csv_file):
     """Specification, bench and planned runs."""
     spec = tiny_study.spec(tiny_folders["bert"], csv_file)
     checkpoint, dataset = model.resolve(spec.model), data.load(spec.data)
-    train.quiet_transformers()
-    return train.Workbench(checkpoint, dataset), list(expand(spec, tiny_study.prints_of(checkpoint, dataset)))
+    quiet_transformers()
+    return tiny_study.bench_of(checkpoint, dataset), list(expand(spec, tiny_study.prints_of(checkpoint, dataset)))
 
 
 def find(runs, arm, index=0):
@@ -48,7 +49,7 @@ def test_a_record_says_what_happened(workplace):
     assert final.test.correct == hits.sum()
     assert final.test.total == 24
     assert final.train.total == 16
-    np.testing.assert_array_equal(outputs["test_labels"], bench.dataset.test.labels)
+    np.testing.assert_array_equal(outputs["test_labels"], bench.data.test.labels)
     exponent = np.exp(outputs["test_logits"].astype(float))
     likelihood = (exponent / exponent.sum(1, keepdims=True))[np.arange(24), outputs["test_labels"]]
     assert final.test.loss == pytest.approx(-np.log(likelihood).mean(), rel=1e-9)
@@ -74,7 +75,7 @@ def test_fine_tuning_learns(tiny_folders, csv_file, arm):
     spec = tiny_study.spec(tiny_folders["bert"], csv_file, epochs=12, learning_rate=2e-3)
     checkpoint, dataset = model.resolve(spec.model), data.load(spec.data)
     runs = list(expand(spec, tiny_study.prints_of(checkpoint, dataset)))
-    record, _, _ = run(train.Workbench(checkpoint, dataset), find(runs, arm))
+    record, _, _ = run(tiny_study.bench_of(checkpoint, dataset), find(runs, arm))
     assert record.epochs[-1].running_loss < 0.5 * record.epochs[0].running_loss
     assert record.final.train.accuracy == 1.0
     assert record.final.test.accuracy > 0.9
@@ -118,7 +119,7 @@ def test_divergence_is_recorded_not_raised(tiny_folders, csv_file):
     spec = tiny_study.spec(tiny_folders["bert"], csv_file, learning_rate=1e30)
     checkpoint, dataset = model.resolve(spec.model), data.load(spec.data)
     planned = next(expand(spec, tiny_study.prints_of(checkpoint, dataset)))
-    record, outputs, _ = run(train.Workbench(checkpoint, dataset), planned)
+    record, outputs, _ = run(tiny_study.bench_of(checkpoint, dataset), planned)
     assert record.status == "diverged"
     assert "not finite at step" in record.reason
     assert outputs is None
@@ -135,6 +136,6 @@ def test_preflight_refuses_a_model_that_would_not_be_touched(tmp_path, tokenizer
     DebertaV2ForSequenceClassification(config).save_pretrained(tmp_path)
     for file in tokenizer_folder.iterdir():
         shutil.copy(file, tmp_path)
-    dataset = data.load(tiny_study.spec(tmp_path, csv_file).data)
+    spec = tiny_study.spec(tmp_path, csv_file)
     with pytest.raises(crisp.UnsupportedModelError, match="never calls"):
-        train.preflight(model.resolve(str(tmp_path)), dataset, [crisp.SparsityConfig(sparsity=0.0)], 64)
+        preflight(model.resolve(str(tmp_path)), data.load_experiment(spec), spec)

@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification, Trainer, TrainerCal
 
 import crisp_attention as crisp
 from crisp_attention.huggingface import callback as callback_module
+from crisp_attention.huggingface.recorder import Tally, explain
 from crisp_attention.state import layers
 
 CUBIC = {"kind": "cubic", "end": 0.5}
@@ -375,6 +376,13 @@ def test_models_within_others_are_found(bert, tiny_folders, tmp_path):
     assert now(bert) == now(second) == [0.8, 0.8]
     with pytest.raises(crisp.ConfigurationError, match="This Linear is not sparsified"):
         crisp.set_progress(torch.nn.Linear(2, 2), 0.25)
+
+
+@pytest.mark.parametrize(("sparsity", "reason"), [(0.5, "chance"), (0.95, "length")])
+def test_a_draw_of_each_pair_alone_misses_by_chance_or_where_rows_are_short(sparsity, reason):
+    config = crisp.SparsityConfig(rule="random", scope="pair", sparsity=sparsity)
+    tally = Tally("layer", config, pairs=100.0, kept=40.0, asked=100.0 * sparsity, queries=10.0)
+    assert explain(tally)[0] == reason
 
 
 @pytest.mark.parametrize(

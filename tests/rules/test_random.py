@@ -40,6 +40,37 @@ def test_heads_rows_and_streams_draw_independently():
         assert abs((first == second).double().mean() - 0.5) < bound
 
 
+def test_each_pair_alone_is_removed_with_the_probability_asked_for():
+    """DropKey: the counts of rows follow the binomial law, and pairs of a row do not depend on each other."""
+    pairs, sparsity = Pairs((200, 4, 8, 8), CPU), 0.3
+    config = SparsityConfig(rule="random", sparsity=sparsity, scope="pair")
+    keep = survivors(config, torch.zeros(pairs.shape), pairs, training=True).double()
+    rows = 200 * 4 * 8
+    assert (keep.mean(dim=(0, 1, 2)) - 0.7).abs().max() < 5 * (0.3 * 0.7 / rows) ** 0.5
+    counts = keep.sum(-1)
+    assert abs(counts.var() - 8 * 0.3 * 0.7) < 5 * 8 * 0.3 * 0.7 * (2 / rows) ** 0.5
+    together = (keep[..., :-1] * keep[..., 1:]).mean()
+    assert abs(together - 0.7**2) < 5 * (0.7**2 * (1 - 0.7**2) / (rows * 7)) ** 0.5
+
+
+def test_each_pair_alone_leaves_no_query_without_its_keys():
+    pairs = Pairs((50, 2, 6, 6), CPU)
+    for min_keep in (1, 3):
+        config = SparsityConfig(rule="random", sparsity=0.8, scope="pair", min_keep=min_keep)
+        kept = survivors(config, torch.zeros(pairs.shape), pairs, training=True).sum(-1)
+        assert kept.min() == min_keep
+        assert kept.max() > min_keep
+
+
+def test_each_pair_alone_at_sparsity_zero_keeps_all_and_takes_a_sparsity_on_the_device():
+    pairs = Pairs((2, 2, 9, 9), CPU)
+    config = SparsityConfig(rule="random", sparsity=0.37, scope="pair")
+    scores = torch.zeros(pairs.shape)
+    told = survivors(config, scores, pairs, sparsity=torch.tensor(0.37, dtype=torch.float64))
+    assert torch.equal(told, survivors(config, scores, pairs))
+    assert survivors(config, scores, pairs, sparsity=0.0).all()
+
+
 def test_scores_and_the_global_stream_play_no_part():
     pairs = Pairs((2, 3, 8, 8), CPU)
     config = SparsityConfig(rule="random", sparsity=0.5, seed=4)

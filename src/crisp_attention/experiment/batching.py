@@ -1,4 +1,4 @@
-"""Texts to token ids, and token ids to batches of similar length."""
+"""Examples to what a model takes, and batches of similar length."""
 
 from __future__ import annotations
 
@@ -6,14 +6,31 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset as TorchDataset
 from transformers import PreTrainedTokenizerBase
 
+from crisp_attention.experiment import images
 from crisp_attention.experiment.data import Split
 
 
 class EncodedSplit(TorchDataset[dict[str, Any]]):
-    """A tokenised split, unpadded; what a collator pads batch by batch.
+    """A split as a model takes it, unpadded; what a collator makes batches of.
+
+    Attributes:
+        labels: Int64 `[N]`.
+        lengths: Int64 `[N]`, tokens of each text, or patches of each image.
+    """
+
+    labels: np.ndarray[Any, np.dtype[np.int64]]
+    lengths: np.ndarray[Any, np.dtype[np.int64]]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class EncodedTexts(EncodedSplit):
+    """A tokenised split.
 
     Args:
         split: Texts and labels.
@@ -27,11 +44,31 @@ class EncodedSplit(TorchDataset[dict[str, Any]]):
         self.labels = split.labels
         self.lengths = np.fromiter((len(ids) for ids in self._columns["input_ids"]), dtype=np.int64)
 
-    def __len__(self) -> int:
-        return len(self.lengths)
-
     def __getitem__(self, row: int) -> dict[str, Any]:
         return {name: column[row] for name, column in self._columns.items()} | {"labels": int(self.labels[row])}
+
+
+class EncodedImages(EncodedSplit):
+    """Images, resized and normalised row by row when they are asked for.
+
+    Args:
+        split: Images and labels.
+        processor: Of the model.
+        channels: Colours that the model takes, 1 or 3.
+        patches: Into how many the model cuts an image; the same for all.
+    """
+
+    def __init__(self, split: Split, processor: Any, channels: int, patches: int) -> None:
+        self._images = split.images or ()
+        self._processor = processor
+        self._channels = channels
+        self.labels = split.labels
+        self.lengths = np.full(len(split), patches, dtype=np.int64)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        image = images.decode(self._images[row], self._channels)
+        pixels: torch.Tensor = self._processor(image, return_tensors="pt")["pixel_values"][0]
+        return {"pixel_values": pixels, "labels": int(self.labels[row])}
 
 
 class LengthGroupedBatches:

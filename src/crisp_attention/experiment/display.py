@@ -6,7 +6,7 @@ import contextlib
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
@@ -21,6 +21,7 @@ from crisp_attention.experiment.analysis import Analysis
 from crisp_attention.experiment.data import Dataset
 from crisp_attention.experiment.report import tables
 from crisp_attention.experiment.runs import PlannedRun
+from crisp_attention.experiment.spec import ArmSpec
 from crisp_attention.experiment.study import Plan
 from crisp_attention.experiment.verdict import Verdict
 from crisp_attention.experiment.worker import Event
@@ -48,7 +49,6 @@ class TerminalDisplay:
     @contextlib.contextmanager
     def training(self, plan: Plan) -> Iterator[Callable[[PlannedRun | None, Event], None]]:
         """Show the runs of a plan while they are trained."""
-        self._introduce(plan)
         board = _Board(plan, self.console)
         if not self.console.is_terminal:
             yield board.receive
@@ -56,17 +56,6 @@ class TerminalDisplay:
         with Live(board.render(), console=self.console, refresh_per_second=4, transient=True) as live:
             board.on_change = lambda: live.update(board.render())
             yield board.receive
-
-    def _introduce(self, plan: Plan) -> None:
-        spec, division = plan.spec, plan.division
-        self.console.print(
-            f"[bold]{escape(spec.name)}[/bold]: {len(spec.arms)} arms x {spec.seeds} seeds of {escape(spec.model)} on "
-            f"{escape(spec.data.source)}, {plan.train_examples} training and {plan.test_examples} test examples, "
-            f"{spec.training.epochs} epochs. {plan.total - len(plan.pending)} of {plan.total} runs are done; "
-            f"{division.jobs} at a time, {division.threads} thread{'s' if division.threads > 1 else ''} each. "
-            f"Ctrl-C is safe: the same command goes on in {escape(str(plan.folder))}.",
-            highlight=False,
-        )
 
 
 class _Board:
@@ -104,7 +93,9 @@ class _Board:
             return
         if event.kind == "progress":
             self._advance(planned, event)
-        else:
+        elif event.kind == "note":
+            self._console.print(Text(f"{_label(planned)}: {event.reason}", style="yellow"), soft_wrap=True)
+        elif event.kind != "unsaved":  # which ends all, with an error that says it
             self._end(planned, event)
         self._study.update(self._whole, completed=self._ended + sum(self._fractions.values()), ended=self._ended)
         self.on_change()
@@ -112,8 +103,7 @@ class _Board:
     def _advance(self, planned: PlannedRun, event: Event) -> None:
         self._fractions[event.run_id] = event.step / max(event.steps, 1)
         if event.run_id not in self._tasks:
-            name = f"{escape(planned.arm)}, seed {planned.config.seed}"
-            self._tasks[event.run_id] = self._runs.add_task(name, total=event.steps, loss=event.loss)
+            self._tasks[event.run_id] = self._runs.add_task(escape(_label(planned)), total=event.steps, loss=event.loss)
         self._runs.update(self._tasks[event.run_id], completed=event.step, total=event.steps, loss=event.loss)
 
     def _end(self, planned: PlannedRun, event: Event) -> None:
@@ -122,19 +112,96 @@ class _Board:
         if task is not None:
             self._runs.remove_task(task)
         self._ended += 1
-        label = f"{planned.arm}, seed {planned.config.seed}"
         outcome = {"elsewhere": "is being trained by another process"}.get(event.kind, event.kind)
-        line = f"[{self._ended} of {self._total}] {label}: {outcome}"
+        line = f"[{self._ended} of {self._total}] {_label(planned)}: {outcome}"
         if event.result:
             line += f", {event.result}"
         if not self._console.is_terminal and self._ended < self._total:
             left = (time.monotonic() - self._started) / self._ended * (self._total - self._ended)
-            line += f"; about {max(1, round(left / 60))} min left"
+            line += f"; about {_duration(left)} left"
         if event.reason:
             line += f": {event.reason}"
         self._console.print(
             Text(line, style="red" if event.kind in ("failed", "diverged") else ""), highlight=False, soft_wrap=True
         )
+
+
+def show_plan(console: Console, plan: Plan) -> None:
+    """Print what an experiment consists of, what of it is done, and how long the rest will take."""
+    spec, division, todo = plan.spec, plan.division, len(plan.pending)
+    conditions = "" if spec.vary is None else f" x {len(spec.conditions())} conditions ({', '.join(spec.conditions())})"
+    sizes = [len(dataset.train) for dataset in plan.data.conditions.values()]
+    console.print(
+        Text.assemble(
+            (spec.name, "bold"),
+            f": {len(spec.arms)} arms x {_count(spec.seeds, 'seed')}{conditions} of {spec.model} on "
+            f"{spec.data.source}, {' to '.join(map(str, sorted({min(sizes), max(sizes)})))} training and "
+            f"{len(plan.data.test)} test examples, {_count(spec.training.epochs, 'epoch')}.",
+        )
+    )
+    troubled = [record for record in plan.records.values() if record.status != "finished"]
+    table = _table("arm", "what it is", "done", *(["in trouble"] if troubled else []), "to do", "a run")
+    for column in table.columns[2:]:
+        column.justify, column.no_wrap = "right", True
+    for arm in spec.arms:
+        records = [plan.records.get(run.config.run_id) for run in plan.runs if run.arm == arm.name]
+        done, trouble = (
+            sum(record is not None and (record.status == "finished") == well for record in records)
+            for well in (True, False)
+        )
+        pending = sum(task.run.arm == arm.name for task in plan.pending)
+        seconds = [plan.seconds[cell] for cell in plan.seconds if cell[0] == arm.name]
+        table.add_row(
+            Text(arm.name),
+            Text(_settings(arm)),
+            f"{done} of {len(records)}",
+            *([str(trouble)] if troubled else []),
+            str(pending),
+            " to ".join(dict.fromkeys(_duration(value) for value in (min(seconds), max(seconds)))) if seconds else "",
+        )
+    console.print(table)
+    if troubled and not any(task.before for task in plan.pending):
+        console.print(f"{_count(len(troubled), 'run')} diverged or failed; --retry does them again.", style="yellow")
+    if not plan.pending:
+        console.print(f"All of {_count(len(plan.runs), 'run')} are done.")
+        return
+    side = f"{division.jobs} at a time" if division.jobs > 1 else "one after another"
+    about = "nobody knows how long" if plan.remaining is None else f"about {_duration(plan.remaining)}"
+    console.print(
+        f"{_count(todo, 'run')} to do, {side}, {_count(division.threads, 'thread')} each: {about}. "
+        f"Ctrl-C is safe: the same command goes on in {plan.folder}.",
+        markup=False,
+        highlight=False,
+    )
+
+
+def _settings(arm: ArmSpec) -> str:
+    """An arm's settings in a line, as in the specification's TOML."""
+
+    def flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+        for key, value in content.items():
+            if isinstance(value, Mapping):
+                yield from flat(value, f"{prefix}{key}.") if value else (f"{prefix}{key}: dense",)
+            else:
+                yield f"{prefix}{key} = {value}"
+
+    content = {key: value for key, value in arm.to_toml_dict().items() if key != "name"}
+    return ", ".join((*(() if arm.attention.removes else ("dense",)), *flat(content)))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def _label(planned: PlannedRun) -> str:
+    condition = f", {planned.condition}" if planned.condition else ""
+    return f"{planned.arm}{condition}, seed {planned.config.seed}"
 
 
 def show_result(console: Console, analysis: Analysis) -> None:
@@ -162,7 +229,10 @@ def show_packaged(console: Console, packaged: Mapping[str, str]) -> None:
     for name, description in packaged.items():
         table.add_row(name, Text(description))
     console.print(table)
-    console.print("Also: a GLUE folder, a CSV/TSV/JSONL/Parquet file, or the name of a data set on the hub.")
+    console.print(
+        "Also: a GLUE folder, a folder of images (train/CLASS/FILE), a CSV/TSV/JSONL/Parquet file, or the name of a "
+        "data set on the hub."
+    )
 
 
 def show_dataset(console: Console, dataset: Dataset) -> None:
@@ -171,7 +241,7 @@ def show_dataset(console: Console, dataset: Dataset) -> None:
     table = _table("class", "training", "evaluation", "an example")
     for index, name in enumerate(dataset.classes):
         rows = (dataset.train.labels == index).nonzero()[0]
-        example = dataset.train.texts[rows[0]] if len(rows) else ""
+        example = dataset.train.texts[rows[0]] if len(rows) and dataset.train.texts else ""
         counts = (str((split.labels == index).sum()) for split in (dataset.train, dataset.test))
         table.add_row(Text(name), *counts, Text(textwrap.shorten(example, 90, placeholder=" ...")))
     console.print(table)

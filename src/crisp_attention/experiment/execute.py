@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from multiprocessing import connection
 from typing import Any
 
-from crisp_attention.errors import ConfigurationError, CrispError
-from crisp_attention.experiment.data import Dataset
+from crisp_attention.errors import ConfigurationError, CrispError, StorageError
+from crisp_attention.experiment.data import ExperimentData
 from crisp_attention.experiment.model import Checkpoint
 from crisp_attention.experiment.runs import PlannedRun
 from crisp_attention.experiment.store import Store
-from crisp_attention.experiment.worker import Event, serve
+from crisp_attention.experiment.worker import Event, Task, serve
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 
@@ -68,33 +68,37 @@ class _Worker:
 
 
 def execute(
-    runs: list[PlannedRun],
+    tasks: list[Task],
     store: Store,
     checkpoint: Checkpoint,
-    dataset: Dataset,
+    data: ExperimentData,
     division: Division,
     on_event: Callable[[PlannedRun | None, Event], None],
 ) -> None:
-    """Train the given runs; returns when each has ended.
+    """Do the given tasks; returns when each has ended.
 
     A worker that dies takes only its run with it: that is told as "failed" (without a record, so
     that it is pending next time) and a new worker goes on. Interrupted by an exception (Ctrl-C), all
-    workers are stopped and what they were training stays pending.
+    workers are stopped and what they were training goes on from its checkpoint next time.
 
     Args:
-        runs: What to train, in order.
+        tasks: What to train, in order.
         store: The run directory, opened.
         checkpoint: Where the weights are.
-        dataset: The examples.
+        data: All data of the experiment.
         division: Workers and threads.
         on_event: Told of everything, with the run concerned (None for "ready").
+
+    Raises:
+        StorageError: If the run directory cannot be written.
+        CrispError: If a worker cannot start.
     """
-    queue = deque(runs)
+    queue = deque(tasks)
     workers: list[_Worker] = []
 
     def hire() -> None:
         with _thread_environment(division.threads):
-            workers.append(_start(store, checkpoint, dataset, division.threads, len(workers)))
+            workers.append(_start(store, checkpoint, data, division.threads, len(workers)))
 
     try:
         for _ in range(division.jobs):
@@ -120,9 +124,13 @@ def execute(
                         hire()
                     continue
                 on_event(worker.run, event)
-                if event.kind != "progress":
-                    worker.run = queue.popleft() if queue else None
-                    worker.pipe.send(worker.run)
+                if event.kind == "unsaved":
+                    # No other run could be kept either.
+                    raise StorageError(event.reason)
+                if event.kind not in ("progress", "note"):
+                    task = queue.popleft() if queue else None
+                    worker.run = None if task is None else task.run
+                    worker.pipe.send(task)
     finally:
         for worker in workers:
             worker.process.terminate()
@@ -130,12 +138,12 @@ def execute(
             worker.process.join()
 
 
-def _start(store: Store, checkpoint: Checkpoint, dataset: Dataset, threads: int, number: int) -> _Worker:
+def _start(store: Store, checkpoint: Checkpoint, data: ExperimentData, threads: int, number: int) -> _Worker:
     # "spawn": a forked child would inherit torch's thread pools in an unusable state.
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     log = store.folder / "logs" / f"worker-{os.getpid()}-{number}.log"
-    process = context.Process(target=serve, args=(theirs, store.folder, checkpoint, dataset, threads, log), daemon=True)
+    process = context.Process(target=serve, args=(theirs, store.folder, checkpoint, data, threads, log), daemon=True)
     process.start()
     theirs.close()
     return _Worker(process, ours)

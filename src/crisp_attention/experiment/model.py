@@ -12,15 +12,20 @@ from crisp_attention.errors import AssetError, ConfigurationError, nearest
 from crisp_attention.experiment.assets import ASSETS, fetch
 
 PACKAGED = ("minilm-l6",)
+ARCHITECTURES = {"tiny-vit": "a Vision Transformer of 3 layers, trained from scratch"}
+"""Models that come without weights: each run draws them by its seed."""
+
+_ARCHITECTURES = Path(__file__).parent / "architectures"
 
 _WEIGHTS = "*.safetensors"
 _WANTED = (_WEIGHTS, "*.json", "*.txt", "*.model")
-# Weights and whatever a tokenizer may be made of; config.json is read apart.
+# Weights and whatever a tokenizer or an image processor may be made of; config.json is read apart.
 _DECIDING = (
     _WEIGHTS,
     "*.model",
     "added_tokens.json",
     "merges.txt",
+    "preprocessor_config.json",
     "special_tokens_map.json",
     "tokenizer*.json",
     "vocab*",
@@ -29,24 +34,26 @@ _DECIDING = (
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights, configuration and tokenizer in a local folder.
+    """Weights, configuration and tokenizer or image processor in a local folder.
 
     Attributes:
         name: As the user named it; the last part of a path.
         folder: Where the files are.
         fingerprint: Hash of the files that decide a run: weights, model configuration, tokenizer.
+        pretrained: Whether there are weights; otherwise each run draws its own.
     """
 
     name: str
     folder: Path
     fingerprint: str
+    pretrained: bool = True
 
 
 def resolve(name: str, announce: Callable[[str], None] = lambda _: None) -> Checkpoint:
     """Find a checkpoint: a packaged one, a folder, or a name on the hub.
 
     Args:
-        name: "minilm-l6", a path, or as "distilbert-base-uncased".
+        name: "minilm-l6", "tiny-vit", a path, or as "distilbert-base-uncased".
         announce: Told before something slow happens.
 
     Raises:
@@ -55,6 +62,9 @@ def resolve(name: str, announce: Callable[[str], None] = lambda _: None) -> Chec
     """
     if name in PACKAGED:
         return _checkpoint(name, fetch(ASSETS[name], announce))
+    if name in ARCHITECTURES:
+        folder = _ARCHITECTURES / name
+        return Checkpoint(name, folder, _fingerprint(folder), pretrained=False)
     path = Path(name).expanduser()
     if path.is_dir():
         return _checkpoint(path.resolve().name, path)
@@ -100,6 +110,6 @@ def _from_hub(name: str, announce: Callable[[str], None]) -> Path:
     except (OSError, HfHubHTTPError, HFValidationError, ValueError) as error:
         raise AssetError(
             f"Model {name!r} is not packaged, not a folder, and could not be had from the Hugging Face hub "
-            f"({type(error).__name__}). {nearest(name, PACKAGED)} "
+            f"({type(error).__name__}). {nearest(name, [*PACKAGED, *ARCHITECTURES])} "
             "Without the hub use --model minilm-l6, which comes from the package index, or a folder of your own."
         ) from None

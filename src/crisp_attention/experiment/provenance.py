@@ -10,7 +10,7 @@ from typing import Any
 
 import crisp_attention
 
-_PACKAGES = ("accelerate", "datasets", "numpy", "safetensors", "tokenizers", "torch", "transformers")
+_PACKAGES = ("accelerate", "datasets", "numpy", "pillow", "safetensors", "tokenizers", "torch", "transformers")
 
 
 def packages() -> dict[str, str]:

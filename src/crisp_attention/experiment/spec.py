@@ -34,7 +34,10 @@ class _Section(BaseModel):
 class DataSpec(_Section):
     """Which examples, and how they become token ids."""
 
-    source: str = Field(description="a packaged data set, a GLUE folder, a CSV/TSV/JSONL/Parquet file, or a hub name")
+    source: str = Field(
+        description="a packaged data set, a GLUE folder, a folder of images, a CSV/TSV/JSONL/Parquet file, "
+        "or a hub name"
+    )
     subset: str | None = Field(None, description="configuration of a hub data set, as 'sst2' of 'glue'")
     text: str | None = Field(None, description="column of the text (default: found by its usual names)")
     text_pair: str | None = Field(None, description="column of a second text, for sentence pairs")
@@ -121,7 +124,8 @@ class ArmSpec(_Section):
         if isinstance(value, Mapping) and value:
             traits = RULES.get(str(value.get("rule", "topk")))
             strengths = (*traits.strengths, "layer_sparsity") if traits and traits.strengths else ()
-            if strengths and not any(name in value for name in strengths):
+            known = set(value) <= set(_ATTENTION_FIELDS)  # others are refused by name below
+            if strengths and known and not any(name in value for name in strengths):
                 raise ValueError(
                     f"an arm that sets {', '.join(sorted(value))} must set {' or '.join(strengths[:-1])} too"
                 )
@@ -214,7 +218,7 @@ class ExperimentSpec(_Section):
     choices: tuple[str, ...] = Field(
         (), strict=False, description="settings that are our choice, not a source's; shown in the report"
     )
-    model: str = Field(description="a packaged model, a folder with weights, or a hub name")
+    model: str = Field(description="a packaged model, 'tiny-vit' from scratch, a folder with weights, or a hub name")
     seeds: Annotated[int, Field(ge=1, le=MAX_SEEDS)] = Field(10, description="runs per arm, seeds 0, 1, ...")
     primary: PrimarySpec
     data: DataSpec
@@ -248,6 +252,8 @@ class ExperimentSpec(_Section):
                 raise ValueError(f"primary.{role} = {name!r} is not an arm. {nearest(name, names)}")
         if self.primary.arm == self.primary.baseline:
             raise ValueError("primary.arm and primary.baseline must differ")
+        if self.vary is not None and getattr(self.data, self.vary.key):
+            raise ValueError(f"vary.{self.vary.key} says it for each condition; leave data.{self.vary.key} out")
         if self.primary.condition is not None and self.primary.condition not in self.conditions():
             known = ", ".join(map(repr, self.conditions())) if self.vary else "there is no [vary]"
             raise ValueError(f"primary.condition = {self.primary.condition!r} is none of this experiment's: {known}")
@@ -292,6 +298,8 @@ def to_plain(spec: ExperimentSpec) -> dict[str, Any]:
     content["data"] = _without_later(content["data"], _LATER_DATA)
     content["training"] = spec.training.identity()
     content["primary"] = _without_later(content["primary"], _LATER_PRIMARY)
+    if spec.evaluations:
+        content["evaluations"] = [item.model_dump(mode="json", exclude_none=True) for item in spec.evaluations]
     content["arms"] = []
     for arm in spec.arms:
         plain = arm.model_dump(mode="json", exclude={"attention", "evaluate", "training"})

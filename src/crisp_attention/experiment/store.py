@@ -5,6 +5,7 @@ runs/NAME/
   records/ID.json     one finished, diverged or failed run
   records/ID.npz      its per-example outputs
   locks/ID.lock       held while a process trains that run
+  checkpoints/ID/     where it goes on if it is interrupted; gone once its record is there
   examples.json       the evaluation texts, for the page of disagreements; not needed for any number
   logs/               what the workers printed
   report.md  report.html  figures/
@@ -12,13 +13,16 @@ runs/NAME/
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import hashlib
 import io
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +31,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from crisp_attention.errors import ConfigurationError, RecordError
+from crisp_attention.errors import ConfigurationError, RecordError, StorageError
 from crisp_attention.experiment.record import READABLE, SCHEMA, Arrays, Record
 from crisp_attention.experiment.runs import Fingerprints, PlannedRun, expand
 from crisp_attention.experiment.spec import ExperimentSpec, parse, to_plain
@@ -35,6 +39,16 @@ from crisp_attention.experiment.spec import ExperimentSpec, parse, to_plain
 _STUDY = "study.json"
 _EXAMPLES = "examples.json"
 _HINT = "Choose another --out, or move that directory away."
+_REMEDIES = {
+    errno.ENOSPC: "Make room on its disk",
+    errno.EDQUOT: "Make room in your quota",
+    errno.EROFS: "Make it writable",
+    errno.EACCES: "Make it writable",
+    errno.EPERM: "Make it writable",
+}
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Numbers of the errors that mean a disk and no mistake in a program."""
 
 
 @dataclass(frozen=True)
@@ -89,15 +103,41 @@ class Store:
 
         Raises:
             RecordError: As `require`.
+            StorageError: If it cannot be written.
         """
         self.require(spec, prints)
         study = _study(spec, prints)
-        if (self.folder / _STUDY).exists():
-            asked = self._read_study()["seeds_asked"]
-            study["seeds_asked"] = asked if asked[-1] == spec.seeds else [*asked, spec.seeds]
-        for path in (self.records, self.folder / "locks", self.folder / "logs"):
-            path.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.folder / _STUDY, _to_json(study))
+        with self.writing():
+            for path in (self.records, self.folder / "locks", self.folder / "logs"):
+                path.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.folder / "locks" / "study.lock"):
+                if (self.folder / _STUDY).exists():
+                    asked = self._read_study()["seeds_asked"]
+                    study["seeds_asked"] = asked if asked[-1] == spec.seeds else [*asked, spec.seeds]
+                write_atomically(self.folder / _STUDY, _to_json(study))
+        self._sweep()
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Say what happened, and how to go on, where the directory cannot be written within the block.
+
+        Raises:
+            StorageError: In place of an `OSError`.
+        """
+        try:
+            yield
+        except StorageError:
+            raise
+        except OSError as error:
+            raise self.unwritable(error) from error
+
+    def unwritable(self, error: OSError) -> StorageError:
+        """What to tell a user of an error of the disk."""
+        remedy = _REMEDIES.get(error.errno or 0, "See to its disk")
+        return StorageError(
+            f"{self.folder} could not be written: {error.strerror or error}. Finished runs in it are kept. {remedy} "
+            "and give the same command again: it goes on from there."
+        )
 
     def study(self) -> tuple[ExperimentSpec, list[PlannedRun], list[int]]:
         """The experiment that a directory holds.
@@ -121,8 +161,13 @@ class Store:
         return spec, list(expand(spec, prints)), study["seeds_asked"]
 
     def save_examples(self, examples: Examples) -> None:
-        """Keep the evaluation texts beside the records."""
-        write_atomically(self.folder / _EXAMPLES, _to_json(dataclasses.asdict(examples)))
+        """Keep the evaluation texts beside the records.
+
+        Raises:
+            StorageError: If they cannot be written.
+        """
+        with self.writing():
+            write_atomically(self.folder / _EXAMPLES, _to_json(dataclasses.asdict(examples)))
 
     def examples(self) -> Examples | None:
         """The evaluation texts; None where they were not kept, as in published results.
@@ -202,27 +247,53 @@ class Store:
         Args:
             record: The record, its `arrays` not yet filled in.
             arrays: Per-example outputs of a finished run.
+
+        Raises:
+            StorageError: If they cannot be written; there is no record then.
         """
-        if arrays is not None:
-            buffer = io.BytesIO()
-            np.savez_compressed(buffer, allow_pickle=False, **arrays)
-            content = buffer.getvalue()
-            file = f"{record.run_id}.npz"
-            write_atomically(self.records / file, content)
-            entry = Arrays(file=file, sha256=hashlib.sha256(content).hexdigest())
-            record = record.model_copy(update={"arrays": entry})
-        write_atomically(
-            self.records / f"{record.run_id}.json", _to_json(record.model_dump(mode="json", by_alias=True))
-        )
+        with self.writing():
+            if arrays is not None:
+                buffer = io.BytesIO()
+                np.savez_compressed(buffer, allow_pickle=False, **arrays)
+                content = buffer.getvalue()
+                file = f"{record.run_id}.npz"
+                write_atomically(self.records / file, content)
+                entry = Arrays(file=file, sha256=hashlib.sha256(content).hexdigest())
+                record = record.model_copy(update={"arrays": entry})
+            plain = record.model_dump(mode="json", by_alias=True)
+            write_atomically(self.records / f"{record.run_id}.json", _to_json(plain))
+
+    def checkpoints(self, run_id: str) -> Path:
+        """Where a run's checkpoints are kept while it is in training."""
+        return self.folder / "checkpoints" / run_id
 
     def lock(self, run_id: str) -> FileLock | None:
-        """Take a run for this process; None if another holds it. Released when the process ends."""
+        """Take a run for this process; None if another holds it. Released when the process ends.
+
+        Raises:
+            StorageError: If there is no room for the lock.
+        """
         lock = FileLock(self.folder / "locks" / f"{run_id}.lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
             return None
+        except OSError as error:
+            raise self.unwritable(error) from error
         return lock
+
+    def _sweep(self) -> None:
+        """Remove what processes that were killed left behind: halves of files, checkpoints of finished runs."""
+        for path in (*self.records.glob(".*"), *self.checkpoints("").glob("*")):
+            run_id = path.name.removeprefix(".").partition(".")[0]
+            lock = self.lock(run_id)
+            if lock is None:  # its process is alive
+                continue
+            if path.parent == self.records:
+                path.unlink(missing_ok=True)
+            elif (record := self.load(run_id)) is not None and record.status == "finished":
+                shutil.rmtree(path, ignore_errors=True)
+            lock.release()
 
     def _read_study(self) -> dict[str, Any]:
         path = self.folder / _STUDY

@@ -1,4 +1,4 @@
-"""A process that trains one run after another: reads `PlannedRun`s from a pipe, writes events to it.
+"""A process that trains one run after another: reads `Task`s from a pipe, writes events to it.
 
 It writes each record itself, before it says so, and ends with its parent, however that ended.
 """
@@ -17,17 +17,32 @@ from multiprocessing import connection, parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from crisp_attention.experiment.data import Dataset
+from crisp_attention.errors import StorageError
+from crisp_attention.experiment.data import ExperimentData
 from crisp_attention.experiment.model import Checkpoint
 from crisp_attention.experiment.record import RealisedSparsity, Record, Timing
 from crisp_attention.experiment.runs import PlannedRun
-from crisp_attention.experiment.store import Store
+from crisp_attention.experiment.store import DISK_ERRORS, Store
 
 if TYPE_CHECKING:
-    from crisp_attention.experiment.train import Workbench
+    from crisp_attention.experiment.workbench import Workbench
 
 
 _GRACE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run to do.
+
+    Attributes:
+        run: Which.
+        before: Its record when it was planned, of a run to be done again; None where there was none.
+            Where another process has written one since, that stands.
+    """
+
+    run: PlannedRun
+    before: Record | None = None
 
 
 @dataclass(frozen=True)
@@ -35,15 +50,15 @@ class Event:
     """What a worker says.
 
     Attributes:
-        kind: "ready" for a run; "progress"; or how the run ended: "finished", "diverged", "failed",
-            or "elsewhere" (another process is training it).
+        kind: "ready" for a run; "progress"; "note"; or how the run ended: "finished", "diverged", "failed",
+            "elsewhere" (another process is training it), or "unsaved" (its record could not be written).
         run_id: Which run; empty for "ready".
-        step, steps, loss: Progress, as in `train.Progress`.
-        reason: Why it diverged or failed.
+        step, steps, loss: Progress, as in `journal.Progress`.
+        reason: Why it diverged, failed or was not saved; or what there is to note.
         result: What a finished run found, in a few words.
     """
 
-    kind: Literal["ready", "progress", "finished", "diverged", "failed", "elsewhere"]
+    kind: Literal["ready", "progress", "note", "finished", "diverged", "failed", "elsewhere", "unsaved"]
     run_id: str = ""
     step: int = 0
     steps: int = 0
@@ -52,14 +67,14 @@ class Event:
     result: str = ""
 
 
-def serve(pipe: Any, folder: Path, checkpoint: Checkpoint, dataset: Dataset, threads: int, log: Path) -> None:
+def serve(pipe: Any, folder: Path, checkpoint: Checkpoint, data: ExperimentData, threads: int, log: Path) -> None:
     """Body of a worker process.
 
     Args:
-        pipe: Duplex connection: runs in (None ends), events out.
+        pipe: Duplex connection: tasks in (None ends), events out.
         folder: The run directory.
         checkpoint: Where the weights are.
-        dataset: The examples.
+        data: All data of the experiment.
         threads: Torch's threads.
         log: File that takes all that is printed.
     """
@@ -68,52 +83,77 @@ def serve(pipe: Any, folder: Path, checkpoint: Checkpoint, dataset: Dataset, thr
     # As an exception, so that scratch folders are removed on the way out.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    stream = log.open("a", buffering=1, encoding="utf-8")
+    store = Store(folder)
+    try:
+        stream = log.open("a", buffering=1, encoding="utf-8")
+    except OSError as error:
+        pipe.send(Event("unsaved", reason=str(store.unwritable(error))))
+        return
     os.dup2(stream.fileno(), 1)
     os.dup2(stream.fileno(), 2)
     sys.stdout = sys.stderr = stream
 
     import torch
 
-    from crisp_attention.experiment.train import Workbench, quiet_transformers
+    from crisp_attention.experiment.workbench import Workbench, quiet_transformers
 
     torch.set_num_threads(threads)
     quiet_transformers()
-    bench = Workbench(checkpoint, dataset)
-    store = Store(folder)
+    bench = Workbench(checkpoint, data)
     pipe.send(Event("ready"))
-    while (planned := pipe.recv()) is not None:
-        pipe.send(_run(planned, store, bench, pipe))
+    while (task := pipe.recv()) is not None:
+        try:
+            event = _run(task, store, bench, pipe)
+        except StorageError as error:
+            event = Event("unsaved", task.run.config.run_id, reason=str(error))
+        pipe.send(event)
 
 
-def _run(planned: PlannedRun, store: Store, bench: Workbench, pipe: Any) -> Event:
-    from crisp_attention.experiment import train
-
-    run_id = planned.config.run_id
+def _run(task: Task, store: Store, bench: Workbench, pipe: Any) -> Event:
+    run_id = task.run.config.run_id
     lock = store.lock(run_id)
     if lock is None:
         return Event("elsewhere", run_id)
     try:
         record = store.load(run_id)
-        if record is None or record.status != "finished":
-            started = time.perf_counter()
-            try:
-                record, outputs = train.run(
-                    planned,
-                    bench,
-                    lambda now: _tell(pipe, Event("progress", run_id, now.step, now.steps, now.loss)),
-                )
-            except Exception as error:
-                traceback.print_exc()
-                reason = f"{type(error).__name__}: {error}"
-                record, outputs = _failure(planned, bench, reason, time.perf_counter() - started), None
-            try:
-                store.save(record, outputs)
-            except OSError as error:
-                return Event("failed", run_id, reason=f"its record could not be written: {error}")
+        if record is None or record == task.before:
+            record = _train(task.run, store, bench, pipe)
         return Event(record.status, run_id, reason=record.reason, result=_result(record))
     finally:
         lock.release()
+
+
+def _train(planned: PlannedRun, store: Store, bench: Workbench, pipe: Any) -> Record:
+    """Train, write the record, and discard the checkpoints.
+
+    Raises:
+        StorageError: If the directory cannot be written; what was trained is in the last checkpoint.
+    """
+    from crisp_attention.experiment import train
+    from crisp_attention.experiment.checkpoint import Checkpoints
+
+    run_id = planned.config.run_id
+    checkpoints = Checkpoints(
+        store.checkpoints(run_id), run_id, lambda sentence: _tell(pipe, Event("note", run_id, reason=sentence))
+    )
+    started = time.perf_counter()
+    try:
+        record, outputs = train.run(
+            planned,
+            bench,
+            lambda now: _tell(pipe, Event("progress", run_id, now.step, now.steps, now.loss)),
+            checkpoints,
+        )
+    except Exception as error:
+        traceback.print_exc()
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            # No fault of the run: it stays pending.
+            raise store.unwritable(error) from error
+        reason = f"{type(error).__name__}: {error}"
+        record, outputs = _failure(planned, bench, reason, time.perf_counter() - started), None
+    store.save(record, outputs)
+    checkpoints.clear()
+    return record
 
 
 def _tell(pipe: Any, event: Event) -> None:
@@ -140,7 +180,7 @@ def _failure(planned: PlannedRun, bench: Workbench, reason: str, seconds: float)
         reason=reason,
         arm=planned.arm,
         config=asdict(planned.config),
-        classes=bench.dataset.classes,
+        classes=bench.data.classes,
         epochs=(),
         realised_sparsity=RealisedSparsity(train={}, test={}),
         parameters=0,
@@ -150,7 +190,7 @@ def _failure(planned: PlannedRun, bench: Workbench, reason: str, seconds: float)
             train_seconds=0.0,
             train_examples_per_second=0.0,
         ),
-        provenance=describe(bench, "unknown"),
+        provenance=describe(bench, bench.data.of(planned.config.data), "unknown"),
     )
 
 

@@ -140,6 +140,11 @@ def explain(tally: Tally) -> tuple[str, str]:
             f"Queries had {keys:.1f} valid keys on average, of which {left:.1f} were to survive, and keep_first and "
             f"keep_self alone keep {forced}. Request less, or force fewer keys."
         )
+    if config.scope == "pair" and left >= (config.min_keep or 1) + 0.5:
+        return "chance", (
+            "scope='pair' removes each pair with that probability, so that the share of few pairs is left to chance. "
+            "Take scope='row' for the exact share."
+        )
     if left < (config.min_keep or 1) + 0.5 or tally.realised > requested:
         return "length", (
             f"Queries had {keys:.1f} valid keys on average, of which {left:.1f} were to survive: whole keys do, at "

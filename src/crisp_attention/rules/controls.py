@@ -7,8 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from crisp_attention.rules.ranking import with_forced
 from crisp_attention.rules.selection import Pairs, Threshold
 from crisp_attention.rules.threshold import percentile, topk
+
+_NOISE_VALUES = 2**24
 
 
 def random(
@@ -18,11 +21,15 @@ def random(
     min_keep: int,
     forced: Tensor | None = None,
     count_padding: bool = False,
-    scope: Literal["matrix", "row"] = "row",
+    scope: Literal["matrix", "pair", "row"] = "row",
     stream: Tensor,
     vary_in_batch: bool,
 ) -> Threshold:
     """As many pairs as `topk` (scope "row") or `percentile` ("matrix") would keep, drawn uniformly.
+
+    With scope "pair", each pair is removed with probability `sparsity`, independently of all others,
+    so that the count is left to chance: DropKey (Li et al., arXiv 2208.02646), which drops in training
+    only. A query left with fewer than `min_keep` keys gets the first of the draw.
 
     The ranking is noise, a hash of the stream, the head and the two positions (counted over valid
     tokens), so it needs no state, does not touch torch's global random stream and is the same
@@ -30,17 +37,19 @@ def random(
 
     Args:
         pairs: What there is to choose from.
-        sparsity: Share of pairs to remove, in [0, 1).
+        sparsity: Share of pairs to remove, or the probability of each to be removed, in [0, 1).
         min_keep: Keys that each query keeps at least.
         forced: Bool `[B, 1, Q, K]`, pairs that are drawn before all others.
-        count_padding: As in `topk` and `percentile`.
-        scope: Whose count to match.
+        count_padding: As in `topk` and `percentile`; nothing is counted with scope "pair".
+        scope: Whose count to match, or "pair" for a draw of each pair alone.
         stream: Int64 scalar tensor; equal streams give equal masks.
         vary_in_batch: Draw anew for each example of the batch (training). False (evaluation) gives
             all examples the same draw, so that results do not depend on batch mates.
     """
-    rule = topk if scope == "row" else percentile
     noise = _noise(pairs, stream, vary_in_batch)
+    if scope == "pair":
+        return _each_alone(pairs, noise, sparsity, min_keep, forced)
+    rule = topk if scope == "row" else percentile
     return rule(pairs, sparsity=sparsity, min_keep=min_keep, forced=forced, count_padding=count_padding, ranking=noise)
 
 
@@ -78,8 +87,21 @@ def drop_topk(pairs: Pairs, *, drop: int, min_keep: int, forced: Tensor | None =
     return Threshold("row", keep, bound, pairs.valid, min_keep, largest=False, forced=forced)
 
 
+def _each_alone(
+    pairs: Pairs, noise: Tensor, sparsity: float | Tensor, min_keep: int, forced: Tensor | None
+) -> Threshold:
+    """The pairs whose noise is not among the lowest share, as a threshold on it: each row keeps as many as it has."""
+    # A whole number, so that the comparison in fp32 is exact.
+    lowest = torch.ceil(torch.as_tensor(sparsity, dtype=torch.float64) * _NOISE_VALUES)
+    survives = with_forced(noise, forced) >= lowest
+    if pairs.valid is not None:
+        survives = survives & pairs.valid
+    keep = survives.sum(dim=-1, keepdim=True).maximum(pairs.valid_per_row.clamp(max=min_keep))
+    return Threshold("row", keep, None, pairs.valid, min_keep, noise, forced=forced)
+
+
 def _noise(pairs: Pairs, stream: Tensor, vary_in_batch: bool) -> Tensor:
-    """Uniform float32 noise on a grid of 2^24 values, `[B, H, Q, K]`."""
+    """Uniform float32 noise: whole numbers below 2^24, `[B, H, Q, K]`."""
     batch, heads, queries, keys = pairs.shape
     head = torch.arange(heads, device=pairs.device).view(1, heads, 1, 1)
     stream = stream.to(pairs.device)

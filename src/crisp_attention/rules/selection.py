@@ -127,7 +127,7 @@ class Threshold:
         keep: Int64 `[B, 1 | H, 1 | Q, 1]`, survivors wanted per scope; where it exceeds the pool,
             every valid pair of the scope survives.
         keep_bound: No entry of `keep` is larger. Known without reading `keep`, so no device sync;
-            None where it is not known (a sparsity that lives on the device).
+            None where it is not known (a sparsity that lives on the device, a count left to chance).
         pool: Bool `[B, 1 | H, Q, K]`, the pairs among which tau is found; None for all.
         min_keep: Keys that a query keeps whatever tau says.
         ranking: Float `[B, 1 | H, Q, K]` ranked in place of the attention scores, or None for those.

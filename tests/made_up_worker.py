@@ -1,0 +1,127 @@
+"""Real workers whose training is made up: no torch, no time. What happens to their records is what counts.
+
+python made_up_worker.py together FOLDER PROCESSES   all at once on the same runs
+python made_up_worker.py killed FOLDER KILLS         one after another, each killed at a random moment
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+import types
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+
+from crisp_attention.experiment import worker
+from crisp_attention.experiment.runs import PlannedRun
+from crisp_attention.experiment.store import Store
+from crisp_attention.experiment.worker import Task
+from record_builders import PRINTS, finished, make_spec, planned
+
+TRAINED = "trained.txt"
+SEEDS = 400
+
+
+class Nowhere:
+    """Takes no events."""
+
+    def send(self, event: object) -> None:
+        """Lose it."""
+
+
+class NoCheckpoints:
+    """Keeps nothing."""
+
+    def __init__(self, *arguments: object) -> None:
+        pass
+
+    def clear(self) -> None:
+        """Remove nothing."""
+
+
+def train(run, bench, report, checkpoints):
+    """Note that the run was trained, and return a record with outputs that differ from run to run."""
+    with (bench / TRAINED).open("a") as stream:
+        stream.write(f"{run.config.run_id}\n")
+    time.sleep(0.001)
+    random_ = np.random.default_rng(int(run.config.run_id, 16))
+    return finished(run, random_.random(200) < 0.8)
+
+
+def make_up() -> None:
+    """Have workers train as above."""
+    for name, content in (("train", {"run": train}), ("checkpoint", {"Checkpoints": NoCheckpoints})):
+        module = types.ModuleType(f"crisp_attention.experiment.{name}")
+        vars(module).update(content)
+        sys.modules[module.__name__] = module
+        setattr(sys.modules["crisp_attention.experiment"], name, module)
+
+
+def work(folder: Path, runs: Iterable[PlannedRun]) -> NoReturn:
+    """Do the runs that are not done, as a worker does, and end."""
+    store = Store(folder)
+    for run in runs:
+        if not (store.records / f"{run.config.run_id}.json").exists():
+            worker._run(Task(run), store, folder, Nowhere())
+    os._exit(0)
+
+
+def together(folder: Path, processes: int) -> dict[str, int]:
+    """Several processes begin at the same moment."""
+    spec = make_spec(seeds=20)
+    Store(folder).open(spec, PRINTS)
+    runs = planned(spec).values()
+    gate, opener = os.pipe()
+    children = []
+    for _ in range(processes):
+        child = os.fork()
+        if child == 0:
+            os.close(opener)
+            os.read(gate, 1)
+            work(folder, runs)
+        children.append(child)
+    os.close(opener)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    return {"failed": sum(code != 0 for code in codes), "runs": len(runs)}
+
+
+def killed(folder: Path, kills: int) -> dict[str, int]:
+    """Kill -9 at random moments; after each, no record that was there has changed."""
+    store, random_ = Store(folder), random.Random(os.getpid())
+    spec = make_spec(seeds=SEEDS)
+    store.open(spec, PRINTS)
+    # Planned once: what is killed shall be at work.
+    runs = planned(spec).values()
+    known: dict[Path, bytes] = {}
+    hit = halves = 0
+    # On a slow machine more kills, so that enough is written and some of it half.
+    while hit < kills or len(known) < kills or not halves:
+        child = os.fork()
+        if child == 0:
+            work(folder, runs)
+        time.sleep(random_.uniform(0.0, 0.12))
+        os.kill(child, signal.SIGKILL)
+        hit += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        for path, content in known.items():
+            assert path.read_bytes() == content, f"{path} changed"
+        new = [path for path in store.records.glob("[!.]*.json") if path not in known]
+        for path in new:
+            record = store.load(path.stem)
+            assert record is not None
+            store.load_arrays(record)
+            known[path] = path.read_bytes()
+        halves += any(store.records.glob(".*"))
+    return {"kills": hit, "records": len(known), "halves": halves}
+
+
+if __name__ == "__main__":
+    make_up()
+    scenario = {"together": together, "killed": killed}[sys.argv[1]]
+    print(json.dumps(scenario(Path(sys.argv[2]), int(sys.argv[3]))))
