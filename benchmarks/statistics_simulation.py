@@ -11,6 +11,7 @@ experiment.
 - `effect`: the arm is better by as much as a paired t test over seeds detects with 80% power.
 - `effect for a verdict`: the arm is better by as much as the report says that a verdict finds with 80% power.
 - `margin`: the arm is better by exactly the margin of equivalence. "Equivalent" is an error.
+- `alike`, `alike, margin`: the same where both arms of a pair answer nearly alike, so that "equivalent" is in reach.
 - `looks`: identical arms, looked at after 5, 10 and 20 seeds, 5% shared equally; an error at any look counts.
 
     python benchmarks/statistics_simulation.py [--experiments 2000] [--examples 872] [--json FILE]
@@ -100,6 +101,7 @@ class Law:
 
 IDENTICAL = Law()
 EQUAL_ON_AVERAGE = Law(suits=0.15)
+ALIKE = Law(run=0.002, noise=0.03)
 
 
 def simulated(
@@ -182,8 +184,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
-    random = np.random.default_rng(options.seed)
     figures: dict[str, Any] = {}
+
+    def generator(name: str) -> np.random.Generator:
+        return np.random.default_rng([options.seed, *name.encode()])
 
     def tell(name: str, entry: dict[str, Any]) -> None:
         figures[name] = entry
@@ -194,22 +198,23 @@ def main() -> None:
         )
         print(f"{name}: {told}", flush=True)
 
-    spread = IDENTICAL.spread(options.examples, random)
+    def compare(name: str, law: Law, seeds: int, gain: float) -> dict[str, Any]:
+        name = f"{name}, {seeds} seeds"
+        found = list(simulated(law, seeds, options.examples, gain, options.experiments, generator(name)))
+        tell(name, {"gain": gain, **summary(found), "covers": covered(found, gain)})
+        return figures[name]
+
+    spread = IDENTICAL.spread(options.examples, generator("spread"))
     print(f"spread of paired differences: {spread:.3f} points", flush=True)
     for seeds in SEEDS:
-        cases = {
-            "identical": (IDENTICAL, 0.0),
-            "equal on average": (EQUAL_ON_AVERAGE, 0.0),
-            "effect": (IDENTICAL, detectable_effect(spread, seeds)),
-            "margin": (IDENTICAL, EQUIVALENCE_MARGIN),
-        }
-        for name, (law, gain) in cases.items():
-            found = list(simulated(law, seeds, options.examples, gain, options.experiments, random))
-            tell(f"{name}, {seeds} seeds", {"gain": gain, **summary(found), "covers": covered(found, gain)})
-        gain = figures[f"effect, {seeds} seeds"]["mean_detectable_verdict"]
-        found = list(simulated(IDENTICAL, seeds, options.examples, gain, options.experiments, random))
-        tell(f"effect for a verdict, {seeds} seeds", {"gain": gain, **summary(found), "covers": covered(found, gain)})
-    tell("looks", looks(IDENTICAL, options.examples, options.experiments, random))
+        compare("identical", IDENTICAL, seeds, 0.0)
+        compare("equal on average", EQUAL_ON_AVERAGE, seeds, 0.0)
+        effect = compare("effect", IDENTICAL, seeds, detectable_effect(spread, seeds))
+        compare("effect for a verdict", IDENTICAL, seeds, effect["mean_detectable_verdict"])
+        compare("margin", IDENTICAL, seeds, EQUIVALENCE_MARGIN)
+        compare("alike", ALIKE, seeds, 0.0)
+        compare("alike, margin", ALIKE, seeds, EQUIVALENCE_MARGIN)
+    tell("looks", looks(IDENTICAL, options.examples, options.experiments, generator("looks")))
     if options.json:
         content = {
             "options": {name: value for name, value in vars(options).items() if name != "json"},

@@ -43,7 +43,8 @@ class Analysis:
         by_condition: The arms in each condition.
         condition_contrasts: Every arm against the baseline in each condition. Holm's adjustment is over all of them but
             the primary one.
-        interactions: How each arm's difference follows what is varied; empty where nothing is.
+        interactions: How each arm's difference follows what is varied; empty where nothing is. Holm's adjustment is
+            over all but the primary arm's, which is named before the run as its contrast is.
         evaluation_contrasts: Every arm against the baseline in the primary condition, by further evaluation. Holm's
             adjustment is over all of these.
         outcomes: Every arm against the baseline in every secondary outcome, in the primary condition.
@@ -136,20 +137,7 @@ def analyse(store: Store) -> Analysis:
         )
     )
     outcomes = outcome_contrasts(others, baseline, seeds, alpha, _RANDOM_SEED)
-    pattern = None
-    if primary is not None and arm.spec.attention.removes:
-        rivals = {name: _pair(arm, arms[name], seeds) for name in dropout_arms(spec) if name != arm.name}
-        pattern = regularizer_pattern(
-            spec,
-            _train_fall(arm, baseline, seeds, alpha),
-            next(
-                Fall(item.difference, item.p_value, item.seeds, alpha)
-                for item in outcomes
-                if (item.arm, item.outcome) == (arm.name, "gap")
-            ),
-            against_baseline,
-            list(_compare(rivals, alpha).values()),
-        )
+    pattern = _pattern(spec, arms, against_baseline, outcomes, seeds, alpha)
     placebo = next(
         (
             against_baseline[item.name]
@@ -259,6 +247,28 @@ def _adjusted(contrasts: Mapping[_Key, Contrast]) -> dict[_Key, Contrast]:
     }
 
 
+def _pattern(
+    spec: ExperimentSpec,
+    arms: Mapping[str, ArmResult],
+    against_baseline: Mapping[str, Contrast],
+    outcomes: Sequence[OutcomeContrast],
+    seeds: int,
+    alpha: float,
+) -> RegularizerPattern | None:
+    arm, baseline = arms[spec.primary.arm], arms[spec.primary.baseline]
+    if arm.name not in against_baseline or not arm.spec.attention.removes:
+        return None
+    gap = next(item for item in outcomes if (item.arm, item.outcome) == (arm.name, "gap"))
+    rivals = {name: _pair(arm, arms[name], seeds) for name in dropout_arms(spec)}
+    return regularizer_pattern(
+        spec,
+        _train_fall(arm, baseline, seeds, alpha),
+        Fall(gap.difference, gap.p_value, gap.seeds, alpha),
+        against_baseline,
+        list(_compare(rivals, alpha).values()),
+    )
+
+
 def _train_fall(arm: ArmResult, baseline: ArmResult, seeds: int, alpha: float) -> Fall:
     pairs = shared(arm, baseline, seeds)
     by_seed = [
@@ -273,7 +283,7 @@ def _train_fall(arm: ArmResult, baseline: ArmResult, seeds: int, alpha: float) -
 def _interactions(
     spec: ExperimentSpec, by_condition: Mapping[str, tuple[ArmResult, ...]], seeds: int, alpha: float
 ) -> tuple[Interaction, ...]:
-    """One an arm, over the seeds that are complete in every condition."""
+    """One an arm, over the seeds that are complete in every condition; all but the primary arm's are adjusted."""
     if spec.vary is None:
         return ()
     conditions = dict(zip(by_condition, spec.vary.values, strict=True))
@@ -301,8 +311,15 @@ def _interactions(
                 arm.name, spec.primary.baseline, spec.vary.key, conditions, differences, examples, random, alpha
             )
         )
-    adjusted = statistics.holm(np.array([item.p_value for item in found]))
-    return tuple(dataclasses.replace(item, p_holm=float(p)) for item, p in zip(found, adjusted, strict=True))
+    others = [item for item in found if item.arm != spec.primary.arm]
+    adjusted = dict(
+        zip(
+            (item.arm for item in others),
+            statistics.holm(np.array([item.p_value for item in others])).tolist(),
+            strict=True,
+        )
+    )
+    return tuple(dataclasses.replace(item, p_holm=adjusted.get(item.arm)) for item in found)
 
 
 def _cautions(

@@ -28,7 +28,7 @@ class Interaction:
         slope: Their mean.
         interval: Student's t over seeds; None for one seed.
         p_value: Two-sided sign-flip permutation test on the mean slope.
-        p_holm: Adjusted over all interactions.
+        p_holm: Adjusted over the interactions of all other arms; None for the primary one.
         alpha: Level of the test; the interval holds 1 - alpha.
     """
 

@@ -26,6 +26,7 @@ _EXACT_SEEDS = 16
 _POWER_Z = float(stats.norm.ppf(POWER))
 _FLIPS = 99_999
 _RESAMPLES = 10_000
+_COLUMNS = 256
 
 
 @dataclass(frozen=True)
@@ -224,17 +225,23 @@ def crossed_bootstrap(
         C intervals, in the unit of the differences.
     """
     seeds, examples = differences[0].shape
-    tables = [table.T.astype(np.float64) for table in differences]
-    means = np.empty((len(tables), resamples))
+    # Several comparisons go through one product: thin ones only wait for memory.
+    width = max(1, _COLUMNS // seeds)
+    groups = [
+        np.concatenate([table.T for table in differences[start : start + width]], axis=1).astype(np.float64)
+        for start in range(0, len(differences), width)
+    ]
+    means = np.empty((len(differences), resamples))
     block = max(1, 4_000_000 // examples)
     for start in range(0, resamples, block):
         count = min(block, resamples - start)
         seed_counts = random.multinomial(seeds, np.full(seeds, 1 / seeds), size=count)
         example_counts = _resampled(examples, count, random)
-        for place, table in enumerate(tables):
+        for place, group in enumerate(groups):
             # Whole counts once more: their sums are exact, whatever the order in which they are added.
-            sums = ((example_counts @ table) * seed_counts).sum(axis=1)
-            means[place, start : start + count] = sums / (seeds * examples)
+            by_seed = (example_counts @ group).reshape(count, -1, seeds)
+            sums = np.einsum("rcs,rs->cr", by_seed, seed_counts.astype(np.float64))
+            means[place * width : (place + 1) * width, start : start + count] = sums / (seeds * examples)
     bounds = np.quantile(means, [alpha / 2, 1 - alpha / 2], axis=1)
     return [Interval(float(low), float(high)) for low, high in bounds.T]
 
