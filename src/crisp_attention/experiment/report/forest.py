@@ -26,17 +26,23 @@ def forest(
     with canvas(row_height(len(entries))) as (figure, axes):
         axes.axvspan(-EQUIVALENCE_MARGIN, EQUIVALENCE_MARGIN, color=colour("band"), linewidth=0, zorder=0)
         axes.axvline(0, color=colour("soft"), linewidth=1)
-        for row, (_, item) in enumerate(entries):
-            own = series(1 if item is primary else 0)
-            found = shown_interval(item)
-            if found is not None:
-                axes.hlines(row, found.low, found.high, color=own, linewidth=2)
+        own = [series(1 if item is primary else 0) for _, item in entries]
+        bars = [(row, found) for row, (_, item) in enumerate(entries) if (found := shown_interval(item)) is not None]
+        axes.hlines(
+            [row for row, _ in bars],
+            [found.low for _, found in bars],
+            [found.high for _, found in bars],
+            color=[own[row] for row, _ in bars],
+            linewidth=2,
+        )
+        for stands_out, marker, size in ((False, "o", 34), (True, "D", 60)):
+            shown = [row for row, (_, item) in enumerate(entries) if (item is primary) == stands_out]
             axes.scatter(
-                item.difference,
-                row,
-                color=own,
-                s=60 if item is primary else 34,
-                marker="D" if item is primary else "o",
+                [entries[row][1].difference for row in shown],
+                shown,
+                color=[own[row] for row in shown],
+                s=size,
+                marker=marker,
                 zorder=3,
                 edgecolor=colour("paper"),
             )

@@ -256,10 +256,18 @@ def legend_below(figure: Any, axes: Any) -> None:
 
 def _dots(axes: Any, analysis: Analysis, arms: Sequence[ArmResult], values: Sequence[Array]) -> None:
     places = {arm.name: number for number, arm in enumerate(analysis.arms)}
-    for row, (arm, points) in enumerate(zip(arms, values, strict=True)):
-        own = series(places[arm.name])
-        axes.scatter(points, np.full(len(points), row), color=own, s=26, zorder=3, edgecolor=colour("paper"))
-        axes.vlines(points.mean(), row - 0.3, row + 0.3, color=own, linewidth=2.5, zorder=2)
+    own = [series(places[arm.name]) for arm in arms]
+    counts = [len(points) for points in values]
+    axes.scatter(
+        np.concatenate(values),
+        np.repeat(np.arange(len(arms)), counts),
+        color=np.repeat(own, counts),
+        s=26,
+        zorder=3,
+        edgecolor=colour("paper"),
+    )
+    middle = np.arange(len(arms))
+    axes.vlines([points.mean() for points in values], middle - 0.3, middle + 0.3, color=own, linewidth=2.5, zorder=2)
     rows(axes, [f"{arm.name}  n = {len(arm.records)}" for arm in arms])
 
 
