@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -137,6 +138,9 @@ def test_a_study_from_question_to_verdict(spec_file, tmp_path):
         assert (folder / name).stat().st_size > 500
 
     page = (folder / "report.html").read_bytes()
+    maps = json.loads(re.search(rb'id="maps-data">(.*?)</script>', page).group(1))
+    assert (maps["arms"], maps["layers"]) == (["dense", "percentile-80"], 2)
+    assert all(item["tokens"][0] == "[CLS]" and len(item["tokens"]) > 2 for item in maps["examples"])
     again = crisp("run", spec_file, "--out", folder)
     assert again.returncode == 0, again.stderr
     assert "finished" not in again.stdout.split("verdict")[0]
