@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from hypothesis import settings
+from hypothesis import assume, settings
 from hypothesis import strategies as st
 
 import oracle
 from crisp_attention.backends.reference import keep_mask
 from crisp_attention.config import APPLY, SCOPES, SparsityConfig
-from crisp_attention.operator import padding_from_pairs
+from crisp_attention.masks import hides_future, padding_from_pairs
 from crisp_attention.rules import Pairs, select
 from crisp_attention.rules.selection import Normalizer
 from crisp_attention.schedule import KINDS
@@ -113,6 +113,8 @@ def masks(draw, batch, heads, queries, keys, generator, *, causal=False, holes=T
     if causal:
         earlier = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
         valid = earlier.expand(batch, 1, queries, keys) if valid is None else valid & earlier
+    elif kind.startswith("holes") and queries == keys:
+        assume(not hides_future(valid))  # which rules over several rows refuse
     return valid, query_valid
 
 

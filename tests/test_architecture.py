@@ -26,6 +26,7 @@ FLOORS = [
     ["config"],
     ["rules"],
     ["backends"],
+    ["masks"],
     ["operator"],
     ["monitoring"],
     ["state"],

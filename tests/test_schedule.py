@@ -192,6 +192,8 @@ def test_a_schedule_needs_a_sparsity_to_move(settings, message):
 
 def test_the_range_of_a_stochastic_schedule_ends_at_the_sparsity():
     low = {"kind": "stochastic", "low": 0.5}
+    with pytest.raises(crisp.ConfigurationError, match=r"from the sparsity 0.4 down to final=0.5, which is higher"):
+        crisp.SparsityConfig(sparsity=0.4, schedule={"kind": "anneal", "final": 0.5})
     with pytest.raises(crisp.ConfigurationError, match=r"between low=0.5 and the sparsity 0.4, which is smaller"):
         crisp.SparsityConfig(sparsity=0.4, schedule=low)
     with pytest.raises(crisp.ConfigurationError, match=r"the sparsity 0\.3"):

@@ -108,6 +108,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "ministral": {"head_dim": HEAD_WIDTH},
     "nemotron": {"head_dim": HEAD_WIDTH},
     "qwen2_moe": {"shared_expert_intermediate_size": INNER},
+    "swin": {"patch_size": 4, "depths": [2], "num_heads": [2], "window_size": 4, "embed_dim": 16},
     "time_series_transformer": {"prediction_length": 8, "context_length": 16},
     "vitpose_backbone": {"image_size": [IMAGE, IMAGE], "patch_size": [PATCH, PATCH]},
     "xmod": {"default_language": "en_XX", "languages": ["en_XX"]},

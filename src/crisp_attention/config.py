@@ -134,6 +134,11 @@ class SparsityConfig:
             )
         # A layer whose own sparsity is 0 stays dense and follows no schedule.
         least = min(share for share in self.layer_sparsity or (self.sparsity,) if share)
+        if self.schedule.final is not None and self.schedule.final > least:
+            raise ConfigurationError(
+                f"The schedule anneals from the sparsity {least:g} down to final={self.schedule.final:g}, which is "
+                "higher. Give a lower final, or kind='linear' to rise."
+            )
         if self.schedule.low is not None and self.schedule.low > least:
             raise ConfigurationError(
                 f"The stochastic schedule draws between low={self.schedule.low:g} and the sparsity {least:g}, "
@@ -158,7 +163,9 @@ class SparsityConfig:
 
     @property
     def per_row(self) -> bool:
-        """Whether a query's survivors depend on that query alone, as causal models need."""
+        """Whether a query's survivors depend on that query and what it may see alone, as causal models need."""
+        if self.count_padding:
+            return False  # how many keys are hidden, its future among them, decides how many survive
         if self.rule == "random":
             return self.scope != "matrix"
         if self.rule == "block_topk":

@@ -22,10 +22,8 @@ from crisp_attention import backends
 from crisp_attention.backends import reference
 from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError
+from crisp_attention.masks import causal_refusal, hides_future, read_pairs
 from crisp_attention.rules import Normalizer, Pairs, select
-
-LOWEST_BIAS = -9e3
-"""An additive mask hides a pair from here down: people write -inf, -1e9, or -1e4 (which bf16 rounds up)."""
 
 # Settings that say where and when a model is sparse, which one call cannot.
 _OF_A_MODEL = frozenset({"apply", "layer_sparsity", "layers", "schedule"})
@@ -165,6 +163,9 @@ def attention(
         raise ConfigurationError(f"sinks must be [H] = ({q.shape[1]},), got {tuple(sinks.shape)}.")
     shape = (q.shape[0], q.shape[1], q.shape[2], k.shape[2])
     pairs, bias = read_pairs(shape, q.device, valid=valid, query_valid=query_valid, bias=bias, causal=causal)
+    several_rows = config.removes and not config.per_row and shape[2] == shape[3]
+    if several_rows and pairs.valid is not None and not torch.compiler.is_compiling() and hides_future(pairs.valid):
+        raise causal_refusal(config)
     if config.sparsity and shape[3] == 1:
         _warn_of_a_single_key(config.sparsity)
     stream = None
@@ -249,96 +250,6 @@ def attend(
     return AttentionOutput(computed.output, computed.weights, computed.probabilities, computed.keep, pairs)
 
 
-def read_pairs(
-    shape: tuple[int, int, int, int],
-    device: torch.device,
-    *,
-    valid: Tensor | None = None,
-    query_valid: Tensor | None = None,
-    bias: Tensor | None = None,
-    causal: bool = False,
-    cross: bool = False,
-) -> tuple[Pairs, Tensor | None]:
-    """Bring the masks of one call to the pairs that it may attend to and a finite bias.
-
-    Args:
-        shape: (B, H, Q, K).
-        device: Where the scores will live.
-        valid: As in `attention`.
-        query_valid: As in `attention`; not derived from `valid` if `cross`.
-        bias: As in `attention`.
-        causal: As in `attention`.
-        cross: Whether queries and keys come from two different sequences.
-
-    Raises:
-        ConfigurationError: If a mask has the wrong shape or dtype.
-    """
-    valid = _read_valid(valid, shape)
-    bias, unmasked = _read_bias(bias, shape)
-    if unmasked is not None:
-        valid = _read_valid(unmasked if valid is None else valid & unmasked, shape)
-    return _pairs(shape, device, valid, query_valid, causal, cross), bias
-
-
-def padding_from_pairs(valid: Tensor, queries: int) -> Tensor | None:
-    """Which queries of a self-attention call are not padding, from its pair mask.
-
-    A position that no query may attend to is padding. Queries are the last of the keys' positions.
-
-    Args:
-        valid: Bool `[B, 1 | H, Q, K]`.
-        queries: Q.
-
-    Returns:
-        Bool `[B, Q]`, or None where there are more queries than keys (then nothing is known).
-    """
-    keys = valid.shape[-1]
-    if queries > keys:
-        return None
-    return valid.any(dim=1).any(dim=1)[:, keys - queries :]
-
-
-def split_mask(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Split an additive mask into a finite bias and the pairs that it leaves valid.
-
-    Invalid pairs are marked by -inf, by the dtype's lowest value or, by habit, by -1e9 or -1e4; whatever
-    is below `LOWEST_BIAS` gets no weight in any case. NaN is neither: it stays in the bias, and shows.
-
-    Args:
-        mask: Floating point, any shape.
-
-    Returns:
-        The bias, 0 at invalid pairs, and a bool mask, True = valid; both of the mask's shape.
-    """
-    invalid = mask <= LOWEST_BIAS
-    return mask.masked_fill(invalid, 0.0), ~invalid
-
-
-def one_way(valid: Tensor) -> bool:
-    """Whether some query is hidden from a key that sees it, as in causal and prefix masks.
-
-    Between two sequences: whether queries see different keys at all.
-    """
-    seen = valid.any(dim=-2, keepdim=True)
-    hidden = ~valid & seen
-    if valid.shape[-2] == valid.shape[-1]:
-        hidden = hidden & valid.transpose(-2, -1)
-    return bool(hidden.any())
-
-
-def causal_refusal(config: SparsityConfig) -> ConfigurationError:
-    """The error for a rule that would let a causal model see the future."""
-    cure = "rule='topk', which looks at one query at a time"
-    if config.rule == "block_topk":
-        cure = "query_block=1, or " + cure
-    elif config.rule == "random":
-        cure = "scope='row', which draws for one query at a time"
-    return ConfigurationError(
-        f"Rule {config.rule!r} decides over several queries at once, so later tokens would change earlier outputs "
-        f"of a causal model. Use {cure}."
-    )
-
-
 def _warn_of_a_single_key(sparsity: float) -> None:
     if torch.compiler.is_compiling():  # a warning would break the graph
         return
@@ -365,55 +276,3 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
         raise ConfigurationError(f"{q.shape[1]} query heads are not a multiple of {k.shape[1]} key/value heads.")
     if not q.dtype == k.dtype == v.dtype:
         raise ConfigurationError(f"q, k and v must share a dtype, got {q.dtype}, {k.dtype}, {v.dtype}.")
-
-
-def _read_valid(valid: Tensor | None, shape: tuple[int, int, int, int]) -> Tensor | None:
-    """Bring a mask of valid pairs to `[B, 1 | H, Q, K]`."""
-    if valid is None:
-        return None
-    batch, heads, queries, keys = shape
-    if valid.dtype != torch.bool:
-        raise ConfigurationError(f"valid must be bool (True = may be attended), got {valid.dtype}.")
-    full = valid[:, None, None, :] if valid.dim() == 2 else valid
-    try:
-        return torch.broadcast_to(full, (batch, heads if full.shape[-3:-2] == (heads,) else 1, queries, keys))
-    except (RuntimeError, IndexError):
-        raise ConfigurationError(
-            f"valid must be [B, K] = {(batch, keys)} or broadcastable to [B, H, Q, K] = {shape}, "
-            f"got {tuple(valid.shape)}."
-        ) from None
-
-
-def _read_bias(bias: Tensor | None, shape: tuple[int, int, int, int]) -> tuple[Tensor | None, Tensor | None]:
-    """Split a bias into its finite part and the pairs that it leaves valid, both broadcast like it."""
-    if bias is None:
-        return None, None
-    if not bias.is_floating_point():
-        raise ConfigurationError(f"bias must be floating point (use valid= for a bool mask), got {bias.dtype}.")
-    sizes = zip(reversed(bias.shape), reversed(shape), strict=False)
-    if bias.dim() > 4 or any(size not in (1, full) for size, full in sizes):
-        raise ConfigurationError(f"bias must be broadcastable to [B, H, Q, K] = {shape}, got {tuple(bias.shape)}.")
-    return split_mask(bias[(None,) * (4 - bias.dim())])
-
-
-def _pairs(
-    shape: tuple[int, int, int, int],
-    device: torch.device,
-    valid: Tensor | None,
-    query_valid: Tensor | None,
-    causal: bool,
-    cross: bool,
-) -> Pairs:
-    batch, _, queries, keys = shape
-    if query_valid is not None:
-        if query_valid.dtype != torch.bool or query_valid.shape != (batch, queries):
-            raise ConfigurationError(
-                f"query_valid must be bool [B, Q] = {(batch, queries)}, "
-                f"got {tuple(query_valid.shape)} {query_valid.dtype}."
-            )
-    elif valid is not None and queries == keys and not cross:
-        query_valid = padding_from_pairs(valid, queries)
-    if causal:
-        allowed = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
-        valid = allowed.expand(batch, 1, queries, keys) if valid is None else valid & allowed
-    return Pairs(shape, device, valid, query_valid, causal, cross)

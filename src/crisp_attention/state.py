@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,10 +29,11 @@ Implementations = list[tuple[Any, str | None]]
 
 def _scalar(value: float | int) -> Tensor:
     """A number that compiled code reads anew each time instead of building it in."""
-    return torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else torch.int64)
+    with torch.inference_mode(False):  # it is changed in place later, perhaps in training
+        return torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else torch.int64)
 
 
-@dataclass
+@dataclass(eq=False)
 class ModelState:
     """Run-time state shared by all attention layers of one model.
 
@@ -48,9 +49,14 @@ class ModelState:
         unfinished: Training forwards under gradient checkpointing since a backward pass recomputed one.
         recomputed: Whether a backward pass recomputed a forward since the last training forward.
         drawn: Layers that drew a random mask in the present training forward.
+        trained: With what settings and sparsity each layer last ran in training.
         monitors: Who counts realised sparsity at present.
         probing: Whether attention is sparse in every mode just now, for a look at what it does.
-        adopted: Whether it was made for one layer on its first call rather than by `sparsify`.
+        untried: Whether `sparsify` has not tried the model out: its state was made for one layer on its first
+            call, or it is being tried out now.
+        layers: The layers that share it.
+        homes: The configuration objects that its settings are written to.
+        excluded: Names of submodules that stay dense, as was asked for.
     """
 
     config: SparsityConfig
@@ -62,13 +68,23 @@ class ModelState:
     unfinished: int = 0
     recomputed: bool = False
     drawn: set[int] = field(default_factory=set)
+    trained: dict[str, tuple[SparsityConfig | None, float | None]] = field(default_factory=dict)
     monitors: list[Monitor] = field(default_factory=list)
     probing: bool = False
-    adopted: bool = False
+    untried: bool = False
+    layers: list[LayerState] = field(default_factory=list)
+    homes: list[Any] = field(default_factory=list)
+    excluded: tuple[str, ...] = ()
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is made outside of the blocks that are open around the original."""
-        return {**self.__dict__, "dense": 0, "driven": False, "drawn": set(), "monitors": []}
+        return {**self.__dict__, "dense": 0, "driven": False, "drawn": set(), "trained": {}, "monitors": []}
+
+    def stand_at(self, progress: float) -> None:
+        """Take over how far training has come; every layer follows."""
+        self.progress = progress
+        for layer in self.layers:
+            layer.follow_schedule()
 
     def set_forward_index(self, index: int) -> None:
         """Say how many training forwards there were; every layer may draw anew."""
@@ -99,6 +115,7 @@ class LayerState:
         self.model = model
         self._depth = index / (count - 1) if count > 1 else 0.0
         self._sparsity = _scalar(0.0)
+        model.layers.append(self)
         self.follow_schedule()
 
     def follow_schedule(self) -> None:
@@ -127,6 +144,29 @@ class LayerState:
                 "This model has a sparsity schedule, but nothing tells it how far training has come. Give the Trainer "
                 "callbacks=[crisp_attention.SparsityCallback()], or call crisp_attention.set_progress(model, share) "
                 "before each step."
+            )
+        return config
+
+    def begin(self, training: bool) -> SparsityConfig | None:
+        """The settings in force for a call that begins, as `active`.
+
+        Raises:
+            ConfigurationError: As `active`, or if gradient checkpointing recomputes this layer with other attention
+                than its forward pass had.
+        """
+        config = self.active(training)
+        if not training or torch.compiler.is_compiling():
+            return config
+        sparsity = None if config is None else self.sparsity(config, training)
+        now = (config, None if sparsity is None else float(sparsity))
+        then = self.model.trained.get(self.name, now)
+        if not _recomputing():
+            self.model.trained[self.name] = now
+        elif then != now:
+            raise ConfigurationError(
+                f"Gradient checkpointing recomputes {self.name or 'this layer'} with other attention than its forward "
+                f"pass had ({_in_words(*then)}, now {_in_words(*now)}): its gradients would be wrong. Call backward "
+                "before set_progress or another sparsify, and within the same crisp_attention.dense block."
             )
         return config
 
@@ -170,7 +210,7 @@ class LayerState:
             sinks: As in `operator.attend`.
             dropout_p: Applied as given.
         """
-        config = self.active(training)
+        config = self.begin(training)
         if config is not None and config.rule == "random" and training:
             pairs = dataclasses.replace(pairs, first=_process() * q.shape[0])
         out = attend(
@@ -212,7 +252,7 @@ class LayerState:
 
     def _require_own_draw(self) -> None:
         """Refuse to draw the masks of another call, or of a forward whose step is no longer known."""
-        if torch._C._current_graph_task_id() >= 0:  # within a backward pass: gradient checkpointing recomputes
+        if _recomputing():
             self.model.recomputed = True
             if self.model.unfinished > 1:
                 raise ConfigurationError(
@@ -229,6 +269,17 @@ class LayerState:
                 "crisp_attention.set_forward_index before each step."
             )
         self.model.drawn.add(self.index)
+
+
+def _recomputing() -> bool:
+    """Whether this runs within a backward pass, as when gradient checkpointing recomputes a layer."""
+    return bool(torch._C._current_graph_task_id() >= 0)
+
+
+def _in_words(config: SparsityConfig | None, sparsity: float | None) -> str:
+    if config is None:
+        return "dense"
+    return config.rule if sparsity is None else f"{config.rule} at sparsity {sparsity:g}"
 
 
 def _process() -> int:
@@ -294,17 +345,17 @@ def count_forwards(model: nn.Module, *, wanted: bool) -> None:
 
     On the model, not in its layers: gradient checkpointing runs a layer twice in one step.
     """
-    hook_before_forward(model, _advance, wanted=wanted)
+    hook_before_forward(model, _advance, on=[model] if wanted else [])
 
 
-def hook_before_forward(model: nn.Module, hook: Callable[[nn.Module, Any], None], *, wanted: bool) -> None:
-    """Have a hook on a model once, or not at all, and on none of its parts."""
+def hook_before_forward(model: nn.Module, hook: Callable[[nn.Module, Any], None], *, on: Iterable[nn.Module]) -> None:
+    """Have a hook once on each of the given modules of a model, and on none of its others."""
     for module in model.modules():
         for key, present in list(module._forward_pre_hooks.items()):
             if present is hook:
                 del module._forward_pre_hooks[key]
-    if wanted:
-        model.register_forward_pre_hook(hook)
+    for module in dict.fromkeys(on):
+        module.register_forward_pre_hook(hook)
 
 
 def _advance(model: nn.Module, _: Any) -> None:

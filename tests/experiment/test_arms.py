@@ -15,7 +15,7 @@ from crisp_attention.experiment.report.pages import spec_as_toml
 from crisp_attention.experiment.runs import Fingerprints, expand
 from crisp_attention.experiment.spec import parse, to_plain
 from crisp_attention.experiment.store import Store
-from crisp_attention.experiment.workbench import preflight
+from crisp_attention.experiment.workbench import Workbench, preflight
 
 ARMS = """
 [[arms]]
@@ -129,3 +129,142 @@ def test_the_report_holds_every_such_arm(store, result):
         assert next(arm for arm in result.arms if arm.name == name).records[0].status == "finished"
         assert name in page
     assert 'kind = "cubic"' in (store.folder / "report.md").read_text(encoding="utf-8")
+
+
+# Arms that are trained and evaluated otherwise, or regularized otherwise
+
+OTHERWISE = """
+[[arms]]
+name = "apply-train"
+sparsity = 0.5
+apply = "train"
+
+[[arms]]
+name = "to-dense"
+sparsity = 0.5
+evaluate = {}
+
+[[arms]]
+name = "apply-eval"
+sparsity = 0.5
+apply = "eval"
+
+[[arms]]
+name = "from-dense"
+evaluate = { sparsity = 0.5 }
+
+[[arms]]
+name = "cubic-to-random"
+sparsity = 0.8
+schedule = { kind = "cubic", end = 0.5 }
+evaluate = { rule = "random", sparsity = 0.5 }
+
+[[arms]]
+name = "random-to-window"
+rule = "random"
+sparsity = 0.5
+evaluate = { rule = "window", sparsity = 0.8 }
+
+[[arms]]
+name = "dropkey"
+rule = "random"
+scope = "pair"
+sparsity = 0.5
+apply = "train"
+
+[[arms]]
+name = "smooth"
+training = { label_smoothing = 0.4 }
+
+[[arms]]
+name = "attention-dropout"
+training = { attention_dropout = 0.5 }
+
+[[arms]]
+name = "no-dropout"
+training = { attention_dropout = 0.0, hidden_dropout = 0.0 }
+
+[[arms]]
+name = "decay"
+training = { weight_decay = 10.0 }
+
+[[arms]]
+name = "slow"
+training = { learning_rate = 1e-6 }
+"""
+
+
+@pytest.fixture(scope="module")
+def otherwise(tiny_folders, csv_file):
+    """Record and outputs of each such arm by name, and the data."""
+    settings = {"seeds": 1, "train": 32, "epochs": 2}
+    text = tiny_study.toml(tiny_folders["bert"], csv_file, **settings) + OTHERWISE
+    text += '[[evaluations]]\nname = "typos"\ntypos = 0.2\n'
+    spec = parse(tomllib.loads(text), "tiny")
+    checkpoint, found = model.resolve(spec.model), data.load_experiment(spec)
+    preflight(checkpoint, found, spec)
+    bench = Workbench(checkpoint, found)
+    prints = Fingerprints(checkpoint.fingerprint, *found.prints())
+    wanted = {"dense", *(arm["name"] for arm in tomllib.loads(OTHERWISE)["arms"])}
+    runs = {run.arm: train.run(run, bench, lambda _: None) for run in expand(spec, prints) if run.arm in wanted}
+    return runs, found
+
+
+def shares(runs, name, mode):
+    return list(getattr(runs[name][0].realised_sparsity, mode).values())
+
+
+@pytest.mark.parametrize(("one", "other"), [("apply-train", "to-dense"), ("apply-eval", "from-dense")])
+def test_two_ways_to_say_where_an_arm_is_sparse_give_the_same_to_the_last_bit(otherwise, one, other):
+    runs, _ = otherwise
+    for name, array in runs[one][1].items():
+        assert (array == runs[other][1][name]).all()
+    assert runs[one][0].epochs == runs[other][0].epochs
+    assert runs[one][0].realised_sparsity == runs[other][0].realised_sparsity
+
+
+def test_an_arm_evaluated_otherwise_is_trained_as_ever(otherwise):
+    runs, _ = otherwise
+    for name, trained, evaluated in (
+        ("to-dense", 0.5, 0.0),
+        ("from-dense", 0.0, 0.5),
+        ("random-to-window", 0.5, 0.8),
+        ("cubic-to-random", 0.8, 0.5),
+    ):
+        assert all(abs(share - trained) < 0.1 for share in shares(runs, name, "train"))
+        assert all(abs(share - evaluated) < 0.1 for share in shares(runs, name, "test"))
+    dense, sparse = (runs[name][0].epochs for name in ("dense", "from-dense"))
+    assert [epoch.running_loss for epoch in dense] == [epoch.running_loss for epoch in sparse]
+    assert dense[-1].test.loss != sparse[-1].test.loss
+
+
+def test_dropkey_removes_its_share_in_training_alone(otherwise):
+    runs, _ = otherwise
+    assert all(abs(share - 0.5) < 0.05 for share in shares(runs, "dropkey", "train"))
+    assert shares(runs, "dropkey", "test") == [0.0, 0.0]
+
+
+def test_each_regularizer_of_training_does_something_of_its_own(otherwise):
+    runs, _ = otherwise
+    names = ["dense", "smooth", "attention-dropout", "no-dropout", "decay", "slow"]
+    assert len({runs[name][0].final.test.loss for name in names}) == len(names)
+    assert len({runs[name][0].epochs[0].running_loss for name in names if name != "decay"}) == len(names) - 1
+    for name in names:
+        assert runs[name][0].config["training"]["epochs"] == 2
+    losses = {name: [epoch.train.loss for epoch in runs[name][0].epochs] for name in ("dense", "slow")}
+    assert abs(losses["slow"][1] - losses["slow"][0]) < 1e-3 < abs(losses["dense"][1] - losses["dense"][0])
+
+
+def test_further_evaluations_are_in_the_record_with_their_logits(otherwise):
+    runs, found = otherwise
+    for record, outputs in runs.values():
+        split = found.evaluations["typos"]
+        assert (outputs["typos_labels"] == split.labels).all()
+        hits = outputs["typos_logits"].argmax(1) == split.labels
+        assert record.evaluations["typos"].correct == hits.sum()
+        assert record.evaluations["typos"].total == 24
+        assert not (outputs["typos_logits"] == outputs["test_logits"]).all()
+    # The further evaluation is done with the attention of evaluation too.
+    typos = {name: outputs["typos_logits"] for name, (_, outputs) in runs.items()}
+    assert (typos["apply-eval"] == typos["from-dense"]).all()
+    assert not (typos["from-dense"] == typos["dense"]).all()

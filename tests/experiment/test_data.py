@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter, defaultdict
 
@@ -253,3 +254,144 @@ def test_training_sizes_for_another_source_end_at_what_there_is(tmp_path):
     assert fitted.vary.train_examples == (20, 40, there)
     with pytest.raises(DataError, match=f"has {there} training examples, too few to compare .* 500, 2000"):
         data.fit_limits(make_spec(data={"source": file}, vary={"train_examples": [500, 2000]}))
+
+
+# Conditions
+
+
+def conditions_of(file, **changes):
+    return data.load_experiment(make_spec(data={"source": file}, **changes))
+
+
+def rows_of(split):
+    return Counter(zip(split.texts, split.labels.tolist(), strict=True))
+
+
+def test_conditions_are_read_once(csv_file, monkeypatch):
+    reads = []
+
+    def read(*arguments):
+        reads.append(arguments)
+        return original(*arguments)
+
+    original = data.read
+    monkeypatch.setattr(data, "read", read)
+    found = conditions_of(str(csv_file), vary={"train_examples": [20, 40, 80]})
+    assert len(reads) == 1
+    assert len(found.conditions) == 3
+
+
+@settings(max_examples=15)
+@given(sizes=st.lists(st.integers(8, 100), min_size=2, max_size=4, unique=True).map(sorted), seed=st.integers(0, 9))
+def test_training_splits_of_conditions_are_nested_and_the_evaluation_split_is_one(csv_file, sizes, seed):
+    spec = make_spec(data={"source": str(csv_file), "seed": seed}, vary={"train_examples": sizes})
+    found = data.load_experiment(spec)
+    assert list(found.conditions) == [f"train_examples={size}" for size in sizes]
+    datasets = list(found.conditions.values())
+    assert [len(dataset.train) for dataset in datasets] == sizes
+    for smaller, larger in itertools.pairwise(datasets):
+        assert rows_of(smaller.train) < rows_of(larger.train)
+    assert all(dataset.test is found.test for dataset in datasets)
+    assert found.test.texts == load_file(csv_file, seed=seed).test.texts
+    assert not set(found.test.texts) & set(datasets[-1].train.texts)
+    for size, dataset in zip(sizes, datasets, strict=True):
+        alone = load_file(csv_file, seed=seed, train_examples=size)
+        assert dataset.fingerprint == alone.fingerprint
+        assert found.of(alone.fingerprint) is dataset
+
+
+@settings(max_examples=15)
+@given(shares=st.lists(st.sampled_from([0.0, 0.1, 0.2, 0.4, 0.9]), min_size=2, unique=True).map(sorted))
+def test_label_noise_is_nested_and_never_reaches_the_evaluation_split(csv_file, shares):
+    clean = load_file(csv_file)
+    found = conditions_of(str(csv_file), vary={"label_noise": shares})
+    wrong_before = np.zeros(len(clean.train), dtype=bool)
+    for share, dataset in zip(shares, found.conditions.values(), strict=True):
+        assert dataset.train.texts == clean.train.texts
+        wrong = dataset.train.labels != clean.train.labels
+        assert wrong.sum() == round(share * len(clean.train))
+        assert wrong[wrong_before].all()
+        wrong_before = wrong
+        assert dataset.test.texts == clean.test.texts
+        assert np.array_equal(dataset.test.labels, clean.test.labels)
+        told = f"{wrong.sum()} of {len(wrong)} training labels were replaced by another class on purpose."
+        assert dataset.notes == ((told,) if share else ())
+    prints, _ = found.prints()
+    assert len(set(prints.values())) == len(shares)
+
+
+def test_a_condition_too_large_is_told(csv_file):
+    with pytest.raises(DataError, match="5000 training examples asked for"):
+        conditions_of(str(csv_file), vary={"train_examples": [20, 5000]})
+
+
+# Further evaluations
+
+
+def test_typing_errors_change_the_texts_of_the_evaluation_split_alone(csv_file):
+    evaluations = [{"name": "few", "typos": 0.05}, {"name": "many", "typos": 0.5}]
+    found, again = (conditions_of(str(csv_file), evaluations=evaluations) for _ in range(2))
+    plain = load_file(csv_file)
+    assert found.conditions[""].fingerprint == plain.fingerprint
+    changed = {}
+    for name, split in found.evaluations.items():
+        assert np.array_equal(split.labels, plain.test.labels)
+        assert split.texts == again.evaluations[name].texts
+        changed[name] = sum(a != b for a, b in zip(split.texts, plain.test.texts, strict=True))
+    assert 0 < changed["few"] < changed["many"]
+    prints = found.prints()
+    assert prints == again.prints()
+    assert len(set(prints[1].values())) == 2
+
+
+def test_both_texts_of_a_pair_are_mistyped(tmp_path):
+    rows = [(f"the first text {number}", f"a second text {number}", number % 2) for number in range(80)]
+    file = write(tmp_path, "pairs.csv", rows, ("premise", "hypothesis", "label"))
+    found = conditions_of(file, evaluations=[{"name": "typos", "typos": 0.5}])
+    split = found.evaluations["typos"]
+    for typed, plain in ((split.texts, found.test.texts), (split.pairs, found.test.pairs)):
+        assert len(typed) == len(plain)
+        assert sum(a != b for a, b in zip(typed, plain, strict=True)) > len(plain) / 2
+
+
+def test_another_source_is_evaluated_with_classes_matched_by_name(tmp_path):
+    file = write(tmp_path, "films.csv", [(text, ("bad", "fair", "good")[n % 3]) for n, (text, _) in enumerate(ROWS)])
+    other = write(
+        tmp_path, "books.csv", [(f"book {n}", "good" if n % 2 else "bad") for n in range(60)], ("review", "stars")
+    )
+    found = conditions_of(file, evaluations=[{"name": "books", "source": other, "test_examples": 7}])
+    split = found.evaluations["books"]
+    assert len(split) == 7
+    for text, label in zip(split.texts, split.labels, strict=True):
+        assert found.classes[label] == ("good" if int(text.split()[1]) % 2 else "bad")
+    assert set(split.texts) <= set(load_file(other).test.texts)
+
+
+def test_another_source_keeps_none_of_the_settings_that_are_the_first_ones_own(tmp_path):
+    file = write(tmp_path, "films.csv", ROWS, ("body", "verdict"))
+    test = write(tmp_path, "held-out.csv", [(f"new {n}", n % 2) for n in range(9)], ("body", "verdict"))
+    other = write(tmp_path, "books.csv", [(f"book {n}", n % 2) for n in range(60)])
+    settings = {"source": file, "text": "body", "label": "verdict", "test": test, "label_noise": 0.3}
+    spec = make_spec(data=settings, evaluations=[{"name": "books", "source": other}])
+    split = data.load_experiment(spec).evaluations["books"]
+    plain = load_file(other).test
+    assert split.texts == plain.texts
+    assert np.array_equal(split.labels, plain.labels)
+
+
+def test_another_source_that_does_not_fit_is_refused(tmp_path):
+    file = write(tmp_path, "films.csv", ROWS)
+    stars = write(tmp_path, "stars.csv", [(text, int(label) + 1) for text, label in ROWS])
+    pairs = write(tmp_path, "pairs.csv", [(*row, "x") for row in ROWS], ("sentence1", "label", "sentence2"))
+    for source, message in (
+        (stars, r"'other': stars\.csv has the classes 1, 2, of which training lacks 2; training has 0, 1"),
+        (pairs, r"'other': pairs\.csv holds pairs of texts, training single texts"),
+        ("digits", "'other': digits holds images, training single texts"),
+    ):
+        with pytest.raises(DataError, match=message):
+            conditions_of(file, evaluations=[{"name": "other", "source": source}])
+
+
+def test_images_have_no_typing_errors():
+    with pytest.raises(DataError, match="'typos': typos need texts; the examples of digits are images"):
+        conditions_of("digits", evaluations=[{"name": "typos", "typos": 0.1}])

@@ -467,6 +467,21 @@ STUDIES = {
 }
 
 
+def test_resuming_with_other_settings_warns(bert, tmp_path):
+    def start(sparsity):
+        model = crisp.sparsify(copy.deepcopy(bert), sparsity=sparsity)
+        how = {"steps": 4, "examples": rows(24), "save_steps": 2, "save_strategy": "steps"}
+        return trainer(model, tmp_path, callbacks=[crisp.SparsityCallback(tolerance=None)], **how)
+
+    start(0.8).train()
+    checkpoint = str(tmp_path / "checkpoint-2")
+    with pytest.warns(UserWarning, match=r"resumed at step 2 with other sparsity settings.*0\.8.*then.*0\.2.*now"):
+        start(0.2).train(resume_from_checkpoint=checkpoint)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*other sparsity settings")
+        start(0.8).train(resume_from_checkpoint=checkpoint)
+
+
 @pytest.mark.parametrize("study", STUDIES)
 def test_a_resumed_training_is_the_uninterrupted_one(bert, tmp_path, study):
     """Eight steps, or four, a checkpoint, and four in a new process's place: weights equal to the last bit."""

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 import crisp_attention as crisp
+from crisp_attention.state import attending
 
 RULES = ["percentile", "topk", "random"]
 
@@ -444,3 +445,21 @@ def test_additive_masks_hide_padding_however_they_write_it(bert, lowest):
 def test_settings_without_a_name_are_told_how_to_be_given(bert, config):
     with pytest.raises(crisp.ConfigurationError, match="Expected a SparsityConfig, got"):
         crisp.sparsify(bert, config)
+
+
+def test_other_settings_hold_within_a_block_and_are_undone_after_it(model):
+    """What an arm does that is evaluated otherwise than trained."""
+    own, other = crisp.SparsityConfig(sparsity=0.5), crisp.SparsityConfig(rule="bottomk", layer_sparsity=[0.8, 0.0])
+    sentences = batch()
+    wanted = {config: logits(crisp.sparsify(model, config), **sentences) for config in (other, own)}
+    with attending(model, other):
+        assert torch.equal(logits(model, **sentences), wanted[other])
+        with crisp.dense(model):
+            dense = logits(model, **sentences)
+    assert torch.equal(logits(model, **sentences), wanted[own])
+    with attending(model, None):
+        assert torch.equal(logits(model, **sentences), wanted[own])
+    with pytest.raises(KeyError), attending(model, other):
+        raise KeyError
+    assert torch.equal(logits(model, **sentences), wanted[own])
+    torch.testing.assert_close(logits(crisp.densify(model), **sentences), dense, atol=1e-6, rtol=0)

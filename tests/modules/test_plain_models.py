@@ -214,13 +214,29 @@ def test_a_transformers_model_inside_is_pointed_at():
     assert model.bert.config._attn_implementation == "crisp"
 
 
+def test_inputs_show_attention_under_another_name():
+    class Mix(nn.Module):
+        def forward(self, x):
+            x = x.unflatten(-1, (HEADS, -1)).transpose(1, 2)
+            return nn.functional.scaled_dot_product_attention(x, x, x).transpose(1, 2).flatten(2)
+
+    model = nn.Sequential(crisp.CrispAttention(WIDTH, HEADS), Mix())
+    inputs = {"input": torch.randn(1, 4, WIDTH)}
+    with pytest.raises(crisp.UnsupportedModelError, match=r"compute attention on their own and stay dense: 1\."):
+        crisp.sparsify(model, sparsity=0.5, inputs=inputs)
+    crisp.sparsify(model, sparsity=0.5)
+    assert not crisp.check(model, inputs).ok
+    crisp.sparsify(model, sparsity=0.5, inputs=inputs, exclude=["1"])
+    assert crisp.check(model, inputs).ok
+
+
 def test_inputs_prove_that_every_layer_runs():
     model = Classifier()
     model.idle = nn.MultiheadAttention(WIDTH, HEADS)
     with pytest.raises(crisp.UnsupportedModelError, match=r"did not run .*: idle"):
         crisp.sparsify(model, sparsity=0.5, inputs={"x": X})
     crisp.sparsify(model, sparsity=0.5)
-    assert crisp.check(model, {"x": X}).problems == ("these attention layers did not run: idle.",)
+    assert crisp.check(model, {"x": X}).problems == ("these attention layers did not run with the given inputs: idle.",)
 
     class Twice(nn.Module):
         def __init__(self):

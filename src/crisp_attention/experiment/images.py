@@ -64,23 +64,26 @@ def read_folder(folder: Path) -> tuple[list[bytes], list[str], list[Path]]:
 
 
 def require_image(content: bytes, origin: str) -> None:
-    """Make sure that some bytes are an image, without decoding its pixels.
+    """Make sure that some bytes are an image of 8 bits a colour, without decoding its pixels.
 
     Args:
         content: The image file's bytes.
         origin: What to call it in errors.
 
     Raises:
-        DataError: If they are none.
+        DataError: If they are none, or one of deeper colours, which would be cut off.
     """
     from PIL import Image
 
     try:
         with Image.open(io.BytesIO(content)) as image:
+            mode = image.mode
             image.verify()
     # Pillow's decoders raise nearly anything.
     except Exception as error:
         raise DataError(f"{origin} is no image that Pillow can read: {error}") from None
+    if mode[0] in "IF":
+        raise DataError(f"{origin} has more than 8 bits a colour (mode {mode}); save it with 8.")
 
 
 def decode(content: bytes, channels: int) -> Image:

@@ -35,8 +35,8 @@ class DataSpec(_Section):
     """Which examples, and how they become token ids."""
 
     source: str = Field(
-        description="a packaged data set, a GLUE folder, a folder of images, a CSV/TSV/JSONL/Parquet file, "
-        "or a hub name"
+        description="a packaged data set, a GLUE folder, a folder of images, "
+        "a CSV/TSV/JSONL/Parquet file, or a hub name"
     )
     subset: str | None = Field(None, description="configuration of a hub data set, as 'sst2' of 'glue'")
     text: str | None = Field(None, description="column of the text (default: found by its usual names)")

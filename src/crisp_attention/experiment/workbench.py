@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -143,28 +144,28 @@ def _settings(arm: ArmSpec) -> Iterator[Any]:
 
 
 def _processor(checkpoint: Checkpoint, data: ExperimentData) -> Any:
-    try:
+    with _suited(checkpoint, data):
         if data.test.kind == "text":
             return AutoTokenizer.from_pretrained(checkpoint.folder)
         # The same pixels whether torchvision is installed or not.
         return AutoImageProcessor.from_pretrained(checkpoint.folder, backend="pil")
-    except (ValueError, OSError, RuntimeError) as error:
-        raise _unsuited(checkpoint, data, error) from None
 
 
 def _load(checkpoint: Checkpoint, data: ExperimentData, training: TrainingSpec) -> PreTrainedModel:
     auto: Any = AutoModelForSequenceClassification if data.test.kind == "text" else AutoModelForImageClassification
-    try:
+    model: PreTrainedModel
+    with _suited(checkpoint, data):
         config = AutoConfig.from_pretrained(
             checkpoint.folder,
             num_labels=len(data.classes),
             id2label=dict(enumerate(data.classes)),
             label2id={name: index for index, name in enumerate(data.classes)},
         )
-        _set_dropout(config, training, checkpoint.name)
+    _set_dropout(config, training, checkpoint.name)
+    with _suited(checkpoint, data):
         if not checkpoint.pretrained:
-            scratch: PreTrainedModel = auto.from_config(config, dtype=torch.float32)
-            return scratch
+            model = auto.from_config(config, dtype=torch.float32)
+            return model
         model, found = auto.from_pretrained(
             checkpoint.folder,
             config=config,
@@ -172,13 +173,10 @@ def _load(checkpoint: Checkpoint, data: ExperimentData, training: TrainingSpec) 
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    except (ValueError, OSError, RuntimeError) as error:
-        raise _unsuited(checkpoint, data, error) from None
     for name, theirs, ours in found["mismatched_keys"]:
         if not (ours[0] == len(data.classes) != theirs[0] and ours[1:] == theirs[1:]):
             raise _unsuited(checkpoint, data, f"{name} has the shape {list(theirs)}, expected {list(ours)}")
-    loaded: PreTrainedModel = model
-    return loaded
+    return model
 
 
 def _patches(config: Any) -> int:
@@ -200,6 +198,15 @@ def _set_dropout(config: Any, training: TrainingSpec, name: str) -> None:
                 f"none of {', '.join(fields)}."
             )
         setattr(config, present[0], value)
+
+
+@contextlib.contextmanager
+def _suited(checkpoint: Checkpoint, data: ExperimentData) -> Iterator[None]:
+    """Name the model and the data where Transformers fails on them."""
+    try:
+        yield
+    except (ValueError, OSError, RuntimeError) as error:
+        raise _unsuited(checkpoint, data, error) from None
 
 
 def _unsuited(checkpoint: Checkpoint, data: ExperimentData, why: object) -> UnsupportedModelError:

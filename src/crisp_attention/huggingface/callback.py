@@ -6,10 +6,10 @@ import inspect
 import warnings
 import weakref
 from collections.abc import Sized
-from typing import Any
+from typing import Any, cast
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import CallbackHandler
+from transformers.trainer_callback import CallbackHandler, ExportableState
 from transformers.trainer_utils import IntervalStrategy
 
 from crisp_attention.huggingface.model import model_states, set_forward_index, set_progress
@@ -18,7 +18,7 @@ from crisp_attention.settings import require_share
 from crisp_attention.state import ModelState, layers
 
 
-class SparsityCallback(TrainerCallback):
+class SparsityCallback(TrainerCallback, ExportableState):
     """Drive a model's sparsity schedule from the Trainer's global step, and log what it does.
 
     Progress is `global_step / max_steps`: a pure function of the step, so that a resumed run, gradient
@@ -33,6 +33,9 @@ class SparsityCallback(TrainerCallback):
     - `requested_sparsity`: the share of pairs that was to be removed, if the rule is told one;
     - `realised_sparsity`: the share that was removed;
     - `attention_entropy`: mean entropy of a query's attention in nats, of the step before the log.
+
+    The model's settings go into each checkpoint's `trainer_state.json`. A training that is resumed from one with
+    other settings warns.
 
     All are means over the pairs (queries) of the layers and heads that the settings make sparse, of
     this process's batches: nothing is exchanged between processes.
@@ -50,10 +53,16 @@ class SparsityCallback(TrainerCallback):
     def __init__(self, tolerance: float | None = 0.05, watch_entropy: bool = True) -> None:
         self.tolerance = None if tolerance is None else require_share("tolerance", tolerance)
         self.watch_entropy = watch_entropy
+        self.settings: list[dict[str, Any]] = []
         self._recorders: list[tuple[ModelState, StepRecorder]] = []
         self._warned: set[str] = set()
         # An interrupted training calls no callback; what it left then goes with this object.
         weakref.finalize(self, _detach, self._recorders).atexit = False
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: the arguments, and the settings of the model in training."""
+        arguments = {"tolerance": self.tolerance, "watch_entropy": self.watch_entropy}
+        return {"args": arguments, "attributes": {"settings": self.settings}}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -61,6 +70,8 @@ class SparsityCallback(TrainerCallback):
         """Find the sparse models and stand where training begins, or resumes."""
         self._recorders.clear()
         self._warned.clear()
+        self.settings = [own.config.to_dict() for own in model_states(kwargs["model"])]
+        self._compare_with_checkpoint(state)
         for own in model_states(kwargs["model"]):
             # Left by a training that was interrupted within a step.
             own.monitors[:] = [other for other in own.monitors if not isinstance(other, StepRecorder)]
@@ -115,6 +126,18 @@ class SparsityCallback(TrainerCallback):
         _detach(self._recorders)
         restored = args.load_best_model_at_end and state.best_model_checkpoint is not None
         _stand(kwargs["model"], (restored and state.best_global_step) or state.global_step, state)
+
+    def _compare_with_checkpoint(self, state: TrainerState) -> None:
+        """Warn where training is resumed with other settings than it had."""
+        callbacks = cast(dict[str, Any], state.stateful_callbacks or {})  # Transformers annotates what goes in
+        kept = callbacks.get(type(self).__name__)
+        before = kept["attributes"]["settings"] if isinstance(kept, dict) else []
+        if state.global_step and before and before != self.settings:
+            warnings.warn(
+                f"Training is resumed at step {state.global_step} with other sparsity settings than it had: "
+                f"{before} then, {self.settings} now.",
+                stacklevel=2,
+            )
 
     def _warn(self, tallies: list[Tally], step: int) -> None:
         if self.tolerance is None:

@@ -24,6 +24,7 @@ from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError, UnsupportedModelError
 from crisp_attention.huggingface.inputs import Inputs, working_inputs
 from crisp_attention.huggingface.persistence import SETTINGS, default_implementations, read_settings
+from crisp_attention.masks import hides_future
 from crisp_attention.operator import AttentionOutput
 from crisp_attention.state import Implementations, LayerState, ModelState, attach, detach, layers, shared_states
 
@@ -142,8 +143,8 @@ def check(model: PreTrainedModel, inputs: Inputs | None = None) -> CheckReport:
     """
     if getattr(model.config, SETTINGS, None) is None:
         raise ConfigurationError(f"This {type(model).__name__} is not sparsified. Call crisp_attention.sparsify.")
-    config, _ = read_settings(model.config)
     found = layers(model)
+    config = next((state.model.config for state in found.values()), None) or read_settings(model.config)[0]
     try:
         seen = probe(model, inputs, next((state.model.restore for state in found.values()), None))
     finally:
@@ -183,13 +184,13 @@ def probe(model: PreTrainedModel, inputs: Inputs | None, restore: Implementation
         restore: The implementation of each of the model's configurations when dense.
     """
     recorder = _Recorder()
-    shared = ModelState(SparsityConfig(sparsity=0.0), monitors=[recorder])
+    shared = ModelState(SparsityConfig(sparsity=0.0), monitors=[recorder], untried=True)
     stock = {id(part): implementation for part, implementation in restore or default_implementations(model)}
     for name, module in model.named_modules():
         own = stock.get(id(getattr(module, "config", model.config)))
         attach(module, LayerState(name, 0, 1, shared, stock=own))
     try:
-        with evaluation(model), _running_attention_modules(model) as ran, _OwnAttention(model, ran):
+        with evaluation(model), _running_attention_modules(model) as ran, OwnAttention(model, ran):
 
             def forget() -> None:
                 recorder.calls.clear()
@@ -274,18 +275,10 @@ class _Recorder:
                 layer=layer,
                 shape=out.pairs.shape,
                 realised=1.0 - kept / valid if valid else 0.0,
-                causal=seen is not None and _is_causal(seen),
+                causal=seen is not None and hides_future(seen),
                 padding_seen=seen is not None and not bool(seen.any(dim=-2).all()),
             )
         )
-
-
-def _is_causal(valid: Tensor) -> bool:
-    queries, keys = valid.shape[-2:]
-    future = torch.ones(queries, keys, dtype=torch.bool, device=valid.device).triu(1 + keys - queries)
-    # Padding alone hides whole columns; causality hides keys that later queries do see.
-    hidden_from_some = ~valid & valid.any(dim=-2, keepdim=True)
-    return queries > 1 and not bool((valid & future).any()) and bool((hidden_from_some & future).any())
 
 
 @contextlib.contextmanager
@@ -316,7 +309,7 @@ def _running_attention_modules(model: nn.Module) -> Iterator[list[str]]:
             hook.remove()
 
 
-class _OwnAttention(TorchFunctionMode):
+class OwnAttention(TorchFunctionMode):
     """Adds to a list the modules that compute attention outside of the operator, whatever they are called.
 
     Such attention is a call of SDPA, or a softmax over scores `[B, H, Q, K]` of more than a few keys.

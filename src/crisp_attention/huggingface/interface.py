@@ -17,7 +17,7 @@ from transformers.masking_utils import sdpa_mask
 from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError, UnsupportedArgumentError, UnsupportedModelError
 from crisp_attention.huggingface.persistence import IMPLEMENTATION, layer_state
-from crisp_attention.operator import causal_refusal, one_way, padding_from_pairs, split_mask
+from crisp_attention.masks import LOWEST_BIAS, causal_refusal, padding_from_pairs, require_two_ways, split_mask
 from crisp_attention.rules import Pairs
 from crisp_attention.state import LayerState
 
@@ -41,6 +41,9 @@ _HARMLESS = frozenset(
         "use_cache",
     }
 )
+
+# Lower biases than this are masks, however they are written (Swin and CLAP: -100).
+_LOWEST_PLAIN_BIAS = -50.0
 
 
 def crisp_mask(*args: Any, **kwargs: Any) -> Tensor | None:
@@ -102,7 +105,7 @@ def crisp_attention_forward(
                 "implement and will not drop in silence. This model is not supported."
             )
     layer = layer_state(module)
-    config = layer.active(module.training)
+    config = layer.begin(module.training)
     causal = _is_causal(module, attention_mask, is_causal, layer, queries=query.shape[2])
     sinks = s_aux if sinks is None else sinks
     if config is not None and causal and not config.per_row:
@@ -125,8 +128,10 @@ def crisp_attention_forward(
         chunk = getattr(getattr(module, "config", None), "attention_chunk_size", None)
         _require_all_keys(config, query, key, kwargs.get("sliding_window") or chunk)
     pairs, bias = _read_mask(attention_mask, query, key, causal, cross=layer.cross)
-    if config is not None and not config.per_row and _is_one_way(pairs):
-        raise causal_refusal(config)
+    if layer.model.untried and bias is not None:
+        _require_biases(module, bias)
+    if config is not None and not config.per_row:
+        require_two_ways(config, pairs)
     if position_bias is not None:
         bias = position_bias if bias is None else bias + position_bias
     # Dense attention with dropout takes this way too: one dropout stream for sparse and dense arms.
@@ -169,14 +174,21 @@ def _is_causal(
     return stated is not False
 
 
-def _is_one_way(pairs: Pairs) -> bool:
-    """Whether the mask of one call hides keys from queries that they see, whatever the module says.
+def _require_biases(module: nn.Module, bias: Tensor) -> None:
+    """Refuse a mask that hides pairs by a number that could be a bias.
 
-    Not asked in a compiled graph, which could not read the answer.
+    Asked while a model is tried out, on short inputs, where no bias of distance gets as far down.
+
+    Raises:
+        UnsupportedModelError: If it does.
     """
-    if pairs.valid is None or pairs.cross or pairs.shape[2] != pairs.shape[3] or torch.compiler.is_compiling():
-        return False
-    return one_way(pairs.valid)
+    if torch.compiler.is_compiling() or float(bias.detach().min()) > _LOWEST_PLAIN_BIAS:
+        return
+    raise UnsupportedModelError(
+        f"{type(module).__name__} adds {float(bias.detach().min()):.3g} to scores, which hides pairs as a mask does, "
+        f"but stays above {LOWEST_BIAS:g}, from where crisp attention takes a pair for hidden: it would count and rank "
+        "hidden pairs. This model is not supported."
+    )
 
 
 def _within(indices: Tensor, mask: Tensor | None, query: Tensor, key: Tensor, causal: bool) -> Tensor:
@@ -222,11 +234,16 @@ def _read_mask(
         mask = mask[..., :keys]
         if mask.dtype == torch.bool:
             valid = mask
-        else:
+        elif mask.is_floating_point():
             bias, valid = split_mask(mask)
+        else:
+            raise ConfigurationError(
+                f"An attention mask of pairs must be bool (True = may be attended) or floating point (added to the "
+                f"scores), got {mask.dtype} {tuple(mask.shape)}. Call .bool() on a mask of ones and zeros."
+            )
         valid = valid.expand(batch, -1, queries, keys)
     query_valid = None
-    if mask is not None and valid is not None and queries == keys and not cross:
+    if mask is not None and valid is not None and queries <= keys and not cross:
         query_valid = padding_from_pairs(valid, queries)
     return Pairs((batch, heads, queries, keys), query.device, valid, query_valid, causal, cross), bias
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import warnings
 from collections.abc import Iterator
@@ -23,11 +24,12 @@ from crisp_attention.huggingface.persistence import (
     implementations,
     mark_config,
     read_settings,
+    require_own_config,
     unmark_config,
 )
 from crisp_attention.huggingface.trial import TOLERANCE, Trial
+from crisp_attention.masks import causal_refusal
 from crisp_attention.monitoring import Monitor, SparsityMonitor
-from crisp_attention.operator import causal_refusal
 from crisp_attention.schedule import require_progress
 from crisp_attention.settings import given
 from crisp_attention.state import (
@@ -35,6 +37,7 @@ from crisp_attention.state import (
     LayerState,
     ModelState,
     attach,
+    attached,
     count_forwards,
     detach,
     hook_before_forward,
@@ -54,18 +57,24 @@ def sparsify(
     config = given(SparsityConfig, config, settings)
     _require_interface(model)
     found = layers(model)
+    states = [layer.model for layer in found.values() if not layer.model.untried]
+    # The same object again, so that blocks of `dense` and `monitor` that are open stay in force.
+    shared = states[0] if states else ModelState(config)
+    for part in configs(model):
+        require_own_config(part, shared)
     restore = next(iter(found.values())).model.restore if found else None
     if restore is None and model.config._attn_implementation != IMPLEMENTATION:
         restore = implementations(model)
-    previous = read_settings(model.config) if getattr(model.config, SETTINGS, None) is not None else None
+    before = dataclasses.replace(shared) if found else None
     model.set_attn_implementation(IMPLEMENTATION)
-    for part in configs(model):
-        mark_config(part, config)
+    shared.homes = configs(model)
+    for part in shared.homes:
+        mark_config(part, config, owner=shared)
     try:
-        _attach_layers(model, config, restore, inputs)
+        _attach_layers(model, config, shared, restore, inputs)
     except Exception:
-        if previous is not None and found:
-            _restore_settings(model, found, *previous)
+        if before is not None:
+            _take_back(model, found, shared, before)
         else:
             _remove(model, restore)
         raise
@@ -145,7 +154,7 @@ def set_progress(model: nn.Module, progress: float) -> None:
     progress = require_progress(progress)
     for state in model_states(model):
         state.driven = True
-    _stand_at(model, progress)
+        _stand_at(state, progress)
 
 
 def load(auto_class: type[Any], path: str | os.PathLike[str], *, inputs: Inputs | None = None, **kwargs: Any) -> Any:
@@ -163,13 +172,14 @@ def load(auto_class: type[Any], path: str | os.PathLike[str], *, inputs: Inputs 
     model = auto_class.from_pretrained(path, **kwargs)
     if getattr(model.config, SETTINGS, None) is None:
         raise ConfigurationError(
-            f"{os.fspath(path)!r} was saved without {SETTINGS!r} settings, so it would load dense. "
-            f"Load it with {auto_class.__name__}.from_pretrained and call crisp_attention.sparsify."
+            f"{os.fspath(path)!r} was saved without {SETTINGS!r} settings, so it would load dense (a PEFT adapter "
+            f"never has them: they are the base model's). Load it with {auto_class.__name__}.from_pretrained and call "
+            "crisp_attention.sparsify with the settings that it was trained with."
         )
     settings, progress = read_settings(model.config)
     sparsify(model, settings, inputs=inputs)
     if progress is not None:
-        _stand_at(model, progress)
+        _remember(model, progress)
     return model
 
 
@@ -183,11 +193,11 @@ def model_states(model: nn.Module) -> list[ModelState]:
     """
     for marked in _marked_models(model):
         attached = layers(marked).values()
-        if not attached or any(layer.model.adopted for layer in attached):
+        if not attached or any(layer.model.untried for layer in attached):
             settings, progress = read_settings(marked.config)
             sparsify(marked, settings)
             if progress is not None:
-                _stand_at(marked, progress)
+                _remember(marked, progress)
     states = shared_states(model)
     if not states:
         raise ConfigurationError(f"This {type(model).__name__} is not sparsified. Call crisp_attention.sparsify.")
@@ -207,14 +217,16 @@ def _marked_models(model: nn.Module) -> list[PreTrainedModel]:
     return found
 
 
-def _stand_at(model: nn.Module, progress: float) -> None:
+def _remember(model: nn.Module, progress: float) -> None:
+    """Stand where a checkpoint stood, without anybody driving the schedule on."""
     for state in shared_states(model):
-        state.progress = progress
-    for layer in layers(model).values():
-        layer.follow_schedule()
-    for marked in _marked_models(model):
-        for part in configs(marked):
-            mark_config(part, read_settings(marked.config)[0], progress)
+        _stand_at(state, progress)
+
+
+def _stand_at(state: ModelState, progress: float) -> None:
+    state.stand_at(progress)
+    for home in state.homes:
+        mark_config(home, state.config, progress, owner=state)
 
 
 def _require_interface(model: PreTrainedModel) -> None:
@@ -226,16 +238,17 @@ def _require_interface(model: PreTrainedModel) -> None:
 
 
 def _attach_layers(
-    model: PreTrainedModel, config: SparsityConfig, restore: Implementations | None, inputs: Inputs | None
+    model: PreTrainedModel,
+    config: SparsityConfig,
+    shared: ModelState,
+    restore: Implementations | None,
+    inputs: Inputs | None,
 ) -> None:
-    # The same object again, so that blocks of `dense` and `monitor` that are open stay in force.
-    states = [layer.model for layer in layers(model).values() if not layer.model.adopted]
     _guard(model, wanted=False)
-    shared = states[0] if states else ModelState(config)
     found = probe(model, inputs, restore)
     if found.problems:
         raise UnsupportedModelError(f"{type(model).__name__} cannot be sparsified: " + " ".join(found.problems))
-    shared.config, shared.restore, shared.progress, shared.driven = config, restore, None, False
+    shared.config, shared.restore, shared.progress, shared.driven, shared.layers = config, restore, None, False, []
     require_own_draws(model, config, found.calls)
     stock = {id(part): implementation for part, implementation in restore or default_implementations(model)}
     # Layers that the probe did not reach, as those of a tower without input, come last.
@@ -311,28 +324,30 @@ def _remove(model: PreTrainedModel, restore: Implementations | None) -> None:
     _set_implementations(restore or default_implementations(model))
 
 
-def _restore_settings(
-    model: PreTrainedModel, found: dict[str, LayerState], config: SparsityConfig, progress: float | None
-) -> None:
+def _take_back(model: PreTrainedModel, found: dict[str, LayerState], shared: ModelState, before: ModelState) -> None:
+    """Put back the settings that a failed `sparsify` would have replaced."""
     for name, state in found.items():
         attach(model.get_submodule(name), state)
-        state.model.config, state.model.progress = config, progress
-    for part in configs(model):
-        mark_config(part, config, progress)
-    count_forwards(model, wanted=config.rule == "random")
+    for name in ("config", "restore", "progress", "driven", "layers", "homes"):
+        setattr(shared, name, getattr(before, name))
+    for home in configs(model):
+        mark_config(home, shared.config, shared.progress, owner=shared)
+    count_forwards(model, wanted=shared.config.rule == "random")
     _guard(model, wanted=True)
 
 
 def _guard(model: PreTrainedModel, *, wanted: bool) -> None:
-    """Refuse to run a sparsified model that was switched to another attention implementation."""
-    hook_before_forward(model, _require_implementation, wanted=wanted)
+    """Refuse to run a sparsified model, or a part of one, that was switched to another attention implementation."""
+    # On its attention modules too: parts have configurations of their own, and can be called by themselves.
+    attending = [module for module in model.modules() if attached(module) is not None]
+    hook_before_forward(model, _require_implementation, on=[model, *attending] if wanted else [])
 
 
-def _require_implementation(model: nn.Module, _: Any) -> None:
-    now = getattr(model.config, "_attn_implementation", IMPLEMENTATION)
+def _require_implementation(module: nn.Module, _: Any) -> None:
+    now = getattr(getattr(module, "config", None), "_attn_implementation", IMPLEMENTATION)
     if now != IMPLEMENTATION:
         raise ConfigurationError(
-            f"This sparsified {type(model).__name__} was switched to attn_implementation={now!r}, which is dense. Call "
-            "crisp_attention.densify(model) for dense attention, crisp_attention.dense(model) for a while, or "
-            "crisp_attention.sparsify again."
+            f"This sparsified {type(module).__name__} was switched to attn_implementation={now!r}, which is dense. "
+            "Call crisp_attention.densify on the whole model for dense attention, crisp_attention.dense for a while, "
+            "or crisp_attention.sparsify again."
         )

@@ -5,6 +5,8 @@ They live in `model.config.crisp_attention`, a plain dict that `config.json` car
 
 from __future__ import annotations
 
+import copy
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -28,7 +30,39 @@ _PROGRESS = "progress"
 
 
 class LiveSettings(dict[str, Any]):
-    """Settings of a model whose layers have their state: no other module may adopt them."""
+    """Settings of a model whose layers have their state: no other module may take them from here.
+
+    A copy, or what a pickle brings back, is a plain dict: it belongs to nobody.
+    """
+
+    def __init__(self, settings: dict[str, Any], owner: ModelState) -> None:
+        super().__init__(settings)
+        self._owner = weakref.ref(owner)
+
+    @property
+    def owner(self) -> ModelState | None:
+        """The state that they are the settings of, or None once it is gone."""
+        return self._owner()
+
+    def __reduce__(self) -> tuple[type[dict[str, Any]], tuple[dict[str, Any]]]:
+        return dict, (dict(self),)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> dict[str, Any]:
+        return copy.deepcopy(dict(self), memo)
+
+
+def require_own_config(config: Any, state: ModelState) -> None:
+    """Refuse a configuration object that another sparsified model lives by.
+
+    Raises:
+        ConfigurationError: If what one of the two writes into it would be read by the other.
+    """
+    written = getattr(config, SETTINGS, None)
+    if isinstance(written, LiveSettings) and written.owner is not None and written.owner is not state:
+        raise ConfigurationError(
+            f"This {type(config).__name__} object is shared with another sparsified model, which would be saved with "
+            "these settings. Build one of the two from copy.deepcopy(config)."
+        )
 
 
 def layer_state(module: nn.Module) -> LayerState:
@@ -50,7 +84,7 @@ def _adopt(module: nn.Module) -> LayerState:
             f"attn_implementation={IMPLEMENTATION!r} is set, but {type(config).__name__} has no "
             f"{SETTINGS!r} settings. Call crisp_attention.sparsify(model, sparsity=...) first."
         )
-    if isinstance(getattr(config, SETTINGS), LiveSettings):
+    if isinstance(getattr(config, SETTINGS), LiveSettings) and getattr(config, SETTINGS).owner is not None:
         raise ConfigurationError(
             f"This {type(module).__name__} shares its configuration object with a sparsified model (or part of one) "
             "that it is not part of, and would become sparse with it. Build it from a copy of the configuration, or "
@@ -62,7 +96,9 @@ def _adopt(module: nn.Module) -> LayerState:
         reason = "Rule 'random' draws by layer and step"
     elif settings.layers is not None or settings.layer_sparsity is not None or settings.schedule is not None:
         reason = "These settings differ from layer to layer or follow training"
-    elif settings.by_position and getattr(config, "is_encoder_decoder", False):
+    elif settings.by_position and (
+        getattr(config, "is_encoder_decoder", False) or getattr(config, "add_cross_attention", False)
+    ):
         reason = f"Rule {settings.rule!r} here must know which layers are cross-attention"
     if reason is not None:
         raise ConfigurationError(
@@ -70,9 +106,9 @@ def _adopt(module: nn.Module) -> LayerState:
             "Use one of them."
         )
     index = getattr(module, "layer_idx", None)
-    mark_config(config, settings, progress, live=False)
+    mark_config(config, settings, progress)
     name = type(module).__name__ if index is None else f"{type(module).__name__}.{index}"
-    state = LayerState(name, index or 0, (index or 0) + 1, ModelState(settings, adopted=True))
+    state = LayerState(name, index or 0, (index or 0) + 1, ModelState(settings, untried=True))
     attach(module, state)
     return state
 
@@ -114,7 +150,9 @@ def default_implementations(model: PreTrainedModel) -> Implementations:
     return [(config, chosen.get(id(config), chosen[id(model.config)])) for config in configs(model)]
 
 
-def mark_config(config: Any, settings: SparsityConfig, progress: float | None = None, *, live: bool = True) -> None:
+def mark_config(
+    config: Any, settings: SparsityConfig, progress: float | None = None, *, owner: ModelState | None = None
+) -> None:
     """Write the settings where `save_pretrained` finds them.
 
     The implementation's name is written too: Transformers does not store it by itself, so that a
@@ -126,9 +164,9 @@ def mark_config(config: Any, settings: SparsityConfig, progress: float | None = 
         settings: The settings in force.
         progress: Where a schedule stands, so that a checkpoint of the midst of training comes back
             as sparse as it was.
-        live: Whether the model's layers have their state, so that nothing else may take it from here.
+        owner: The state of the model's layers, if they have one, so that nothing else takes it from here.
     """
-    written: dict[str, Any] = LiveSettings(settings.to_dict()) if live else settings.to_dict()
+    written: dict[str, Any] = settings.to_dict() if owner is None else LiveSettings(settings.to_dict(), owner)
     if settings.schedule is not None and progress is not None:
         written[_PROGRESS] = progress
     setattr(config, SETTINGS, written)

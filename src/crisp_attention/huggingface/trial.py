@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from crisp_attention.config import SparsityConfig
 from crisp_attention.huggingface.check import evaluation
+from crisp_attention.masks import hides_future
 from crisp_attention.operator import AttentionOutput
 from crisp_attention.rules.selection import keep_count
 
@@ -77,7 +78,7 @@ class CallRecorder:
         self.calls.append(
             Call(
                 layer,
-                causal=shape[2] > 1 and not bool((valid & future).any()) and bool((hidden & future).any()),
+                causal=hides_future(valid),
                 windowed=shape[2] == shape[3] and bool((hidden & ~future).any()),
                 realised=1.0 - int((kept & counted).sum()) / max(total, 1),
                 unlawful=int((rows & ~lawful).sum()),

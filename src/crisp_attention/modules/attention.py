@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError
+from crisp_attention.masks import read_pairs
 from crisp_attention.modules.masks import require_servable
 from crisp_attention.modules.sparse import SparseModule, active, in_words
-from crisp_attention.operator import attend, read_pairs
+from crisp_attention.operator import attend
 from crisp_attention.settings import given
 from crisp_attention.state import LayerState, ModelState, attach
 

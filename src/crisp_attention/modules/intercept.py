@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from crisp_attention.errors import UnsupportedArgumentError, UnsupportedModelError
+from crisp_attention.masks import read_pairs
 from crisp_attention.modules.masks import additive, require_servable
 from crisp_attention.modules.sparse import SparseModule, active, as_stock
-from crisp_attention.operator import read_pairs
 from crisp_attention.state import LayerState
 
 

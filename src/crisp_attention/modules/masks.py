@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError
-from crisp_attention.operator import LOWEST_BIAS, causal_refusal, one_way, read_pairs
+from crisp_attention.masks import LOWEST_BIAS, causal_refusal, one_way, read_pairs, require_two_ways
 from crisp_attention.rules import Pairs
 
 
@@ -96,8 +96,9 @@ def require_servable(config: SparsityConfig | None, pairs: Pairs, *, causal: boo
         )
     if config.per_row:
         return
-    if causal or (pairs.valid is not None and one_way(pairs.valid)):
+    if causal or (pairs.cross and pairs.valid is not None and one_way(pairs.valid)):
         raise causal_refusal(config)
+    require_two_ways(config, pairs)
     if pairs.cross and pairs.query_valid is None and pairs.shape[0] > 1:
         raise ConfigurationError(
             f"Rule {config.rule!r} decides over several queries at once, and nothing says which queries of this "

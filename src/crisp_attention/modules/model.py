@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterable
 from typing import Any, TypeVar
@@ -11,7 +12,14 @@ from transformers import PreTrainedModel
 
 from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError, UnsupportedModelError, nearest
-from crisp_attention.huggingface.check import CheckReport, layer_reports, measure, require_own_draws
+from crisp_attention.huggingface.check import (
+    AttentionCall,
+    CheckReport,
+    OwnAttention,
+    layer_reports,
+    measure,
+    require_own_draws,
+)
 from crisp_attention.huggingface.inputs import Inputs
 from crisp_attention.modules.attention import require_heads
 from crisp_attention.modules.multihead import SparseMultiheadAttention, guard_nested, unguard_nested
@@ -37,11 +45,13 @@ def sparsify(
 ) -> Model:
     """As `crisp_attention.sparsify`; see there."""
     config = given(SparsityConfig, config, settings)
+    exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
     found = _find(model, exclude)
     before = {module: (module.__class__, module.layer) for module in _served(model).values()}
     shared = _shared_state(model, config)
-    settings_before = shared.config, shared.progress
-    shared.config, shared.progress = config, None
+    settings_before = dataclasses.replace(shared)
+    shared.config, shared.progress, shared.driven, shared.layers = config, None, False, []
+    shared.excluded = exclude
     try:
         states = {name: LayerState(name, index, len(found), shared) for index, name in enumerate(found)}
         for name, module in found.items():
@@ -56,7 +66,8 @@ def sparsify(
             _require_calls(model, config, inputs)
     except Exception:
         _remove(model)
-        shared.config, shared.progress = settings_before
+        for name in ("config", "progress", "driven", "layers", "excluded"):
+            setattr(shared, name, getattr(settings_before, name))
         for module, (cls, layer) in before.items():
             module.__class__ = cls
             if layer is not None:
@@ -87,10 +98,9 @@ def check(model: nn.Module, inputs: Inputs | None = None) -> CheckReport:
             f"Nothing says what a {type(model).__name__} takes. Pass inputs={{...}}, the keyword arguments of a small "
             "forward pass."
         )
-    reports = layer_reports(model, measure(model, inputs))
-    idle = sorted(layers.keys() - {report.name for report in reports})
-    problems = (f"these attention layers did not run: {', '.join(idle)}.",) if idle else ()
-    return CheckReport(type(model).__name__, next(iter(layers.values())).model.config, reports, problems)
+    calls, problems = _tried(model, inputs)
+    config = next(iter(layers.values())).model.config
+    return CheckReport(type(model).__name__, config, layer_reports(model, calls), tuple(problems))
 
 
 def _served(model: nn.Module) -> dict[str, SparseModule]:
@@ -124,7 +134,7 @@ def _sparse_class(module: nn.Module) -> type[SparseModule] | None:
     return None
 
 
-def _find(model: nn.Module, exclude: Iterable[str]) -> dict[str, nn.Module]:
+def _find(model: nn.Module, exclude: tuple[str, ...]) -> dict[str, nn.Module]:
     """The attention layers to make sparse, by name.
 
     Raises:
@@ -132,7 +142,6 @@ def _find(model: nn.Module, exclude: Iterable[str]) -> dict[str, nn.Module]:
         UnsupportedModelError: If there are none, or others would stay dense that nobody excluded.
     """
     modules = dict(model.named_modules())
-    exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
     for name in exclude:
         if name not in modules or not name:
             raise ConfigurationError(f"exclude names {name!r}. {nearest(name, modules.keys() - {''})}")
@@ -181,16 +190,28 @@ def _within(name: str, roots: Iterable[str]) -> bool:
     return any(name == root or root == "" or name.startswith(f"{root}.") for root in roots)
 
 
+def _tried(model: nn.Module, inputs: Inputs) -> tuple[tuple[AttentionCall, ...], list[str]]:
+    """The attention calls of a forward pass, and a sentence for each defect that it showed."""
+    outside: list[str] = []
+    with OwnAttention(model, outside):
+        calls = measure(model, inputs)
+    served = _served(model)
+    excluded = next((module.layer.model.excluded for module in served.values() if module.layer is not None), ())
+    problems = []
+    if idle := sorted(served.keys() - {call.layer for call in calls}):
+        problems.append(f"these attention layers did not run with the given inputs: {', '.join(idle)}.")
+    if dense := [name for name in outside if not _within(name, served) and not _within(name, excluded)]:
+        problems.append(f"these modules compute attention on their own and stay dense: {', '.join(dense)}.")
+    return calls, problems
+
+
 def _require_calls(model: nn.Module, config: SparsityConfig, inputs: Inputs) -> None:
-    """Try the model: every layer must run, once if masks are drawn at random.
+    """Try the model: every layer must run, once if masks are drawn at random, and nothing else attend.
 
     Raises:
         UnsupportedModelError: If one does not.
     """
-    calls = measure(model, inputs)
-    idle = sorted(_served(model).keys() - {call.layer for call in calls})
-    if idle:
-        raise UnsupportedModelError(
-            f"These attention layers of {type(model).__name__} did not run with the given inputs: {', '.join(idle)}."
-        )
+    calls, problems = _tried(model, inputs)
+    if problems:
+        raise UnsupportedModelError(f"{type(model).__name__} cannot be sparsified: " + " ".join(problems))
     require_own_draws(model, config, calls)

@@ -89,7 +89,7 @@ def as_stock(module: SparseModule, dropout_p: float) -> bool:
     if layer is None:
         return True
     dropping = module.training and dropout_p > 0.0
-    return layer.active(module.training) is None and not layer.model.monitors and not dropping
+    return layer.begin(module.training) is None and not layer.model.monitors and not dropping
 
 
 def _encode(layer: LayerState) -> Tensor:
@@ -117,5 +117,4 @@ def _take_over(written: Tensor, layer: LayerState) -> None:
             "Sparsify the model with the checkpoint's settings, load it, and then sparsify it anew if you want others."
         )
     if progress is not None:
-        layer.model.progress = require_share("progress", progress)
-        layer.follow_schedule()
+        layer.model.stand_at(require_share("progress", progress))

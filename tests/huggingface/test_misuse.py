@@ -1,0 +1,230 @@
+"""What somebody might do to a sparse model, and must not get a wrong number from in silence."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertModel,
+    CLIPConfig,
+    CLIPModel,
+    EncoderDecoderModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    SwinConfig,
+    SwinModel,
+)
+
+import crisp_attention as crisp
+from conftest import tiny_config
+
+IDS = torch.randint(5, 20, (2, 12), generator=torch.Generator().manual_seed(0))
+BLOCKS = torch.block_diag(torch.ones(7, 7), torch.ones(5, 5)).bool().expand(2, 1, 12, 12)
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 37}
+
+
+@pytest.fixture
+def trainable(bert):
+    """A classifier in training mode without dropout, checkpointing its layers."""
+    for module in bert.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    bert.enable_input_require_grads()
+    return bert.train()
+
+
+# Masks
+
+
+def test_a_mask_that_hides_by_a_small_number_is_no_bias():
+    """Swin adds -100: of its shifted windows 44% of the pairs are hidden, and would be counted as valid."""
+    sizes = {"image_size": 32, "patch_size": 4, "embed_dim": 16, "depths": [2], "num_heads": [2], "window_size": 4}
+    model = SwinModel(SwinConfig(**sizes)).eval()
+    with pytest.raises(crisp.UnsupportedModelError, match=r"adds -100 to scores.*count and rank hidden pairs"):
+        crisp.sparsify(model, sparsity=0.5)
+    assert crisp.audit(model).verdict == "refused"
+
+
+def test_a_mask_of_pairs_must_be_bool_or_additive(bert):
+    crisp.sparsify(bert, sparsity=0.2)
+    mask = torch.ones(2, 1, 12, 12, dtype=torch.long)
+    with pytest.raises(crisp.ConfigurationError, match=r"must be bool .* got torch.int64 \(2, 1, 12, 12\). Call .bool"):
+        bert(IDS, attention_mask=mask)
+    bert(IDS, attention_mask=mask.bool())
+
+
+@torch.no_grad()
+def test_padding_behind_a_prefix_does_not_enter_the_percentile(bert):
+    """With more keys than queries, as prefix tuning has them, padded queries are still known."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    for name, parameter in bert.named_parameters():
+        if "weight" in name and "Norm" not in name:
+            parameter.mul_(10)
+    prefixed = peft.get_peft_model(bert, peft.PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=4)).eval()
+    crisp.sparsify(prefixed, sparsity=0.5, rule="percentile")
+    mask = torch.ones_like(IDS)
+    mask[1, 7:] = 0
+    alone = prefixed(input_ids=IDS[1:, :7], attention_mask=mask[1:, :7]).logits[0]
+    torch.testing.assert_close(prefixed(input_ids=IDS, attention_mask=mask).logits[1], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_texts_packed_in_a_row_do_not_share_a_threshold(bert):
+    crisp.sparsify(bert, sparsity=0.5, rule="percentile")
+    with pytest.raises(crisp.ConfigurationError, match=r"Several texts are packed in a row.*Use rule='topk'"):
+        bert(IDS, attention_mask=BLOCKS)
+    crisp.sparsify(bert, sparsity=0.5, rule="topk")
+    bert(IDS, attention_mask=BLOCKS)
+
+
+@pytest.mark.parametrize("kind", ["one way", "packed"])
+def test_a_compiled_model_refuses_masks_that_rules_over_rows_cannot_serve(bert, kind):
+    model = crisp.sparsify(bert, rule="percentile", sparsity=0.7)
+    compiled = torch.compile(model, backend="eager")
+    both = torch.ones(2, 1, 12, 12, dtype=torch.bool)
+    mask = (
+        both.tril() if kind == "one way" else torch.block_diag(both[0, 0, :7, :7], both[0, 0, :5, :5]).expand_as(both)
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(IDS, attention_mask=both).logits, model(IDS, attention_mask=both).logits)
+        with pytest.raises(RuntimeError, match="hides later tokens from earlier ones, or packs several texts"):
+            compiled(IDS, attention_mask=mask)
+    torch._dynamo.reset()
+
+
+def test_counting_padding_would_tell_a_causal_model_of_its_future():
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=64, **SMALL))
+    with pytest.raises(crisp.ConfigurationError, match=r"number of later tokens.*Use count_padding=False"):
+        crisp.sparsify(model, sparsity=0.5, count_padding=True)
+
+
+# Another implementation, another model, another state
+
+
+def test_switching_a_part_of_a_composite_model_is_not_silently_dense():
+    config = CLIPConfig(
+        text_config={**SMALL, "vocab_size": 64, "eos_token_id": 2},
+        vision_config={**SMALL, "image_size": 16, "patch_size": 4},
+        projection_dim=16,
+    )
+    model = crisp.sparsify(CLIPModel(config).eval(), sparsity=0.8)
+    model.set_attn_implementation({"vision_config": "sdpa", "text_config": "sdpa"})
+    pixels = torch.randn(2, 3, 16, 16)
+    with pytest.raises(crisp.ConfigurationError, match="switched to attn_implementation='sdpa'"):
+        model(input_ids=IDS, pixel_values=pixels)
+    with pytest.raises(crisp.ConfigurationError, match="switched to attn_implementation='sdpa'"):
+        model.get_image_features(pixel_values=pixels)
+    crisp.densify(model)
+    model.set_attn_implementation("sdpa")
+    model(input_ids=IDS, pixel_values=pixels)
+
+
+def test_the_inner_model_of_a_switched_model_is_not_silently_dense(bert):
+    crisp.sparsify(bert, sparsity=0.5)
+    bert.set_attn_implementation("sdpa")
+    with pytest.raises(crisp.ConfigurationError, match="switched to attn_implementation='sdpa'"):
+        bert.bert(IDS)
+
+
+def test_two_sparse_models_do_not_share_a_configuration_object(bert, tmp_path):
+    first = crisp.sparsify(bert, sparsity=0.5)
+    second = type(bert)(bert.config)
+    with pytest.raises(crisp.ConfigurationError, match=r"shared with another sparsified.*copy.deepcopy\(config\)"):
+        crisp.sparsify(second, sparsity=0.9)
+    first.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["crisp_attention"]["sparsity"] == 0.5
+    assert first(IDS).logits.shape == (2, 2)
+    crisp.densify(first)
+    crisp.sparsify(second, sparsity=0.9)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda config: pickle.loads(pickle.dumps(config))])
+def test_a_copy_of_a_sparse_models_configuration_is_free(bert, copied):
+    crisp.sparsify(bert, sparsity=0.5)
+    other = AutoModelForSequenceClassification.from_config(copied(bert.config))
+    crisp.sparsify(other, sparsity=0.9)
+    assert bert.config.crisp_attention["sparsity"] == 0.5
+
+
+def test_check_tells_the_settings_in_force_whatever_the_configuration_says(bert):
+    crisp.sparsify(bert, sparsity=0.8)
+    bert.config.crisp_attention["sparsity"] = 0.2
+    assert crisp.check(bert).config.sparsity == 0.8
+
+
+def test_progress_set_on_a_part_of_a_model_reaches_all_of_it(bert):
+    crisp.sparsify(bert, sparsity=0.8, schedule={"kind": "linear"})
+    crisp.set_progress(bert.bert.encoder.layer[0], 0.5)
+    assert bert.config.crisp_attention["progress"] == 0.5
+    with crisp.monitor(bert.train()) as seen:
+        bert(IDS)
+    assert set(seen.realised(training=True).values()) == {1 - 7 / 12}
+
+
+@pytest.mark.parametrize("model", ["transformers", "torch"])
+def test_settings_that_are_given_anew_wait_for_progress_anew(bert, model):
+    module, inputs = bert, (IDS,)
+    if model == "torch":
+        module, inputs = torch.nn.TransformerEncoderLayer(16, 4, batch_first=True), (torch.randn(2, 8, 16),)
+    settings = {"sparsity": 0.8, "schedule": {"kind": "linear"}}
+    crisp.set_progress(crisp.sparsify(module, **settings), 0.5)
+    module.train()(*inputs)
+    crisp.sparsify(module, **settings)
+    with pytest.raises(crisp.ConfigurationError, match="nothing tells it how far training has come"):
+        module(*inputs)
+
+
+def test_a_model_made_sparse_in_inference_mode_can_follow_a_schedule(bert):
+    with torch.inference_mode():
+        crisp.sparsify(bert, sparsity=0.8, schedule={"kind": "linear"})
+    crisp.set_progress(bert, 0.5)
+    bert.train()(IDS).logits.sum().backward()
+
+
+def test_rules_by_place_do_not_serve_the_cross_attention_of_a_decoder_built_from_a_sparse_encoder(tmp_path):
+    model = BertModel(tiny_config("bert"))
+    crisp.sparsify(model, rule="window", window=1).save_pretrained(tmp_path)
+    both = EncoderDecoderModel.from_encoder_decoder_pretrained(tmp_path, tmp_path).eval()
+    with pytest.raises(crisp.ConfigurationError, match="must know which layers are cross-attention"):
+        both(input_ids=IDS, decoder_input_ids=IDS)
+
+
+# Gradient checkpointing
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("change", ["dense", "progress", "settings"])
+def test_recomputing_other_attention_than_the_forward_had_is_refused(trainable, reentrant, change):
+    schedule = {"kind": "linear"} if change == "progress" else None
+    crisp.sparsify(trainable, sparsity=0.8, **({} if schedule is None else {"schedule": schedule}))
+    if schedule is not None:
+        crisp.set_progress(trainable, 0.2)
+    trainable.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    if change == "dense":
+        with crisp.dense(trainable):
+            loss = trainable(IDS, labels=torch.tensor([0, 1])).loss
+    else:
+        loss = trainable(IDS, labels=torch.tensor([0, 1])).loss
+    if change == "progress":
+        crisp.set_progress(trainable, 0.9)
+    elif change == "settings":
+        crisp.sparsify(trainable, sparsity=0.5)
+    # Without the reentrant form torch itself may notice first that shapes of what it saved differ.
+    with pytest.raises((crisp.ConfigurationError, torch.utils.checkpoint.CheckpointError)):
+        loss.backward()
+
+
+def test_looking_at_a_dense_model_between_forward_and_backward_is_allowed(trainable):
+    crisp.sparsify(trainable, sparsity=0.8)
+    trainable.gradient_checkpointing_enable({"use_reentrant": True})
+    loss = trainable(IDS, labels=torch.tensor([0, 1])).loss
+    with crisp.dense(trainable), torch.no_grad():
+        trainable.eval()(IDS)
+    trainable.train()
+    loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in trainable.parameters() if p.grad is not None)
