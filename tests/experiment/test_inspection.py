@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import softmax
+from typer.testing import CliRunner
 
 import crisp_attention as crisp
+from crisp_attention.cli import app
 from crisp_attention.errors import ConfigurationError, UnsupportedModelError
 from crisp_attention.experiment.inspection import MAX_TOKENS, inspect
 from crisp_attention.experiment.model import resolve
-from crisp_attention.experiment.report.attention import render_attention
+from crisp_attention.experiment.report.attention import InspectedLayer, Inspection, Level, render_attention
 from crisp_attention.traits import RULES
 
 TEXT = "the film was not very good"
@@ -128,3 +130,36 @@ def test_the_page_has_no_text_as_markup(checkpoint):
     page = render_attention(inspect(checkpoint, "<script>alert(1)</script> film"))
     assert page.count("<script") == 2
     assert "&lt;script&gt;alert(1)" in page
+
+
+@pytest.mark.parametrize("rule", ["topk", "temperature"])
+def test_thirty_tokens_fit_in_a_page_that_opens_anywhere(rule):
+    """As large as minilm-l6: 6 layers of 12 heads."""
+    random = np.random.default_rng(0)
+    layers = tuple(
+        InspectedLayer(f"layer.{number}", random.normal(size=(12, 30, 30)).astype(np.float32)) for number in range(6)
+    )
+    keep = tuple(random.random(layer.scores.shape) < 0.5 for layer in layers)
+    weights = tuple(softmax(layer.scores, axis=-1) for layer in layers)
+    levels = () if rule == "topk" else tuple(Level(str(number), keep, weights) for number in range(10))
+    found = Inspection("made-up", "a text", ("token",) * 30, 0, rule, {}, layers, levels, 0.0)
+    assert len(render_attention(found).encode()) < 2_000_000
+
+
+def test_the_command_writes_the_page(checkpoint, tmp_path):
+    page = tmp_path / "page.html"
+    arguments = [
+        "inspect",
+        str(checkpoint.folder),
+        TEXT,
+        "--rule",
+        "percentile",
+        "--sparsity",
+        "0.5",
+        "--out",
+        str(page),
+    ]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    assert f"Attention page: {page}" in done.output
+    assert page.read_text(encoding="utf-8") == render_attention(inspect(checkpoint, TEXT, None, "percentile", 0.5))

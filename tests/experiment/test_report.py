@@ -313,6 +313,22 @@ def test_pipes_and_line_breaks_do_not_break_a_markdown_table(tmp_path):
     assert "two three" in line
 
 
+def test_text_in_a_markdown_table_is_no_markup(tmp_path):
+    store = fill_in_full(tmp_path, make_spec(seeds=1), draws({"dense": 0.0, "topk-50": 1.0}))
+    text = "a *very* [good](x) `film` \\ <b>bold</b> <3\nfour | five"
+    store.save_examples(Examples((text,) * EXAMPLES, (), MAP_ROWS, MAP_TOKENS))
+    _, markdown = write(store)
+    assert r"| a \*very\* \[good\](x) \`film\` \\ &lt;b>bold&lt;/b> <3 four \| five |" in markdown
+
+
+def test_images_are_shown_by_number(tmp_path):
+    store = fill_in_full(tmp_path, make_spec(seeds=1), draws({"dense": 0.0, "topk-50": 1.0}), texts=False)
+    store.save_examples(Examples((), (), (), ()))
+    _, markdown = write(store)
+    assert "The examples are no texts, so that they are shown by number." in markdown
+    assert re.search(r"\| example \d+ \|", markdown)
+
+
 def test_every_markdown_table_is_one(pages):
     lines = pages[1].splitlines()
     heads = [number for number, line in enumerate(lines) if re.match(r"\| --- \|", line)]

@@ -49,8 +49,10 @@ def what_flipped(analysis: Analysis, examples: Examples | None) -> Section | Non
     notes = []
     if not analysis.flips:
         notes.append(f"There is no example on which {arm} and {baseline} disagree in most of the paired seeds.")
-    elif examples is None or not examples.texts:
+    elif examples is None:
         notes.append("The texts are not kept beside these records, so that examples are shown by number.")
+    elif not examples.texts:
+        notes.append("The examples are no texts, so that they are shown by number.")
     shown = analysis.flips[:_SHOWN]
     table = Table(
         "Disagreements",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -26,10 +27,16 @@ def environment(*, autoescape: bool) -> Environment:
         keep_trailing_newline=True,
     )
     found.globals["theme"] = page_css()
-    found.filters["cell"] = lambda text: text.replace("|", "\\|").replace("\n", " ")
+    found.filters["cell"] = _markdown_cell
     found.filters["trusted"] = Markup
     found.filters["json_for_script"] = _json_for_script
     return found
+
+
+def _markdown_cell(text: str) -> str:
+    """Text as one cell of a Markdown table: no new column or row, no markup of its own."""
+    text = re.sub(r"([\\`*\[\]|])", r"\\\1", " ".join(text.splitlines()))
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)
 
 
 def _json_for_script(content: Any) -> Markup:
