@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 import tiny_study
 
 CRISP = [sys.executable, "-m", "crisp_attention.cli"]
+ENVIRONMENT = os.environ | {"COLUMNS": "100", "OMP_NUM_THREADS": "1"}
 
 
 def crisp(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -25,7 +27,7 @@ def crisp(*arguments: object, cwd: Path | None = None, **environment: str) -> su
         text=True,
         cwd=cwd,
         check=False,
-        env=os.environ | {"COLUMNS": "100"} | environment,
+        env=ENVIRONMENT | environment,
     )
 
 
@@ -44,7 +46,7 @@ def results(folder: Path) -> dict[str, object]:
     """Records without what may differ between two machines or hours."""
     contents = {name: json.loads(content) for name, content in records(folder).items()}
     for content in contents.values():
-        del content["timing"]
+        del content["timing"], content["resumed"]
         content["provenance"].pop("git")
     return contents
 
@@ -123,19 +125,33 @@ main()
     assert "padding invariance" in done.stdout
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, tiny_folders, csv_file):
+    """A specification, the directory of its finished study, and what the command printed."""
+    folder = tmp_path_factory.mktemp("whole")
+    file = folder / "spec.toml"
+    file.write_text(tiny_study.toml(tiny_folders["bert"], csv_file, epochs=3), encoding="utf-8")
+    done = crisp("run", file, "--out", folder / "out")
+    assert done.returncode == 0, done.stderr
+    return file, folder / "out", done.stdout
+
+
 @pytest.mark.slow
-def test_a_study_from_question_to_verdict(spec_file, tmp_path):
+def test_a_study_from_question_to_verdict(whole, tmp_path):
+    spec_file, original, printed = whole
+    assert "8 runs to do" in printed
+    assert "8 of 8" in printed
+    assert "No verdict" in printed
+    assert "too few" in printed
+    assert "percentile-80" in printed
     folder = tmp_path / "out"
-    first = crisp("run", spec_file, "--out", folder)
-    assert first.returncode == 0, first.stderr
-    assert "8 of 8" in first.stdout
-    assert "No verdict" in first.stdout
-    assert "too few" in first.stdout
-    assert "percentile-80" in first.stdout
+    shutil.copytree(original, folder)
     before = records(folder)
     assert len(before) == 8
     for name in ("report.html", "report.md", "figures/accuracy.svg"):
         assert (folder / name).stat().st_size > 500
+    assert len(json.loads((folder / "examples.json").read_text(encoding="utf-8"))["texts"]) == 24
+    assert not list((folder / "checkpoints").iterdir())
 
     page = (folder / "report.html").read_bytes()
     maps = json.loads(re.search(rb'id="maps-data">(.*?)</script>', page).group(1))
@@ -143,6 +159,7 @@ def test_a_study_from_question_to_verdict(spec_file, tmp_path):
     assert all(item["tokens"][0] == "[CLS]" and len(item["tokens"]) > 2 for item in maps["examples"])
     again = crisp("run", spec_file, "--out", folder)
     assert again.returncode == 0, again.stderr
+    assert "All of 8 runs are done" in again.stdout
     assert "finished" not in again.stdout.split("verdict")[0]
     assert records(folder) == before
     assert (folder / "report.html").read_bytes() == page
@@ -152,78 +169,118 @@ def test_a_study_from_question_to_verdict(spec_file, tmp_path):
     assert report.returncode == 0, report.stderr
     assert (folder / "report.html").read_bytes() == page
 
-    more = crisp("run", spec_file, "--out", folder, "--seeds", 3, "--jobs", 1)
-    assert more.returncode == 0, more.stderr
-    assert before.items() <= records(folder).items()
-    assert len(records(folder)) == 12
-    assert "seeds was changed" not in more.stdout  # growth from below the least number is no look
 
+def begin(spec_file: Path, folder: Path, *, core: int | None = None) -> subprocess.Popen[str]:
+    """The command in a process group of its own, on one core if it is said which."""
 
-@pytest.mark.slow
-def test_killed_and_resumed_loses_no_finished_run(tmp_path, tiny_folders, csv_file):
-    file = tmp_path / "spec.toml"
-    file.write_text(tiny_study.toml(tiny_folders["bert"], csv_file, epochs=4), encoding="utf-8")
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert crisp("run", file, "--out", whole, "--jobs", 1).returncode == 0
-    for round_ in range(3):
-        process = subprocess.Popen(
-            [*CRISP, "run", str(file), "--out", str(broken), "--jobs", "1"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        deadline = time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < deadline:
-            if (broken / "records").exists() and len(records(broken)) >= 2 * (round_ + 1):
-                break
-            time.sleep(0.05)
-        kept = records(broken)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        time.sleep(1.0)  # an orphaned worker would go on writing
-        after = records(broken)
-        assert kept.items() <= after.items()
-        assert len(after) <= len(kept) + 1
-    done = crisp("run", file, "--out", broken, "--jobs", 1)
-    assert done.returncode == 0, done.stderr
-    assert kept.items() <= records(broken).items()
-    assert results(broken) == results(whole)
-    assert not [path for path in (broken / "records").iterdir() if path.name.startswith(".")]
+    def prepare():
+        # Tests that run in the background are started with Ctrl-C ignored, and would hand that on.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if core is not None:
+            os.sched_setaffinity(0, {core})
 
-
-@pytest.mark.slow
-def test_interrupted_by_ctrl_c_says_how_to_go_on(tmp_path, tiny_folders, csv_file):
-    spec_file, folder = tmp_path / "spec.toml", tmp_path / "out"
-    spec_file.write_text(tiny_study.toml(tiny_folders["bert"], csv_file, epochs=25), encoding="utf-8")
-    process = subprocess.Popen(
+    return subprocess.Popen(
         [*CRISP, "run", str(spec_file), "--out", str(folder)],
         stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        # Tests that run in the background are started with Ctrl-C ignored, and would hand that on.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        env=ENVIRONMENT,
+        preexec_fn=prepare,
     )
-    deadline = time.monotonic() + 120
-    while not (folder / "records").exists() or not records(folder):
+
+
+def wait_for(count: int, folder: Path, process: subprocess.Popen[str]) -> dict[str, bytes]:
+    """Records as soon as there are so many."""
+    deadline = time.monotonic() + 240
+    while not (folder / "records").exists() or len(records(folder)) < count:
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.05)
+    return records(folder)
+
+
+@pytest.mark.slow
+def test_killed_and_interrupted_it_goes_on_to_the_same_results(whole, tmp_path):
+    """Ended by kill -9, then by Ctrl-C, which says how to go on; then two processes at once do the rest."""
+    spec_file, original, _ = whole
+    folder = tmp_path / "out"
+    process = begin(spec_file, folder)
+    kept = wait_for(1, folder, process)
+    process.kill()
+    process.communicate()
+    time.sleep(1.0)  # an orphaned worker would go on writing
+    after = records(folder)
+    assert kept.items() <= after.items()
+    assert len(after) <= len(kept) + 2  # what two workers had just ended
+
+    process = begin(spec_file, folder)
+    kept = wait_for(len(after) + 1, folder, process)
     os.killpg(process.pid, signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "the same command goes on from there" in " ".join(output.split())
-    kept = records(folder)
-    assert kept
-    assert crisp("run", spec_file, "--out", folder).returncode == 0
     assert kept.items() <= records(folder).items()
+
+    cores = sorted(os.sched_getaffinity(0))
+    both = [begin(spec_file, folder, core=core) for core in (cores[0], cores[-1])]
+    printed = [process.communicate()[0] for process in both]
+    # One that ends while the other is still training finds runs missing: that is exit code 1.
+    assert {process.returncode for process in both} <= {0, 1}, printed
+    assert kept.items() <= records(folder).items()
+    assert results(folder) == results(original)
+    logs = "".join(path.read_text(encoding="utf-8") for path in (folder / "logs").iterdir())
+    trained = {name: logs.count(f"Training run {name.removesuffix('.json')}\n") for name in records(folder)}
+    # Once, and once more for each of the two workers that each interruption took.
+    assert min(trained.values()) == 1
+    assert sum(trained.values()) <= len(trained) + 4
+    assert not [path for path in (folder / "records").iterdir() if path.name.startswith(".")]
 
 
 @pytest.mark.slow
-def test_one_or_two_jobs_give_the_same_results(spec_file, tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
-    threads = {"OMP_NUM_THREADS": "1"}
-    assert crisp("run", spec_file, "--out", one, "--jobs", 2, **threads).returncode == 0
-    assert crisp("run", spec_file, "--out", two, "--jobs", 2, **threads).returncode == 0
-    assert results(one) == results(two)
+def test_runs_that_raise_leave_a_record_with_the_reason_and_are_left_alone(tmp_path, tokenizer_folder):
+    """Sentence pairs on a model with one token type: it loads, and fails in the first step."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    model, data, file = tmp_path / "model", tmp_path / "pairs.csv", tmp_path / "spec.toml"
+    shutil.copytree(tokenizer_folder, model)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
+    BertForSequenceClassification(BertConfig(**sizes, vocab_size=30, type_vocab_size=1)).save_pretrained(model)
+    rows = [f"film {number},movie {number},{number % 2}" for number in range(160)]
+    data.write_text("\n".join(["sentence1,sentence2,label", *rows]), encoding="utf-8")
+    file.write_text(tiny_study.toml(model, data, seeds=1), encoding="utf-8")
+    folder = tmp_path / "out"
+    first = crisp("run", file, "--out", folder, "--jobs", 1)
+    assert first.returncode == 1, first.stderr
+    assert "nobody knows how long" in " ".join(first.stdout.split())
+    assert "failed: IndexError: index out of range in self" in first.stdout
+    assert "4 runs diverged or failed" in " ".join(first.stdout.split())
+    contents = [json.loads(content) for content in records(folder).values()]
+    assert [content["status"] for content in contents] == ["failed"] * 4
+    assert {content["reason"] for content in contents} == {"IndexError: index out of range in self"}
+    assert "IndexError: index out of range in self" in (folder / "report.html").read_text(encoding="utf-8")
+
+    before = records(folder)
+    again = crisp("run", file, "--out", folder)
+    assert again.returncode == 1
+    assert "4 runs diverged or failed; --retry does them again" in " ".join(again.stdout.split())
+    assert records(folder) == before
+
+
+@pytest.mark.parametrize("columns", ["60", "200"])
+def test_a_dry_run_prints_the_plan_and_writes_nothing(spec_file, tmp_path, monkeypatch, columns):
+    from typer.testing import CliRunner
+
+    from crisp_attention.cli import app
+
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["run", str(spec_file), "--dry-run"], env={"COLUMNS": columns})
+    assert done.exit_code == 0, done.output
+    words = " ".join(done.output.split())
+    assert "4 arms x 2 seeds" in words
+    assert "8 runs to do" in words
+    assert ("sparsity=0.8" in words) == (columns == "200")
+    assert [path.name for path in tmp_path.iterdir()] == ["spec.toml"]
 
 
 def mistakes():
@@ -274,8 +331,6 @@ def test_bad_data_exits_with_2_and_writes_nothing(spec_file, csv_file, tmp_path,
 
 
 def test_a_model_that_would_not_be_touched_exits_with_2(spec_file, tmp_path, tiny_folders, tokenizer_folder):
-    import shutil
-
     from transformers import MPNetConfig, MPNetForSequenceClassification
 
     config = MPNetConfig(

@@ -15,10 +15,10 @@ import pytest
 
 import made_up_worker
 from crisp_attention.errors import StorageError
+from crisp_attention.experiment import execute, study, worker
 from crisp_attention.experiment import store as store_module
-from crisp_attention.experiment import study, worker
 from crisp_attention.experiment.store import Store
-from crisp_attention.experiment.worker import Task
+from crisp_attention.experiment.worker import Event, Task
 from record_builders import PRINTS, draws, fill, finished, make_spec, planned, troubled
 
 RIGHT = np.arange(200) % 3 != 0
@@ -33,7 +33,7 @@ def scenario(name, folder, count):
         env=os.environ | {"PYTHONPATH": os.pathsep.join([*sys.path])},
     )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return json.loads(done.stdout.splitlines()[-1])  # workers print too
 
 
 def test_processes_on_one_directory_never_do_the_same_run_twice(tmp_path):
@@ -148,6 +148,78 @@ def test_an_error_of_the_disk_is_no_failure_of_the_run(made_up):
     with pytest.raises(StorageError, match="No space left on device"):
         worker._run(Task(run), store, None, Pipe())
     assert store.load(run.config.run_id) is None
+
+
+class OneTask(Pipe):
+    """A parent that has one task and keeps what it is told."""
+
+    def __init__(self, task):
+        super().__init__()
+        self.tasks = [task, None]
+
+    def recv(self):
+        return self.tasks.pop(0)
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    """A worker's body in this process, without its signals, its log and its models."""
+    from crisp_attention.experiment import workbench
+
+    def serve(pipe, folder, log):
+        with monkeypatch.context() as patch:
+            for name in ("dup2", "_end_with_parent"):
+                patch.setattr(worker.os if name == "dup2" else worker, name, lambda *_: None)
+            patch.setattr(worker.signal, "signal", lambda *_: None)
+            patch.setattr(workbench, "Workbench", lambda *_: None)
+            patch.setattr(sys, "stdout", sys.stdout)
+            patch.setattr(sys, "stderr", sys.stderr)
+            worker.serve(pipe, folder, None, None, 1, log)
+
+    return serve
+
+
+def test_a_worker_that_cannot_write_says_so_and_its_study_ends(made_up, serve, monkeypatch):
+    store, run, _ = made_up
+    pipe = OneTask(Task(run))
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module, "write_atomically", full)
+        serve(pipe, store.folder, store.folder / "logs" / "worker.log")
+    assert [event.kind for event in pipe] == ["ready", "unsaved"]
+    assert "No space left on device. Finished runs in it are kept. Make room" in pipe[-1].reason
+    assert pipe[-1].run_id == run.config.run_id
+
+    pipe = OneTask(Task(run))
+    serve(pipe, store.folder, store.folder / "absent" / "worker.log")
+    assert [event.kind for event in pipe] == ["unsaved"]
+
+
+def test_a_study_whose_directory_cannot_be_written_stops_at_once(tmp_path, monkeypatch):
+    """No other run could be kept either: the error of the first ends the study, and its workers."""
+    import multiprocessing
+
+    store = Store(tmp_path)
+    runs = list(planned(make_spec(seeds=1)).values())
+    told, sent = [], []
+
+    class Process:
+        def terminate(self):
+            sent.append("terminated")
+
+        def join(self):
+            pass
+
+    ours, theirs = multiprocessing.Pipe()
+    theirs.send(Event("ready"))
+    theirs.send(Event("unsaved", runs[0].config.run_id, reason="the disk is full"))
+    monkeypatch.setattr(execute, "_start", lambda *_: execute._Worker(Process(), ours))
+    tasks = [Task(run) for run in runs]
+    with pytest.raises(StorageError, match="the disk is full"):
+        execute.execute(tasks, store, None, None, execute.Division(1, 1), lambda run, event: told.append(event.kind))
+    assert told == ["ready", "unsaved"]
+    assert sent == ["terminated"]
+    assert theirs.recv() == tasks[0]
+    assert not theirs.poll()
 
 
 @pytest.mark.parametrize(

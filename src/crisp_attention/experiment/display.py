@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from crisp_attention.huggingface.audit import AuditReport
 
 _COLOURS = {"helps": "green", "hurts": "red", "equivalent": "cyan", "inconclusive": "yellow", "no verdict": "yellow"}
+_WIDE_ENOUGH = 76
+"""Columns for a plan that says what each arm is."""
 
 
 class TerminalDisplay:
@@ -140,8 +143,10 @@ def show_plan(console: Console, plan: Plan) -> None:
         )
     )
     troubled = [record for record in plan.records.values() if record.status != "finished"]
-    table = _table("arm", "what it is", "done", *(["in trouble"] if troubled else []), "to do", "a run")
-    for column in table.columns[2:]:
+    # In a narrow terminal an arm's name has to do.
+    told = ["what it is"] if console.width >= _WIDE_ENOUGH else []
+    table = _table("arm", *told, "done", *(["trouble"] if troubled else []), "to do", "a run")
+    for column in table.columns[1 + len(told) :]:
         column.justify, column.no_wrap = "right", True
     for arm in spec.arms:
         records = [plan.records.get(run.config.run_id) for run in plan.runs if run.arm == arm.name]
@@ -153,11 +158,11 @@ def show_plan(console: Console, plan: Plan) -> None:
         seconds = [plan.seconds[cell] for cell in plan.seconds if cell[0] == arm.name]
         table.add_row(
             Text(arm.name),
-            Text(_settings(arm)),
-            f"{done} of {len(records)}",
+            *([Text(_settings(arm))] if told else []),
+            f"{done}/{len(records)}",
             *([str(trouble)] if troubled else []),
             str(pending),
-            " to ".join(dict.fromkeys(_duration(value) for value in (min(seconds), max(seconds)))) if seconds else "",
+            _duration(min(seconds), max(seconds)) if seconds else "",
         )
     console.print(table)
     if troubled and not any(task.before for task in plan.pending):
@@ -167,8 +172,9 @@ def show_plan(console: Console, plan: Plan) -> None:
         return
     side = f"{division.jobs} at a time" if division.jobs > 1 else "one after another"
     about = "nobody knows how long" if plan.remaining is None else f"about {_duration(plan.remaining)}"
+    begun = f" ({plan.begun} begun: from the last checkpoint)" if plan.begun else ""
     console.print(
-        f"{_count(todo, 'run')} to do, {side}, {_count(division.threads, 'thread')} each: {about}. "
+        f"{_count(todo, 'run')} to do{begun}, {side}, {_count(division.threads, 'thread')} each: {about}. "
         f"Ctrl-C is safe: the same command goes on in {plan.folder}.",
         markup=False,
         highlight=False,
@@ -176,27 +182,30 @@ def show_plan(console: Console, plan: Plan) -> None:
 
 
 def _settings(arm: ArmSpec) -> str:
-    """An arm's settings in a line, as in the specification's TOML."""
+    """An arm's settings in a line, with the keys of the specification's TOML."""
 
-    def flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-        for key, value in content.items():
-            if isinstance(value, Mapping):
-                yield from flat(value, f"{prefix}{key}.") if value else (f"{prefix}{key}: dense",)
-            else:
-                yield f"{prefix}{key} = {value}"
+    def told(content: Mapping[str, Any]) -> list[str]:
+        shown = {key: json.dumps(value) if isinstance(value, dict | list) else value for key, value in content.items()}
+        return [f"{key}={value}" for key, value in shown.items()]
 
-    content = {key: value for key, value in arm.to_toml_dict().items() if key != "name"}
-    return ", ".join((*(() if arm.attention.removes else ("dense",)), *flat(content)))
+    content = arm.to_toml_dict()
+    evaluate, training = content.pop("evaluate", None), content.pop("training", {})
+    del content["name"]
+    content.pop("rule", None)
+    line = " ".join((arm.attention.rule if arm.attention.removes else "dense", *told(content), *told(training)))
+    return line if evaluate is None else f"{line}; evaluated {' '.join(told(evaluate)) or 'dense'}"
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    return f"{round(seconds / 60)} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+def _duration(seconds: float, most: float | None = None) -> str:
+    """A duration, or a range of two, to two digits or so."""
+    longest = seconds if most is None else most
+    unit, size, digits = ("s", 1, 0) if longest < 90 else ("min", 60, 0) if longest < 90 * 60 else ("h", 3600, 1)
+    ends = (f"{max(value / size, 10.0**-digits):.{digits}f}" for value in (seconds, longest))
+    return f"{'-'.join(dict.fromkeys(ends))} {unit}"
 
 
 def _label(planned: PlannedRun) -> str:

@@ -103,7 +103,8 @@ def serve(pipe: Any, folder: Path, checkpoint: Checkpoint, data: ExperimentData,
     pipe.send(Event("ready"))
     while (task := pipe.recv()) is not None:
         try:
-            event = _run(task, store, bench, pipe)
+            with store.writing():  # what is printed goes to its disk too
+                event = _run(task, store, bench, pipe)
         except StorageError as error:
             event = Event("unsaved", task.run.config.run_id, reason=str(error))
         pipe.send(event)
@@ -133,6 +134,7 @@ def _train(planned: PlannedRun, store: Store, bench: Workbench, pipe: Any) -> Re
     from crisp_attention.experiment.checkpoint import Checkpoints
 
     run_id = planned.config.run_id
+    print(f"Training run {run_id}")
     checkpoints = Checkpoints(
         store.checkpoints(run_id), run_id, lambda sentence: _tell(pipe, Event("note", run_id, reason=sentence))
     )
@@ -145,10 +147,10 @@ def _train(planned: PlannedRun, store: Store, bench: Workbench, pipe: Any) -> Re
             checkpoints,
         )
     except Exception as error:
-        traceback.print_exc()
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             # No fault of the run: it stays pending.
             raise store.unwritable(error) from error
+        traceback.print_exc()
         reason = f"{type(error).__name__}: {error}"
         record, outputs = _failure(planned, bench, reason, time.perf_counter() - started), None
     store.save(record, outputs)
