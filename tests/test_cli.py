@@ -46,7 +46,7 @@ def results(folder: Path) -> dict[str, object]:
     """Records without what may differ between two machines or hours."""
     contents = {name: json.loads(content) for name, content in records(folder).items()}
     for content in contents.values():
-        del content["timing"]
+        del content["timing"], content["resumed"]
         content["provenance"].pop("git")
     return contents
 

@@ -92,6 +92,9 @@ def test_what_is_done_tells_how_long_the_rest_takes(spec, tmp_path, instant):
     assert "percentile-80 percentile sparsity=0.8 0/2 1 1 3 min" in text
     assert "1 run diverged or failed; --retry does them again" in text
 
+    (store.checkpoints(plan.pending[0].run.config.run_id) / "checkpoint-5").mkdir(parents=True)
+    begun = study.prepare(spec, folder, Silent(), jobs=1)
+    assert "4 runs to do (1 begun: from the last checkpoint), one after another" in " ".join(shown(begun).split())
     again = study.prepare(spec, folder, Silent(), jobs=1, retry=True)
     assert [task.before is not None for task in again.pending] == [False] * 4 + [True]
     assert "--retry" not in shown(again)

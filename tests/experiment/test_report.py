@@ -452,7 +452,7 @@ def test_flipped_texts_are_shown_with_both_arms(full_result, full_pages):
         right = f"{100 * flip.baseline_right:.0f}%", f"{100 * flip.arm_right:.0f}%"
         assert f"sentence <b>number</b> {flip.row} {flip.label} {right[0]} {right[1]}" in text
     assert "<b>" not in full_pages[0]
-    assert f"sentence <b>number</b> {full_result.flips[0].row}" in full_pages[1]
+    assert f"sentence &lt;b>number&lt;/b> {full_result.flips[0].row}" in full_pages[1]
 
 
 def test_the_maps_in_the_page_are_those_of_the_records(full, full_result, full_pages):

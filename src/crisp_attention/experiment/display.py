@@ -172,8 +172,9 @@ def show_plan(console: Console, plan: Plan) -> None:
         return
     side = f"{division.jobs} at a time" if division.jobs > 1 else "one after another"
     about = "nobody knows how long" if plan.remaining is None else f"about {_duration(plan.remaining)}"
+    begun = f" ({plan.begun} begun: from the last checkpoint)" if plan.begun else ""
     console.print(
-        f"{_count(todo, 'run')} to do, {side}, {_count(division.threads, 'thread')} each: {about}. "
+        f"{_count(todo, 'run')} to do{begun}, {side}, {_count(division.threads, 'thread')} each: {about}. "
         f"Ctrl-C is safe: the same command goes on in {plan.folder}.",
         markup=False,
         highlight=False,

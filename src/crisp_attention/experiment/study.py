@@ -39,6 +39,7 @@ class Plan:
         records: What is there already, by run id.
         runs: All runs of the experiment, each once.
         pending: Those still to do.
+        begun: How many of these were interrupted and have a checkpoint.
         division: Workers and threads.
         seconds: What a run takes, by arm and condition; empty if nothing is pending, and without those
             that could not be timed.
@@ -53,6 +54,7 @@ class Plan:
     records: Mapping[str, Record]
     runs: tuple[PlannedRun, ...]
     pending: tuple[Task, ...]
+    begun: int
     division: execute.Division
     seconds: Mapping[Cell, float]
     examples: Examples | None
@@ -104,6 +106,7 @@ def prepare(spec: ExperimentSpec, folder: Path, display: Display, jobs: int | No
     if retry:
         again = ((run, records.get(run.config.run_id)) for run in runs)
         pending += [Task(run, record) for run, record in again if record is not None and record.status != "finished"]
+    begun = sum(store.checkpoints(task.run.config.run_id).exists() for task in pending)
     division = execute.divide(jobs, len(pending))
     seconds: dict[Cell, float] = {}
     examples = None
@@ -115,7 +118,9 @@ def prepare(spec: ExperimentSpec, folder: Path, display: Display, jobs: int | No
         bench = Workbench(checkpoint, found)
         examples = bench.examples(spec.data.max_length)
         seconds = _expect(spec, pending, runs, records, division, bench)
-    return Plan(spec, folder, checkpoint, found, prints, records, runs, tuple(pending), division, seconds, examples)
+    return Plan(
+        spec, folder, checkpoint, found, prints, records, runs, tuple(pending), begun, division, seconds, examples
+    )
 
 
 def carry_out(plan: Plan, display: Display) -> tuple[Analysis, Path]:

@@ -100,9 +100,10 @@
     element("head-realised").textContent =
       `${data.layers[layer].name}: ${realised([attention.count(layers[layer][head], keeps[layer][head])])} of this head's pairs removed`;
     // As large as fits beside the labels, where a phone can hold it.
-    const side = Math.max(7, Math.min(size > 48 ? 9 : 16, Math.floor((document.body.clientWidth - 120) / size)));
+    const side = Math.max(9, Math.min(size > 48 ? 9 : 16, Math.floor((document.body.clientWidth - 120) / size)));
     document.querySelectorAll(".map").forEach((map) => {
       const isDense = map.dataset.side === "dense";
+      map.style.fontSize = `${Math.min(11.5, side)}px`;
       [["keys", "width"], ["queries", "height"]].forEach(([name, way]) => {
         map.querySelector(`.${name}`).replaceChildren(...tokens.map((token) => {
           const label = cell("span", token);

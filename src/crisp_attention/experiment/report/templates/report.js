@@ -23,10 +23,11 @@
 
   function show() {
     const item = data.examples[Number(example.value)];
-    const size = item.tokens.length, cell = size > 48 ? 8 : 13;
+    const size = item.tokens.length, cell = size > 48 ? 9 : 13;
     text.textContent = item.text;
     const palette = attention.colours();
     maps.forEach((map, arm) => {
+      map.style.fontSize = `${Math.min(11.5, cell)}px`;
       const start = Number(layer.value) * size * size;
       const values = Float32Array.from(valuesOf(item, arm).subarray(start, start + size * size), (byte) => byte / 255);
       labels(map.querySelector(".keys"), item.tokens, cell, "width");
