@@ -11,10 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from crisp_attention.experiment.record import Epoch, Provenance, RealisedSparsity, Record, Score, Timing
+from crisp_attention.experiment.record import (
+    Epoch,
+    LengthBin,
+    Provenance,
+    RealisedSparsity,
+    Record,
+    Score,
+    Timing,
+)
 from crisp_attention.experiment.runs import Fingerprints, PlannedRun, expand
 from crisp_attention.experiment.spec import ExperimentSpec, parse
-from crisp_attention.experiment.store import Store
+from crisp_attention.experiment.store import Examples, Store
 
 # statsmodels collects all garbage at each Holm adjustment; without torch's many objects that takes no time.
 gc.freeze()
@@ -32,6 +40,10 @@ ARMS = (
     {"name": "percentile-80", "sparsity": 0.8, "rule": "percentile"},
 )
 PLACEBO = {"name": "dense-again", "seed_offset": 1000}
+
+MAP_ROWS = (0, 3, 5)
+MAP_TOKENS = (("[CLS]", "good", "[SEP]"), ("[CLS]", "not", "bad", "[SEP]"), ("[CLS]", "dull", "[SEP]"))
+LAYERS = 2
 
 Outcome = Callable[[str, int], "np.ndarray | str | None"]
 
@@ -157,3 +169,72 @@ def fill_runs(folder: Path, spec: ExperimentSpec, result: Callable[[PlannedRun],
         if (made := result(run)) is not None:
             store.save(*made)
     return store
+
+
+def finished_in_full(
+    run: PlannedRun, correct: np.ndarray, spec: ExperimentSpec, **changes: Any
+) -> tuple[Record, dict[str, np.ndarray]]:
+    """The same with all that a record can hold: lengths, entropy, further evaluations, attention maps."""
+    random = np.random.default_rng(zlib.crc32(run.config.run_id.encode()))
+    share = run.config.attention["sparsity"] or 0.0
+    record, arrays = finished(run, correct)
+    total = len(correct)
+    arrays["test_logits"] = (arrays["test_logits"] * 2 + random.normal(scale=0.3, size=(total, 2))).astype(np.float32)
+    arrays["test_logits"] = np.where(
+        (arrays["test_logits"].argmax(axis=1) == arrays["test_labels"])[:, None] == correct[:, None],
+        arrays["test_logits"],
+        arrays["test_logits"][:, ::-1],
+    )
+    arrays["test_lengths"] = np.arange(3, 3 + total)
+    evaluations = {}
+    for item in spec.evaluations:
+        right = correct & (random.random(total) < 0.9)
+        arrays[f"{item.name}_labels"] = arrays["test_labels"]
+        arrays[f"{item.name}_logits"] = (
+            np.where(right[:, None], 1, -1) * np.eye(2, dtype=np.float32)[arrays["test_labels"]]
+        )
+        evaluations[item.name] = Score(loss=0.7, correct=int(right.sum()), total=total)
+    arrays |= {
+        "map_rows": np.array(MAP_ROWS),
+        "map_lengths": np.array([len(tokens) for tokens in MAP_TOKENS]),
+        "map_layers": np.array(LAYERS),
+        "maps": np.concatenate([_maps(len(tokens), random) for tokens in MAP_TOKENS]),
+    }
+    half = total // 2
+    lengths = (
+        LengthBin(shortest=3, longest=2 + half, examples=half, realised=share * 0.8),
+        LengthBin(shortest=3 + half, longest=2 + total, examples=total - half, realised=share),
+    )
+    more = {
+        "realised_by_length": lengths,
+        "entropy": {"layer.0": 2.0 - share, "layer.1": 1.5 - share},
+        "evaluations": evaluations,
+    }
+    return record.model_copy(update=more | changes), arrays
+
+
+def fill_in_full(folder: Path, spec: ExperimentSpec, outcome: Outcome, *, texts: bool = True) -> Store:
+    """A run directory with all that a run can leave behind; `outcome` as for `fill`, in every condition the same."""
+
+    def made(run: PlannedRun) -> Any:
+        result = outcome(run.arm, run.index)
+        if result is None:
+            return None
+        return (troubled(run, result), None) if isinstance(result, str) else finished_in_full(run, result, spec)
+
+    store = fill_runs(folder, spec, made)
+    if texts:
+        own = tuple(f"sentence <b>number</b> {number}" for number in range(EXAMPLES))
+        store.save_examples(Examples(texts=own, pairs=(), map_rows=MAP_ROWS, map_tokens=MAP_TOKENS))
+    return store
+
+
+def _maps(size: int, random: np.random.Generator) -> np.ndarray:
+    """Attention of each layer `[L, T, T]`, flattened: rows that sum to one, 255 = 1.0."""
+    weights = random.dirichlet(np.ones(size), size=(LAYERS, size))
+    return np.rint(255 * weights).astype(np.uint8).ravel()
+
+
+def planned_in(spec: ExperimentSpec) -> dict[tuple[str, str, int], PlannedRun]:
+    """All runs by condition, arm and index, as `fill_in_full` does them."""
+    return {(run.condition, run.arm, run.index): run for run in expand(spec, prints_of(spec))}

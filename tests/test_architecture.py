@@ -47,7 +47,7 @@ EXPERIMENT_FLOORS = [
     ["verdict"],
     ["analysis"],
     ["report"],
-    ["checkpoint", "evaluation", "workbench"],
+    ["checkpoint", "evaluation", "workbench", "inspection"],
     ["journal"],
     ["train", "timing"],
     ["worker"],
@@ -65,9 +65,11 @@ TORCH_FREE = [
         f"experiment.{room}"
         for room in (
             "analysis", "assets", "corruption", "data", "display", "execute", "images", "model", "outcomes",
-            "outputs", "pattern", "record", "report", "report.pages", "report.plots", "report.tables", "runs",
-            "sources", "spec", "statistics", "statistics.calibration", "statistics.interaction", "statistics.paired",
-            "statistics.power", "store", "study", "verdict", "worker",
+            "outputs", "pattern", "record", "report", "report.attention", "report.breadth", "report.disagreements",
+            "report.drawing", "report.forest", "report.pages", "report.plots", "report.provenance",
+            "report.secondary", "report.sections", "report.tables", "report.templating", "report.theme", "runs",
+            "sources", "spec", "statistics", "statistics.calibration", "statistics.interaction",
+            "statistics.paired", "statistics.power", "store", "study", "verdict", "worker",
         )
     ),
 ]  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -50,7 +51,7 @@ def results(folder: Path) -> dict[str, object]:
     return contents
 
 
-@pytest.mark.parametrize("command", [[], ["reproduce"], ["run"], ["report"], ["check"], ["data"]], ids=str)
+@pytest.mark.parametrize("command", [[], ["reproduce"], ["run"], ["report"], ["check"], ["inspect"], ["data"]], ids=str)
 def test_help_has_examples_and_loads_nothing_heavy(command):
     code = f"""
 import sys
@@ -153,6 +154,9 @@ def test_a_study_from_question_to_verdict(whole, tmp_path):
     assert not list((folder / "checkpoints").iterdir())
 
     page = (folder / "report.html").read_bytes()
+    maps = json.loads(re.search(rb'id="maps-data">(.*?)</script>', page).group(1))
+    assert (maps["arms"], maps["layers"]) == (["dense", "percentile-80"], 2)
+    assert all(item["tokens"][0] == "[CLS]" and len(item["tokens"]) > 2 for item in maps["examples"])
     again = crisp("run", spec_file, "--out", folder)
     assert again.returncode == 0, again.stderr
     assert "All of 8 runs are done" in again.stdout

@@ -198,6 +198,37 @@ def check(
 
 
 @app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="minilm-l6 (packaged), a folder, or a hub name.", show_default=False)],
+    text: Annotated[str, typer.Argument(help="What the model reads, in quotes.", show_default=False)],
+    pair: Annotated[str | None, typer.Option(help="A second text, for models of sentence pairs.")] = None,
+    rule: Annotated[
+        str | None,
+        typer.Option(help=f"Which scores survive (default: as the model was saved, else topk): {', '.join(RULES)}."),
+    ] = None,
+    sparsity: Annotated[
+        float | None, typer.Option(help="Share of scores removed at first, in [0, 1); the page's slider moves it.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("attention.html"),
+) -> None:
+    """Write an interactive page of a model's attention to one text: every head, dense beside sparse.
+
+    Examples:
+      crisp inspect minilm-l6 "a sentence"
+
+      crisp inspect minilm-l6 "One sentence." --pair "And another." --rule percentile --sparsity 0.9
+    """
+    from crisp_attention.experiment.inspection import inspect as look
+    from crisp_attention.experiment.model import resolve
+    from crisp_attention.experiment.report.attention import render_attention
+
+    console = Console(stderr=True)
+    checkpoint = resolve(model, lambda message: console.print(message, style="dim", markup=False, highlight=False))
+    out.write_text(render_attention(look(checkpoint, text, pair, rule, sparsity)), encoding="utf-8")
+    Console().print(f"Attention page: {out}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
 def data(
     name: Annotated[str | None, typer.Argument(help="A packaged data set, a folder, a file, or a hub name.")] = None,
     text: Text = None,

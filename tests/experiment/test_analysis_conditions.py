@@ -277,14 +277,17 @@ def regularized(run):
 
 
 def test_the_whole_pattern_and_help_make_a_regularizer(tmp_path):
-    spec = make_spec(seeds=7, arms=[*ARMS, TWIN, DROPOUT])
+    more = {"name": "more-dropout", "training": {"attention_dropout": 0.5}}
+    spec = make_spec(seeds=7, arms=[*ARMS, TWIN, DROPOUT, more])
     found = analyse(fill_runs(tmp_path, spec, regularized))
     assert found.pattern.holds is True
     assert found.pattern.train_falls.difference == pytest.approx(-6.5)
-    twin, dropout = (next(arm for arm in found.arms if arm.name == name) for name in (TWIN["name"], "dropout"))
+    twin = next(arm for arm in found.arms if arm.name == TWIN["name"])
+    dropouts = [arm.accuracies for arm in found.arms if arm.name.endswith("dropout")]
     assert found.pattern.dense_keeps.difference == pytest.approx((twin.accuracies - found.arms[0].accuracies).mean())
+    assert len(dropouts) == 2
     assert found.pattern.beats_dropout.difference == pytest.approx(
-        (found.arms[1].accuracies - dropout.accuracies).mean()
+        min((found.arms[1].accuracies - accuracies).mean() for accuracies in dropouts)
     )
     assert found.verdict.details[-1].startswith("topk-50 acts as a regularizer: ")
 

@@ -39,7 +39,7 @@ def compared(arm, baseline, difference=1.0, p=0.002, low=0.3, high=1.7, seeds=10
 
 def judged(train=FALLS, gap=NARROWS, twin=None, rivals=None):
     twin = twin or compared(TWIN["name"], "dense")
-    rivals = [compared("topk-50", "dropout")] if rivals is None else rivals
+    rivals = [compared("topk-50", "dropout"), compared("topk-50", "more-dropout", 2.0)] if rivals is None else rivals
     return regularizer_pattern(spec(TWIN, DROPOUT), train, gap, {twin.arm: twin}, rivals)
 
 
@@ -142,6 +142,14 @@ def test_of_several_dropouts_the_best_one_counts():
     found = judged(rivals=rivals)
     assert found.beats_dropout.holds is False
     assert "against strong: +0.10 points" in found.beats_dropout.figure
+
+
+def test_better_than_one_dropout_is_not_yet_better_than_a_tuned_one():
+    better = judged(rivals=[compared("topk-50", "dropout")])
+    assert (better.beats_dropout.holds, better.holds) == (None, None)
+    assert "one rate alone is not tuned; add arms with others" in better.beats_dropout.figure
+    worse = judged(rivals=[compared("topk-50", "dropout", -1.0, low=-1.7, high=-0.3)])
+    assert worse.beats_dropout.holds is False
 
 
 def test_what_no_arm_decides_is_open_and_says_which_arm_is_missing():

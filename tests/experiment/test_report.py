@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import base64
 import html.parser
+import json
 import os
 import re
 import subprocess
@@ -15,15 +17,33 @@ from hypothesis import strategies as st
 
 from crisp_attention.experiment import report
 from crisp_attention.experiment.analysis import analyse
-from crisp_attention.experiment.report import tables
-from crisp_attention.experiment.report.pages import spec_as_toml
+from crisp_attention.experiment.record import Timing
+from crisp_attention.experiment.report import breadth, disagreements, secondary, tables
+from crisp_attention.experiment.report.provenance import spec_as_toml
 from crisp_attention.experiment.spec import parse, preset, presets
-from crisp_attention.experiment.store import Store
-from record_builders import ARMS, EXAMPLES, PLACEBO, draws, fill, make_spec, planned, provenance, troubled
+from crisp_attention.experiment.store import Examples, Store
+from record_builders import (
+    ARMS,
+    EXAMPLES,
+    MAP_ROWS,
+    MAP_TOKENS,
+    PLACEBO,
+    draws,
+    fill,
+    fill_in_full,
+    finished,
+    make_spec,
+    planned,
+    planned_in,
+    provenance,
+    troubled,
+)
 
 ACCURACY = {"dense": 0.8, "topk-50": 0.85, "percentile-80": 0.5, "dense-again": 0.8}
 EVEN = draws(ACCURACY)
-FIGURES = ["accuracy", "curves", "gap", "sparsity"]
+FIGURES = ["accuracy", "by-sparsity", "calibration", "contrasts", "curves", "gap", "sparsity"]
+TYPOS = {"name": "typos-5", "typos": 0.05}
+TWEETS = {"name": "tweets", "source": "tweets"}
 SCRIPT = "<script>alert(1)</script>"
 
 
@@ -98,7 +118,7 @@ class Page(html.parser.HTMLParser):
 # Files
 
 
-def test_writes_markdown_html_and_four_figures(store, pages):
+def test_writes_markdown_html_and_figures(store, pages):
     found = files(store.folder)
     assert set(found) == {"report.md", "report.html", *(f"figures/{name}.svg" for name in FIGURES)}
     for name in FIGURES:
@@ -108,20 +128,24 @@ def test_writes_markdown_html_and_four_figures(store, pages):
 
 def test_rebuilding_gives_the_same_bytes(store, pages):
     before = files(store.folder)
-    assert len(before) == 6
+    assert len(before) == 2 + len(FIGURES)
     report.write(analyse(Store(store.folder)), store.folder)
     assert files(store.folder) == before
 
 
-@pytest.mark.slow
-def test_another_process_gives_the_same_bytes(store, pages):
+def test_another_process_without_torch_gives_the_same_bytes(store, pages):
     before = files(store.folder)
     code = (
-        "import sys; from pathlib import Path; from crisp_attention.experiment import report\n"
+        "import sys\n"
+        "class Lacking:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name.partition('.')[0] in ('torch', 'transformers', 'accelerate', 'datasets'):\n"
+        "            raise ImportError(name)\n"
+        "sys.meta_path.insert(0, Lacking())\n"
+        "from pathlib import Path; from crisp_attention.experiment import report\n"
         "from crisp_attention.experiment.analysis import analyse\n"
         "from crisp_attention.experiment.store import Store\n"
         "folder = Path(sys.argv[1]); report.write(analyse(Store(folder)), folder)\n"
-        "sys.exit('torch' in sys.modules)"
     )
     for path in before:
         (store.folder / path).unlink()
@@ -133,12 +157,20 @@ def test_another_process_gives_the_same_bytes(store, pages):
 # The page stands alone
 
 
-def test_the_page_is_balanced_and_has_no_script(pages):
+def test_the_page_is_balanced_and_has_no_script_but_its_own(pages):
     page = Page(pages[0])
-    assert page.elements.count("svg") == 4
-    assert not {"script", "link", "iframe", "img", "object", "embed", "base", "form"} & set(page.elements)
+    assert page.elements.count("svg") == len(FIGURES)
+    assert page.elements.count("script") == 1
+    assert not {"link", "iframe", "img", "object", "embed", "base", "form"} & set(page.elements)
     assert not [name for _, name, _ in page.attributes if name.startswith("on")]
     assert page.elements.count("h1") == 1
+    ids = [value for _, name, value in page.attributes if name == "id"]
+    assert len(set(ids)) == len(ids)
+
+
+def test_the_page_forbids_itself_the_network(pages):
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]+)"', pages[0]).group(1)
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
 def test_the_page_refers_to_nothing_outside_itself(pages):
@@ -180,8 +212,8 @@ def test_markup_in_data_is_text(tmp_path):
     store.save(troubled(run, "failed", reason=evil), None)
     text, _ = write(store)
     page = Page(text)
-    assert not {"script", "img"} & set(page.elements)
-    assert "<script" not in text
+    assert "img" not in page.elements
+    assert text.count("<script") == page.elements.count("script") == 1
     assert not [name for _, name, _ in page.attributes if name.startswith("on")]
     shown = "".join(page.text)
     # Description, choice, note, reason, provenance: model, data, classes, a package and its version, device.
@@ -235,7 +267,7 @@ def test_every_run_is_listed_with_integer_counts_or_its_trouble(result, pages):
             assert row[3] == f"{int(EVEN(arm, index).sum())} of {EXAMPLES}"
     assert rows["topk-50", "6"][2:5] == ("diverged: made to be diverged", "-", "-")
     assert rows["percentile-80", "1"][2:5] == ("failed: made to be failed", "-", "-")
-    assert rows["percentile-80", "7"][2:] == ("not done", "-", "-", "-", "-")
+    assert rows["percentile-80", "7"][2:] == ("not done", "-", "-", "-", "-", "-")
     assert rows["dense-again", "1004"][2] == "not done"
 
 
@@ -277,20 +309,192 @@ def test_pipes_and_line_breaks_do_not_break_a_markdown_table(tmp_path):
     store.save(troubled(planned(spec)["topk-50", 0], "failed", reason="one | two\nthree"), None)
     _, markdown = write(store)
     line = next(line for line in markdown.splitlines() if "failed: one" in line)
-    assert len(re.findall(r"(?<!\\)\|", line)) == 8
+    assert len(re.findall(r"(?<!\\)\|", line)) == 9
     assert "two three" in line
+
+
+def test_text_in_a_markdown_table_is_no_markup(tmp_path):
+    store = fill_in_full(tmp_path, make_spec(seeds=1), draws({"dense": 0.0, "topk-50": 1.0}))
+    text = "a *very* [good](x) `film` \\ <b>bold</b> <3\nfour | five"
+    store.save_examples(Examples((text,) * EXAMPLES, (), MAP_ROWS, MAP_TOKENS))
+    _, markdown = write(store)
+    assert r"| a \*very\* \[good\](x) \`film\` \\ &lt;b>bold&lt;/b> <3 four \| five |" in markdown
+
+
+def test_images_are_shown_by_number(tmp_path):
+    store = fill_in_full(tmp_path, make_spec(seeds=1), draws({"dense": 0.0, "topk-50": 1.0}), texts=False)
+    store.save_examples(Examples((), (), (), ()))
+    _, markdown = write(store)
+    assert "The examples are no texts, so that they are shown by number." in markdown
+    assert re.search(r"\| example \d+ \|", markdown)
 
 
 def test_every_markdown_table_is_one(pages):
     lines = pages[1].splitlines()
     heads = [number for number, line in enumerate(lines) if re.match(r"\| --- \|", line)]
-    assert len(heads) == 3
+    assert len(heads) == 8  # contrasts, arms, regularizer, outcomes, disagreements, checkpoints, cost, runs
     for head in heads:
         columns = lines[head].count("|")
         assert lines[head - 2] == ""
         body = lines[head - 1 : head - 1 + next(n for n, line in enumerate(lines[head:]) if not line) + 1]
         assert {line.count("|") for line in body} == {columns}
         assert len(body) > 3
+
+
+# All that a record can hold
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    """Two conditions, two further evaluations, lengths, entropy, texts and attention maps."""
+    arms = [*ARMS, {"name": "topk-80", "sparsity": 0.8}]
+    spec = make_spec(arms=arms, vary={"label_noise": [0.0, 0.4]}, evaluations=[TYPOS, TWEETS], seeds=7)
+    outcome = draws({"dense": 0.5, "topk-50": 0.6})
+    special = {("topk-80", 6): None, ("percentile-80", 2): "failed"}
+    folder = tmp_path_factory.mktemp("full")
+    return fill_in_full(folder, spec, lambda arm, index: special.get((arm, index), outcome(arm, index)))
+
+
+@pytest.fixture(scope="module")
+def full_result(full):
+    return analyse(full)
+
+
+@pytest.fixture(scope="module")
+def full_pages(full):
+    return write(full)
+
+
+def test_everything_in_the_records_has_its_section(full_pages):
+    text, markdown = full_pages
+    page = Page(text)
+    targets = [value[1:] for tag, name, value in page.attributes if (tag, name) == ("a", "href")]
+    assert targets == [
+        "contrasts",
+        "arms",
+        "conditions",
+        "evaluations",
+        "training",
+        "outcomes",
+        "sparsity",
+        "disagreements",
+        "cost",
+        "runs",
+        "provenance",
+        "specification",
+    ]
+    headings = [line.removeprefix("## ") for line in markdown.splitlines() if line.startswith("## ")]
+    assert len(headings) == len(targets)
+    drawn = re.findall(r"figures/([a-z-]+)\.svg", markdown)
+    assert set(drawn) == {*FIGURES, "conditions", "evaluations", "lengths", "entropy"}
+
+
+def test_every_condition_and_evaluation_states_its_n(full_result):
+    cells, differences, trends = breadth.condition_tables(full_result)
+    assert cells.header == ("arm", "label_noise=0", "label_noise=0.4")
+    rows = {row[0]: row[1:] for row in cells.rows}
+    assert all(cell.endswith(", 6 of 7 (1 diverged or failed)") for cell in rows["percentile-80"])
+    assert all(cell.endswith(", 6 of 7") for cell in rows["topk-80"])
+    assert [row[:2] for row in differences.rows][:2] == [
+        ("topk-50, label_noise=0", "7"),
+        ("percentile-80, label_noise=0", "6"),
+    ]
+    assert "topk-50, label_noise=0.4 (primary)" in [row[0] for row in differences.rows]
+    assert [row[1] for row in trends.rows] == ["7", "6", "6"]
+    accuracies, further = breadth.evaluation_tables(full_result)
+    assert {row[0]: row[-1].partition(" of ")[2] for row in accuracies.rows}["topk-80"] == f"{EXAMPLES}, n = 6"
+    assert [row[0] for row in further.rows if row[0].startswith("topk-50")] == ["topk-50, typos-5", "topk-50, tweets"]
+
+
+def test_runs_of_every_condition_are_listed(full_result):
+    made = tables.runs(full_result)
+    assert len(made.rows) == 2 * 4 * 7
+    missing = [row[:3] for row in made.rows if row[2] == "not done"]
+    assert missing == [("topk-80, label_noise=0", "6", "not done"), ("topk-80, label_noise=0.4", "6", "not done")]
+
+
+def test_secondary_outcomes_are_those_of_the_analysis(full_result):
+    made = secondary.outcomes(full_result)
+    assert len(made.rows) == len(full_result.outcomes) == 6 * 3
+    row = next(row for row in made.rows if row[:2] == ("NLL", "topk-50"))
+    found = next(item for item in full_result.outcomes if (item.outcome, item.arm) == ("nll", "topk-50"))
+    assert row[2:6] == ("7", f"{found.mean_arm:.4g}", f"{found.mean_baseline:.4g}", f"{found.difference:+.4f}")
+    assert row[7] == f"{found.crossed.low:+.4f} to {found.crossed.high:+.4f}"
+
+
+def test_cost_is_a_ratio_over_the_seeds_that_both_finished(tmp_path):
+    def timing(seconds):
+        return Timing(started="", seconds=seconds, train_seconds=seconds, train_examples_per_second=100 / seconds)
+
+    spec = make_spec(seeds=3)
+    store = fill(tmp_path, spec, lambda arm, index: None)
+    for (arm, index), run in planned(spec).items():
+        if (arm, index) != ("dense", 2):
+            seconds = 10.0 if arm == "dense" else (15.0, 25.0, 1000.0)[index]
+            store.save(*finished(run, EVEN(arm, index), timing=timing(seconds)))
+    made = secondary.cost(analyse(store))
+    rows = {row[0]: dict(zip(made.header, row, strict=True)) for row in made.rows}
+    assert (rows["dense"]["n"], rows["dense"]["ratio"]) == ("2", "1.00")
+    assert (rows["topk-50"]["n"], rows["topk-50"]["ratio"]) == ("3", "2.00")
+    assert rows["topk-50"]["ratio of examples/s"] == f"{(100 / 15 + 4) / 20:.2f}"
+
+
+def test_a_time_of_zero_is_no_ratio(tmp_path):
+    nothing = Timing(started="", seconds=0.0, train_seconds=0.0, train_examples_per_second=0.0)
+    made = secondary.cost(analyse(fill(tmp_path, make_spec(seeds=2), EVEN, timing=nothing)))
+    assert {row[4] for row in made.rows} == {"-"}
+
+
+def test_flipped_texts_are_shown_with_both_arms(full_result, full_pages):
+    text = " ".join(" ".join(Page(full_pages[0]).text).split())
+    assert full_result.flips
+    for flip in full_result.flips[:3]:
+        right = f"{100 * flip.baseline_right:.0f}%", f"{100 * flip.arm_right:.0f}%"
+        assert f"sentence <b>number</b> {flip.row} {flip.label} {right[0]} {right[1]}" in text
+    assert "<b>" not in full_pages[0]
+    assert f"sentence <b>number</b> {full_result.flips[0].row}" in full_pages[1]
+
+
+def test_the_maps_in_the_page_are_those_of_the_records(full, full_result, full_pages):
+    data = json.loads(re.search(r'id="maps-data">(.*?)</script>', full_pages[0]).group(1))
+    assert (data["arms"], data["layers"], len(data["examples"])) == (["dense", "topk-50"], 2, len(MAP_ROWS))
+    seed = planned_in(full_result.spec)["label_noise=0.4", "topk-50", 0].config.run_id
+    kept = full.load_arrays(full.load(seed))["maps"].tobytes()
+    found = {tuple(item["tokens"]): base64.b64decode(item["maps"][1]) for item in data["examples"]}
+    assert b"".join(found[tokens] for tokens in MAP_TOKENS) == kept
+    disputed = [flip.row for flip in full_result.flips]
+    first = [int(item["title"].split(":")[0].split()[0]) in disputed for item in data["examples"]]
+    assert first == sorted(first, reverse=True)
+
+
+def test_without_texts_examples_are_numbers(tmp_path):
+    store = fill_in_full(tmp_path, make_spec(seeds=1), draws({"dense": 0.2, "topk-50": 0.9}), texts=False)
+    text, markdown = write(store)
+    for page in ("".join(Page(text).text), markdown):
+        assert "The texts are not kept beside these records" in page
+    row = analyse(store).flips[0].row
+    assert f"example {row}" in markdown
+    data = json.loads(re.search(r'id="maps-data">(.*?)</script>', text).group(1))
+    assert data["examples"][0]["tokens"] == ["1", "2", "3"] or len(data["examples"][0]["tokens"]) == 4
+
+
+def test_text_cannot_end_the_script_that_holds_it(tmp_path):
+    store = fill_in_full(tmp_path, make_spec(seeds=1), EVEN)
+    evil = f"</script>{SCRIPT}<!-- \u2028"
+    tokens = tuple(tuple(evil for _ in own) for own in MAP_TOKENS)
+    store.save_examples(Examples((evil,) * EXAMPLES, (evil,) * EXAMPLES, MAP_ROWS, tokens))
+    text, _ = write(store)
+    assert Page(text).elements.count("script") == text.count("<script") == 2
+    data = json.loads(re.search(r'id="maps-data">(.*?)</script>', text).group(1))
+    assert data["examples"][0]["text"] == f"{evil} / {evil}"
+    assert data["examples"][0]["tokens"][0] == evil
+
+
+def test_maps_beyond_a_pages_room_are_left_out_and_said(full, full_result, monkeypatch):
+    monkeypatch.setattr(disagreements, "_MAPS_BYTES", 2 * 2 * 16 + 1)
+    found = disagreements.attention_maps(full_result, full, full.examples())
+    assert len(found.examples) < len(MAP_ROWS)
+    assert f"on {len(found.examples)} of {len(MAP_ROWS)} examples whose maps were kept" in found.note
 
 
 # Unfinished experiments

@@ -108,50 +108,18 @@ def analyse(store: Store) -> Analysis:
     look = statistics.look_at(spec.looks, _complete(arm, baseline)) if spec.looks else None
     seeds, alpha = (look.seeds, look.alpha) if look else (spec.seeds, ALPHA)
 
-    main = _compare(
-        {
-            (condition, item.name): _pair(item, _named(results, baseline.name), seeds)
-            for condition, results in by_condition.items()
-            for item in results
-            if item.name != baseline.name
-        },
-        alpha,
-    )
-    primary = main.pop((spec.primary_condition, arm.name), None)
-    main = _adjusted(main)
-    secondary = tuple(found for (condition, _), found in main.items() if condition == spec.primary_condition)
-    condition_contrasts = {
-        condition: ((primary,) if primary is not None and condition == spec.primary_condition else ())
-        + tuple(found for (place, _), found in main.items() if place == condition)
-        for condition in by_condition
-    }
-    against_baseline = {found.arm: found for found in (primary, *secondary) if found}
-    further = _adjusted(
-        _compare(
-            {
-                (item.name, other.name): _pair(other, baseline, seeds, item.name)
-                for item in spec.evaluations
-                for other in others
-            },
-            alpha,
-        )
-    )
+    primary, condition_contrasts = _contrasts(spec, by_condition, seeds, alpha)
+    main = condition_contrasts[spec.primary_condition]
+    against_baseline = {found.arm: found for found in main}
     outcomes = outcome_contrasts(others, baseline, seeds, alpha, _RANDOM_SEED)
     pattern = _pattern(spec, arms, against_baseline, outcomes, seeds, alpha)
-    placebo = next(
-        (
-            against_baseline[item.name]
-            for item in others
-            if is_placebo(spec, item.spec) and item.name in against_baseline
-        ),
-        None,
-    )
+    placebo = next((found for found in main if is_placebo(spec, spec.arm(found.arm))), None)
     interactions = _interactions(spec, by_condition, seeds, alpha)
     return Analysis(
         spec=spec,
         arms=tuple(arms.values()),
         primary=primary,
-        secondary=secondary,
+        secondary=tuple(found for found in main if found is not primary),
         verdict=judge(
             primary,
             arm.name,
@@ -169,10 +137,7 @@ def analyse(store: Store) -> Analysis:
         by_condition=by_condition,
         condition_contrasts=condition_contrasts,
         interactions=interactions,
-        evaluation_contrasts={
-            item.name: tuple(found for (name, _), found in further.items() if name == item.name)
-            for item in spec.evaluations
-        },
+        evaluation_contrasts=_evaluation_contrasts(spec, others, baseline, seeds, alpha),
         outcomes=outcomes,
         placebo=placebo,
         flips=flips(arm, baseline, seeds),
@@ -222,6 +187,39 @@ def _pair(arm: ArmResult, baseline: ArmResult, seeds: int, evaluation: str | Non
             for side, item in zip(sides, both, strict=True):
                 side.append(item.correct if evaluation is None else item.further[evaluation])
     return Pair(arm.name, baseline.name, np.stack(sides[0]), np.stack(sides[1])) if sides[0] else None
+
+
+def _contrasts(
+    spec: ExperimentSpec, by_condition: Mapping[str, tuple[ArmResult, ...]], seeds: int, alpha: float
+) -> tuple[Contrast | None, dict[str, tuple[Contrast, ...]]]:
+    """The primary contrast, and every arm against the baseline by condition; all but the primary one are adjusted."""
+    found = _compare(
+        {
+            (condition, arm.name): _pair(arm, _named(arms, spec.primary.baseline), seeds)
+            for condition, arms in by_condition.items()
+            for arm in arms
+            if arm.name != spec.primary.baseline
+        },
+        alpha,
+    )
+    primary = found.pop((spec.primary_condition, spec.primary.arm), None)
+    by_place: dict[str, list[Contrast]] = {condition: [] for condition in by_condition}
+    if primary is not None:
+        by_place[spec.primary_condition].append(primary)
+    for (condition, _), item in _adjusted(found).items():
+        by_place[condition].append(item)
+    return primary, {condition: tuple(items) for condition, items in by_place.items()}
+
+
+def _evaluation_contrasts(
+    spec: ExperimentSpec, arms: Sequence[ArmResult], baseline: ArmResult, seeds: int, alpha: float
+) -> dict[str, tuple[Contrast, ...]]:
+    """Every arm against the baseline by further evaluation, all of them adjusted together."""
+    names = [item.name for item in spec.evaluations]
+    found = _adjusted(
+        _compare({(name, arm.name): _pair(arm, baseline, seeds, name) for name in names for arm in arms}, alpha)
+    )
+    return {name: tuple(item for (place, _), item in found.items() if place == name) for name in names}
 
 
 def _compare(pairs: Mapping[_Key, Pair | None], alpha: float) -> dict[_Key, Contrast]:

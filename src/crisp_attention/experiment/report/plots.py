@@ -1,178 +1,290 @@
-"""Pictures as SVG text: accuracy by arm, loss curves, train-test gap, realised sparsity by layer."""
+"""Pictures of arms: accuracy, loss curves, train-test gap, realised sparsity."""
 
 from __future__ import annotations
 
-import io
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from crisp_attention.config import SparsityConfig
 from crisp_attention.experiment.analysis import Analysis, ArmResult
 from crisp_attention.experiment.record import Record
-
-# Okabe and Ito's palette: told apart by all common kinds of colour vision.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#B8A800")
-_STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "crisp-attention",
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans", "Arial", "Helvetica", "sans-serif"],
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#E3E3E3",
-    "axes.axisbelow": True,
-    "figure.facecolor": "white",
-}
+from crisp_attention.experiment.report.drawing import (
+    MANY,
+    MARKERS,
+    Drawing,
+    canvas,
+    colour,
+    finish,
+    row_height,
+    rows,
+    series,
+)
+from crisp_attention.experiment.statistics import Array
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """One picture.
-
-    Attributes:
-        name: File name without suffix.
-        title: For the heading.
-        description: What is seen, for those who can't see it and for the caption.
-        svg: The drawing.
-    """
-
-    name: str
-    title: str
-    description: str
-    svg: str
-
-
-def figures(analysis: Analysis) -> list[Drawing]:
-    """All pictures for which there are finished runs."""
-    finished = [arm for arm in analysis.arms if arm.records]
-    if not finished:
-        return []
-    colours = {arm.name: _COLOURS[number % len(_COLOURS)] for number, arm in enumerate(analysis.arms)}
-    with matplotlib.rc_context(_STYLE):
-        return [
-            _accuracy(finished, colours),
-            _curves(finished, colours),
-            _gap(finished, colours),
-            _layers(finished, colours),
-        ]
+def accuracy(analysis: Analysis) -> Drawing | None:
+    """Test accuracy by arm, a dot a seed."""
+    arms = finished(analysis)
+    if not arms:
+        return None
+    with canvas(row_height(len(arms))) as (figure, axes):
+        for index in sorted(set.intersection(*(set(arm.records) for arm in arms))):
+            line = [100 * arm.records[index].final.test.accuracy for arm in arms]
+            axes.plot(line, range(len(arms)), color=colour("line"), linewidth=0.8, zorder=1)
+        _dots(axes, analysis, arms, [arm.accuracies for arm in arms])
+        axes.set_xlabel("test accuracy (%)")
+        return finish(
+            figure,
+            "accuracy",
+            "Accuracy by arm",
+            "Test accuracy at the last epoch. A dot is a seed, a grey line joins the same seed across arms, "
+            "a bar is the mean.",
+            listing(arms, [f"{arm.accuracies.mean():.2f}%" for arm in arms]),
+        )
 
 
-def _accuracy(arms: list[ArmResult], colours: dict[str, str]) -> Drawing:
-    figure, axes = _canvas(len(arms))
-    shared = sorted(set.intersection(*(set(arm.records) for arm in arms)))
-    for index in shared:
-        line = [100 * arm.records[index].final.test.accuracy for arm in arms]
-        axes.plot(range(len(arms)), line, color="#BBBBBB", linewidth=0.8, zorder=1)
-    _dots(axes, arms, colours, [arm.accuracies for arm in arms])
-    axes.set_ylabel("test accuracy (%)")
-    return Drawing(
-        "accuracy",
-        "Accuracy by arm",
-        "Test accuracy at the last epoch. A dot is a seed, a grey line joins the same seed across arms, "
-        "a bar is the mean. " + _listing(arms, [f"{arm.accuracies.mean():.2f}%" for arm in arms]),
-        _svg(figure),
-    )
+def gap(analysis: Analysis) -> Drawing | None:
+    """Train minus test accuracy by arm, a dot a seed."""
+    arms = finished(analysis)
+    if not arms:
+        return None
+    with canvas(row_height(len(arms))) as (figure, axes):
+        _dots(axes, analysis, arms, [arm.gaps for arm in arms])
+        axes.axvline(0, color=colour("soft"), linewidth=0.8)
+        axes.set_xlabel("train - test accuracy (points)")
+        return finish(
+            figure,
+            "gap",
+            "Generalisation gap by arm",
+            "Accuracy on the training probe minus test accuracy. A regularizer narrows it.",
+            listing(arms, [f"{arm.gaps.mean():+.2f}" for arm in arms]),
+        )
 
 
-def _gap(arms: list[ArmResult], colours: dict[str, str]) -> Drawing:
-    figure, axes = _canvas(len(arms))
-    _dots(axes, arms, colours, [arm.gaps for arm in arms])
-    axes.axhline(0, color="black", linewidth=0.8)
-    axes.set_ylabel("train - test accuracy (points)")
-    return Drawing(
-        "gap",
-        "Generalisation gap by arm",
-        "Accuracy on the training probe minus test accuracy. A regularizer narrows it. "
-        + _listing(arms, [f"{arm.gaps.mean():+.2f}" for arm in arms]),
-        _svg(figure),
-    )
-
-
-def _curves(arms: list[ArmResult], colours: dict[str, str]) -> Drawing:
-    figure = Figure(figsize=(8.4, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
+def by_sparsity(analysis: Analysis) -> Drawing | None:
+    """Test accuracy over realised sparsity, one line a rule; None unless a rule has several sparsities."""
+    arms = [arm for arm in finished(analysis) if arm.realised("test") is not None]
+    rules: dict[str, list[ArmResult]] = {}
     for arm in arms:
-        records = [arm.records[index] for index in sorted(arm.records)]
-        for axes, side in ((left, "train"), (right, "test")):
-            losses = np.array([_losses(record, side) for record in records])
-            epochs = np.arange(1, losses.shape[1] + 1)
-            axes.plot(epochs, losses.T, color=colours[arm.name], linewidth=0.7, alpha=0.35)
-            axes.plot(epochs, losses.mean(axis=0), color=colours[arm.name], linewidth=2, marker="o", label=arm.name)
-    for axes, title in ((left, "training probe"), (right, "test")):
-        axes.set_title(title, fontsize=10)
-        axes.set_xlabel("epoch")
+        config = _in_evaluation(arm)
+        # Only what is trained as it is evaluated: a line is to differ by sparsity alone.
+        if config is not None and arm.spec.evaluate is None:
+            rules.setdefault(config.rule, []).append(arm)
+    dense = [arm for arm in arms if not arm.spec.attention.removes and arm.spec.evaluate is None]
+    levels = {round(100 * (arm.realised("test") or 0)) for own in rules.values() for arm in own}
+    if len(levels) < 2:
+        return None
+    with canvas(3.6) as (figure, axes):
+        if dense:
+            mean = float(np.mean(np.concatenate([arm.accuracies for arm in dense])))
+            axes.axhline(mean, color=colour("soft"), linewidth=1, linestyle=(0, (4, 3)), label="dense (mean)")
+        for number, (rule, own) in enumerate(rules.items()):
+            own.sort(key=lambda arm: arm.realised("test") or 0)
+            for arm in own:
+                shares = [100 * _share(record.realised_sparsity.test) for record in _records(arm)]
+                axes.scatter(shares, arm.accuracies, color=series(number), s=16, alpha=0.55, linewidth=0)
+            axes.plot(
+                [100 * (arm.realised("test") or 0) for arm in own],
+                [arm.accuracies.mean() for arm in own],
+                color=series(number),
+                marker=MARKERS[number % len(MARKERS)],
+                linewidth=1.6,
+                label=rule,
+            )
+        axes.set_xlabel("realised sparsity on the test split (%)")
+        axes.set_ylabel("test accuracy (%)")
+        axes.legend()
+        listed = [arm for own in rules.values() for arm in own]
+        return finish(
+            figure,
+            "by-sparsity",
+            "Accuracy by sparsity",
+            "Test accuracy over the share of pairs that was really removed. A dot is a seed, a line joins the means of "
+            "one rule.",
+            listing(
+                listed,
+                [
+                    f"{100 * (arm.realised('test') or 0):.1f}% removed, {arm.accuracies.mean():.2f}% correct "
+                    f"(n = {len(arm.records)})"
+                    for arm in listed
+                ],
+            ),
+        )
+
+
+def curves(analysis: Analysis) -> Drawing | None:
+    """Train and test loss by epoch."""
+    arms = finished(analysis)
+    if not arms:
+        return None
+    with canvas(3.4, 2, sharey=True) as (figure, (left, right)):
+        for arm, style in zip(arms, line_styles(analysis, arms), strict=True):
+            for axes, side in ((left, "train"), (right, "test")):
+                losses = np.array([[getattr(epoch, side).loss for epoch in item.epochs] for item in _records(arm)])
+                epochs = np.arange(1, losses.shape[1] + 1)
+                if len(arms) <= MANY:
+                    axes.plot(epochs, losses.T, color=style["color"], linewidth=0.6, alpha=0.35)
+                axes.plot(epochs, losses.mean(axis=0), linewidth=1.8, markersize=5, **style)
+        for axes, title in ((left, "training probe"), (right, "test")):
+            axes.set_title(title)
+            axes.set_xlabel("epoch")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        left.set_ylabel("loss (nats)")
+        legend_below(figure, right)
+        return finish(
+            figure,
+            "curves",
+            "Train and test loss",
+            "Loss after each epoch, without dropout, on training examples and on the test split: bold the mean, "
+            "thin each seed.",
+            "Last epoch, train then test: "
+            + listing(
+                arms,
+                [
+                    f"{np.mean([score.loss for score in arm.train]):.3f}, "
+                    f"{np.mean([score.loss for score in arm.test]):.3f}"
+                    for arm in arms
+                ],
+            ),
+        )
+
+
+def layers(analysis: Analysis) -> Drawing | None:
+    """Realised sparsity by layer."""
+    arms = [arm for arm in finished(analysis) if arm.realised("test") is not None]
+    if not arms:
+        return None
+    with canvas(3.2) as (figure, axes):
+        for arm, style in zip(arms, line_styles(analysis, arms), strict=True):
+            shares = np.array([list(record.realised_sparsity.test.values()) for record in _records(arm)])
+            axes.plot(np.arange(1, shares.shape[1] + 1), 100 * shares.mean(axis=0), **style)
+        axes.set_ylim(-3, 103)
+        axes.set_xlabel("attention layer")
+        axes.set_ylabel("pairs removed (%)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    left.set_ylabel("loss in evaluation mode (nats)")
-    right.legend(frameon=False, fontsize=9)
-    return Drawing(
-        "curves",
-        "Train and test loss",
-        "Loss after each epoch, without dropout, on training examples and on the test split: bold the mean, "
-        "thin each seed. Last epoch, train then test: "
-        + _listing(
-            arms,
-            [
-                f"{np.mean([score.loss for score in arm.train]):.3f}, {np.mean([score.loss for score in arm.test]):.3f}"
-                for arm in arms
-            ],
-        ),
-        _svg(figure),
-    )
+        legend_below(figure, axes)
+        return finish(
+            figure,
+            "sparsity",
+            "Realised sparsity by layer",
+            "Share of valid query-key pairs that were really removed on the test split, mean over seeds.",
+            listing(arms, [f"{100 * (arm.realised('test') or 0):.1f}%" for arm in arms]),
+        )
 
 
-def _layers(arms: list[ArmResult], colours: dict[str, str]) -> Drawing:
-    figure = Figure(figsize=(8.4, 3.2), layout="constrained")
-    axes = figure.subplots()
+def lengths(analysis: Analysis) -> Drawing | None:
+    """Realised sparsity by the length of an example; None where records do not tell."""
+    arms = [arm for arm in finished(analysis) if arm.lengths]
+    if not arms:
+        return None
+    with canvas(3.2) as (figure, axes):
+        for arm, style in zip(arms, line_styles(analysis, arms), strict=True):
+            middle = [(item.shortest + item.longest) / 2 for item in arm.lengths]
+            axes.plot(middle, [100 * item.realised for item in arm.lengths], **style)
+        axes.set_ylim(-3, 103)
+        axes.set_xlabel("tokens of the example")
+        axes.set_ylabel("pairs removed (%)")
+        legend_below(figure, axes)
+        bins = arms[0].lengths
+        return finish(
+            figure,
+            "lengths",
+            "Realised sparsity by length",
+            "Share of valid pairs that were really removed in test examples of like length, all layers together, mean "
+            "over seeds. Examples by length in tokens: "
+            + "; ".join(f"{item.shortest} to {item.longest}: n = {item.examples}" for item in bins)
+            + ".",
+            "Shortest and longest: "
+            + listing(
+                arms, [f"{100 * arm.lengths[0].realised:.1f}%, {100 * arm.lengths[-1].realised:.1f}%" for arm in arms]
+            ),
+        )
+
+
+def entropy(analysis: Analysis) -> Drawing | None:
+    """Attention entropy by layer; None where records do not tell."""
+    arms = [arm for arm in finished(analysis) if arm.entropy]
+    if not arms:
+        return None
+    with canvas(3.2) as (figure, axes):
+        for arm, style in zip(arms, line_styles(analysis, arms), strict=True):
+            axes.plot(range(1, len(arm.entropy) + 1), list(arm.entropy.values()), **style)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("attention layer")
+        axes.set_ylabel("entropy (nats)")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        legend_below(figure, axes)
+        return finish(
+            figure,
+            "entropy",
+            "Attention entropy by layer",
+            "Mean entropy of a query's attention on the test split: how widely it looks.",
+            "Mean over layers: " + listing(arms, [f"{np.mean(list(arm.entropy.values())):.2f}" for arm in arms]),
+        )
+
+
+def finished(analysis: Analysis) -> list[ArmResult]:
+    """The arms that have something to show."""
+    return [arm for arm in analysis.arms if arm.records]
+
+
+def line_styles(analysis: Analysis, arms: Sequence[ArmResult]) -> list[dict[str, Any]]:
+    """Colour, marker and label of each arm's line; of many arms all but the primary contrast's are grey."""
+    styles = []
+    places = {arm.name: number for number, arm in enumerate(analysis.arms)}
+    matters = (analysis.spec.primary.baseline, analysis.spec.primary.arm)
     for arm in arms:
-        shares = np.array([list(record.realised_sparsity.test.values()) for record in arm.records.values()])
-        layers = np.arange(1, shares.shape[1] + 1)
-        axes.plot(layers, 100 * shares.mean(axis=0), color=colours[arm.name], marker="o", label=arm.name)
-    axes.set_ylim(-3, 103)
-    axes.set_xlabel("attention layer")
-    axes.set_ylabel("pairs removed (%)")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1))
-    return Drawing(
-        "sparsity",
-        "Realised sparsity by layer",
-        "Share of valid query-key pairs that were really removed on the test split, mean over seeds. "
-        + _listing(arms, [f"{100 * (arm.realised('test') or 0):.1f}%" for arm in arms]),
-        _svg(figure),
+        number = places[arm.name]
+        if len(analysis.arms) > MANY:
+            number = matters.index(arm.name) if arm.name in matters else -1
+        if number < 0:
+            styles.append({"color": colour("line"), "zorder": 1})
+        else:
+            styles.append({"color": series(number), "marker": MARKERS[number % len(MARKERS)], "label": arm.name})
+    return styles
+
+
+def legend_below(figure: Any, axes: Any) -> None:
+    """A legend under the picture, in as many columns as fit."""
+    handles, labels = axes.get_legend_handles_labels()
+    columns = max(1, min(4, 64 // (max((len(label) for label in labels), default=1) + 5)))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+
+
+def _dots(axes: Any, analysis: Analysis, arms: Sequence[ArmResult], values: Sequence[Array]) -> None:
+    places = {arm.name: number for number, arm in enumerate(analysis.arms)}
+    own = [series(places[arm.name]) for arm in arms]
+    counts = [len(points) for points in values]
+    axes.scatter(
+        np.concatenate(values),
+        np.repeat(np.arange(len(arms)), counts),
+        color=np.repeat(own, counts),
+        s=26,
+        zorder=3,
+        edgecolor=colour("paper"),
     )
+    middle = np.arange(len(arms))
+    axes.vlines([points.mean() for points in values], middle - 0.3, middle + 0.3, color=own, linewidth=2.5, zorder=2)
+    rows(axes, [f"{arm.name}  n = {len(arm.records)}" for arm in arms])
 
 
-def _canvas(columns: int) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(max(4.2, 1.2 + 1.2 * columns), 3.6), layout="constrained")
-    return figure, figure.subplots()
+def _records(arm: ArmResult) -> list[Record]:
+    return [arm.records[index] for index in arm.indexes]
 
 
-def _dots(axes: Any, arms: list[ArmResult], colours: dict[str, str], values: list[Any]) -> None:
-    for column, (arm, points) in enumerate(zip(arms, values, strict=True)):
-        axes.scatter(np.full(len(points), column), points, color=colours[arm.name], s=34, zorder=3, edgecolor="white")
-        axes.hlines(points.mean(), column - 0.22, column + 0.22, color=colours[arm.name], linewidth=2.5, zorder=2)
-    axes.set_xlim(-0.6, len(arms) - 0.4)
-    labels = [f"{arm.name}\nn = {len(arm.records)}" for arm in arms]
-    crowded = len(arms) > 5
-    axes.set_xticks(range(len(arms)), labels, rotation=30 if crowded else 0, ha="right" if crowded else "center")
-    axes.grid(visible=False, axis="x")
+def _share(by_layer: dict[str, float]) -> float:
+    return float(np.mean(list(by_layer.values())))
 
 
-def _losses(record: Record, side: str) -> list[float]:
-    return [getattr(epoch, side).loss for epoch in record.epochs]
+def _in_evaluation(arm: ArmResult) -> SparsityConfig | None:
+    """The settings that are in force in evaluation; None where it is dense."""
+    config: SparsityConfig = arm.spec.attention if arm.spec.evaluate is None else arm.spec.evaluate
+    return config if config.active(training=False) else None
 
 
-def _listing(arms: list[ArmResult], values: list[str]) -> str:
+def listing(arms: Sequence[ArmResult], values: Sequence[str]) -> str:
+    """One value an arm, as the end of a caption."""
     return "; ".join(f"{arm.name} {value}" for arm, value in zip(arms, values, strict=True)) + "."
-
-
-def _svg(figure: Figure) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    # Without the XML prologue, so that it can stand inside a page.
-    return buffer.getvalue()[buffer.getvalue().index("<svg") :]

@@ -1,13 +1,14 @@
-"""Rows of cells, as strings: the same tables in the terminal, in Markdown and in HTML."""
+"""Rows of cells, as strings: the same tables in the terminal, in Markdown and in HTML. Here those of arms and runs."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from crisp_attention.experiment.analysis import Analysis, ArmResult
-from crisp_attention.experiment.statistics import MIN_SEEDS, Contrast, Interval, interquartile_mean
+from crisp_attention.experiment.statistics import ALPHA, Contrast, Interval, interquartile_mean, least_seeds
 
 MISSING = "-"
 
@@ -17,20 +18,25 @@ class Table:
     """A table of strings.
 
     Attributes:
+        name: What to call it, in a few words.
         caption: What it shows, with units.
-        header: Column names; all columns but the first are numbers.
+        header: Column names; the first column names its rows.
         rows: Cells.
+        prose: Names of the columns that hold text; all others are numbers.
     """
 
+    name: str
     caption: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    prose: tuple[str, ...] = ()
 
 
 def arms(analysis: Analysis) -> Table:
     """One row an arm: how many runs, how accurate, how sparse, how large the gap."""
     return Table(
-        "Arms, at the last epoch of a fixed schedule: means over seeds, accuracy in % "
+        "Arms",
+        f"Arms{where(analysis)}, at the last epoch of a fixed schedule: means over seeds, accuracy in % "
         "(± standard deviation over seeds), loss in nats, gap = train - test accuracy in points, "
         "sparse = share of valid pairs removed.",
         ("arm", "runs", "correct", "accuracy", "IQM", "test loss", "train loss", "gap", "sparse train", "sparse test"),
@@ -49,32 +55,51 @@ def summary(analysis: Analysis) -> Table:
                 arm.name,
                 f"{len(arm.records)}/{arm.planned}",
                 _mean_correct(arm).replace(" of ", "/"),
-                _accuracy(arm),
-                _signed(contrast.difference) if contrast else MISSING,
-                _crossed(contrast).replace(" to ", "..") if contrast else MISSING,
-                _share(arm.realised("test")),
+                accuracy(arm),
+                signed(contrast.difference) if contrast else MISSING,
+                crossed(contrast).replace(" to ", "..") if contrast else MISSING,
+                share(arm.realised("test")),
             )
         )
     return Table(
-        f"Mean over seeds: accuracy in % (± standard deviation), difference in points from "
+        "Summary",
+        f"Mean over seeds{where(analysis)}: accuracy in % (± standard deviation), difference in points from "
         f"{analysis.spec.primary.baseline} with its interval over seeds and examples, realised sparsity.",
-        ("arm", "runs", "correct", "accuracy", "diff", "95% interval", "sparse"),
+        ("arm", "runs", "correct", "accuracy", "diff", level(analysis.contrasts), "sparse"),
         tuple(rows),
     )
 
 
 def contrasts(analysis: Analysis) -> Table:
     """One row a contrast, the primary one first."""
+    return contrast_table(
+        "Contrasts",
+        f"Differences from {analysis.spec.primary.baseline}{where(analysis)} over paired seeds, in points. The first "
+        "interval resamples seeds and examples (not below {least} seeds); the second is over seeds alone, on these "
+        "examples. p: sign-flip test; Holm over all contrasts but the primary one; TOST: equivalence within ±0.5 "
+        "points; detectable: with 80% power.",
+        [(f"{item.arm}{' (primary)' if item is analysis.primary else ''}", item) for item in analysis.contrasts],
+    )
+
+
+def contrast_table(name: str, caption: str, entries: Sequence[tuple[str, Contrast]]) -> Table:
+    """Contrasts, one a row.
+
+    Args:
+        name: What to call the table.
+        caption: What it shows; "{least}" becomes the number of seeds below which there is no first interval.
+        entries: Label and contrast.
+    """
+    alpha = entries[0][1].alpha if entries else ALPHA
     return Table(
-        f"Differences from {analysis.spec.primary.baseline} over paired seeds, in points. The first interval resamples "
-        "seeds and examples (not below 6 seeds); the second is over seeds alone, on these examples. p: sign-flip "
-        "test; Holm over the secondary contrasts; TOST: equivalence within ±0.5 points; detectable: with 80% power.",
+        name,
+        caption.format(least=least_seeds(alpha)),
         (
             "contrast",
             "seeds",
             "difference",
             "examples",
-            "95% interval",
+            level([item for _, item in entries]),
             "on these examples",
             "p",
             "p Holm",
@@ -83,37 +108,94 @@ def contrasts(analysis: Analysis) -> Table:
             "TOST p",
             "detectable",
         ),
-        tuple(_contrast_row(contrast, contrast is analysis.primary) for contrast in analysis.contrasts),
+        tuple(_contrast_row(label, item) for label, item in entries),
     )
 
 
 def runs(analysis: Analysis) -> Table:
     """One row a run, those in trouble with their reason."""
     rows = []
-    for arm in analysis.arms:
-        for index in range(arm.planned):
-            record = arm.records.get(index) or arm.troubled.get(index)
-            if record is None:
-                rows.append(
-                    (arm.name, str(index + arm.spec.seed_offset), "not done", MISSING, MISSING, MISSING, MISSING)
-                )
-                continue
-            final = record.final if index in arm.records else None
-            rows.append(
-                (
-                    arm.name,
-                    str(record.config["seed"]),
-                    record.status if record.reason is None else f"{record.status}: {record.reason}",
-                    f"{final.test.correct} of {final.test.total}" if final else MISSING,
-                    f"{final.train.correct} of {final.train.total}" if final else MISSING,
-                    f"{record.timing.seconds:.0f}",
-                    record.run_id,
-                )
-            )
+    for condition, results in analysis.by_condition.items():
+        for arm in results:
+            place = f"{arm.name}, {condition}" if condition else arm.name
+            rows += [(place, *_run_row(arm, index)) for index in range(arm.planned)]
     return Table(
-        "Every run: examples classified correctly, seconds, and the run's id.",
-        ("arm", "seed", "status", "test", "train probe", "seconds", "run"),
+        "Runs",
+        "Every run: examples classified correctly, seconds, how often it was taken up again, and its id.",
+        ("arm", "seed", "status", "test", "train probe", "seconds", "resumed", "run"),
         tuple(rows),
+        prose=("status",),
+    )
+
+
+def where(analysis: Analysis) -> str:
+    """In which condition, where data vary: " at NAME"."""
+    return f" at {analysis.spec.primary_condition}" if analysis.spec.primary_condition else ""
+
+
+def level(contrasts: Sequence[Contrast]) -> str:
+    """What their intervals are called."""
+    return f"{100 * (1 - (contrasts[0].alpha if contrasts else ALPHA)):.3g}% interval"
+
+
+def accuracy(arm: ArmResult) -> str:
+    """Mean and standard deviation over seeds, %."""
+    if not arm.records:
+        return MISSING
+    values = arm.accuracies
+    return f"{values.mean():.2f}" + (f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else "")
+
+
+def runs_of(arm: ArmResult) -> str:
+    """How many runs are finished, of how many."""
+    trouble = f" ({len(arm.troubled)} diverged or failed)" if arm.troubled else ""
+    return f"{len(arm.records)} of {arm.planned}{trouble}"
+
+
+def share(value: float | None) -> str:
+    """A share as a percentage."""
+    return MISSING if value is None else f"{100 * value:.1f}%"
+
+
+def signed(value: float | None, digits: int = 2) -> str:
+    """A difference."""
+    if value is None:
+        return MISSING
+    text = f"{value:+.{digits}f}"
+    # What rounds to nothing is no loss.
+    return text if float(text) else text.replace("-", "+")
+
+
+def interval(found: Interval | None, digits: int = 2) -> str:
+    """An interval of differences."""
+    return MISSING if found is None else f"{signed(found.low, digits)} to {signed(found.high, digits)}"
+
+
+def crossed(contrast: Contrast) -> str:
+    """The interval over seeds and examples; of too few seeds a bootstrap knows too little."""
+    return interval(contrast.interval) if contrast.seeds >= least_seeds(contrast.alpha) else MISSING
+
+
+def p(value: float | None) -> str:
+    """A p-value."""
+    if value is None:
+        return MISSING
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _run_row(arm: ArmResult, index: int) -> tuple[str, ...]:
+    record = arm.records.get(index) or arm.troubled.get(index)
+    if record is None:
+        return (str(index + arm.spec.seed_offset), "not done", *[MISSING] * 5)
+    final = record.final if index in arm.records else None
+    return (
+        str(record.config["seed"]),
+        record.status if record.reason is None else f"{record.status}: {record.reason}",
+        f"{final.test.correct} of {final.test.total}" if final else MISSING,
+        f"{final.train.correct} of {final.train.total}" if final else MISSING,
+        f"{record.timing.seconds:.0f}",
+        str(record.resumed),
+        record.run_id,
     )
 
 
@@ -123,75 +205,36 @@ def _arm_row(arm: ArmResult) -> tuple[str, ...]:
 
     return (
         arm.name,
-        _runs(arm),
+        runs_of(arm),
         _mean_correct(arm),
-        _accuracy(arm),
+        accuracy(arm),
         f"{interquartile_mean(arm.accuracies):.2f}" if arm.records else MISSING,
         mean([score.loss for score in arm.test]),
         mean([score.loss for score in arm.train]),
-        _gap(arm),
-        _share(arm.realised("train")),
-        _share(arm.realised("test")),
+        signed(float(arm.gaps.mean())) if arm.records else MISSING,
+        share(arm.realised("train")),
+        share(arm.realised("test")),
     )
 
 
-def _contrast_row(contrast: Contrast, primary: bool) -> tuple[str, ...]:
+def _contrast_row(label: str, contrast: Contrast) -> tuple[str, ...]:
     return (
-        f"{contrast.arm}{' (primary)' if primary else ''}",
+        label,
         str(contrast.seeds),
-        _signed(contrast.difference),
+        signed(contrast.difference),
         f"{contrast.sentences:+.1f} of {contrast.examples}",
-        _crossed(contrast),
-        _interval(contrast.seed_interval),
-        _p(contrast.p_value),
-        _p(contrast.p_holm),
-        _signed(contrast.effect_size),
+        crossed(contrast),
+        interval(contrast.seed_interval),
+        p(contrast.p_value),
+        p(contrast.p_holm),
+        signed(contrast.effect_size),
         f"{contrast.probability_better:.2f}",
-        _p(contrast.p_equivalence),
+        p(contrast.p_equivalence),
         MISSING if contrast.detectable is None else f"{contrast.detectable:.2f}",
     )
-
-
-def _runs(arm: ArmResult) -> str:
-    trouble = f" ({len(arm.troubled)} diverged or failed)" if arm.troubled else ""
-    return f"{len(arm.records)} of {arm.planned}{trouble}"
 
 
 def _mean_correct(arm: ArmResult) -> str:
     if not arm.records:
         return MISSING
     return f"{np.mean([score.correct for score in arm.test]):.1f} of {arm.test[0].total}"
-
-
-def _accuracy(arm: ArmResult) -> str:
-    if not arm.records:
-        return MISSING
-    values = arm.accuracies
-    return f"{values.mean():.2f}" + (f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else "")
-
-
-def _gap(arm: ArmResult) -> str:
-    return _signed(float(arm.gaps.mean())) if arm.records else MISSING
-
-
-def _share(value: float | None) -> str:
-    return MISSING if value is None else f"{100 * value:.1f}%"
-
-
-def _signed(value: float | None) -> str:
-    return MISSING if value is None else f"{value:+.2f}"
-
-
-def _crossed(contrast: Contrast) -> str:
-    """The interval over seeds and examples; of too few seeds a bootstrap knows too little."""
-    return _interval(contrast.interval) if contrast.seeds >= MIN_SEEDS else MISSING
-
-
-def _interval(interval: Interval | None) -> str:
-    return MISSING if interval is None else f"{interval.low:+.2f} to {interval.high:+.2f}"
-
-
-def _p(value: float | None) -> str:
-    if value is None:
-        return MISSING
-    return "<0.001" if value < 0.001 else f"{value:.3f}"

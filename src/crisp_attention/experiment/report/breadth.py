@@ -1,0 +1,170 @@
+"""How far a finding reaches: other amounts or qualities of training data, and further evaluations."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.ticker import NullLocator
+
+from crisp_attention.experiment.analysis import Analysis
+from crisp_attention.experiment.report.drawing import Drawing, canvas, colour, finish
+from crisp_attention.experiment.report.forest import forest, shown_interval
+from crisp_attention.experiment.report.plots import legend_below, line_styles
+from crisp_attention.experiment.report.tables import (
+    MISSING,
+    Table,
+    accuracy,
+    contrast_table,
+    interval,
+    level,
+    p,
+    runs_of,
+    signed,
+    where,
+)
+from crisp_attention.experiment.statistics import EQUIVALENCE_MARGIN
+
+_AXES = {"train_examples": "training examples", "label_noise": "share of wrong training labels"}
+
+
+def condition_plot(analysis: Analysis) -> Drawing | None:
+    """Difference from the baseline over what is varied, one line an arm."""
+    vary = analysis.spec.vary
+    if vary is None or not any(analysis.condition_contrasts.values()):
+        return None
+    values = dict(zip(analysis.conditions, vary.values, strict=True))
+    arms = [arm for arm in analysis.arms if arm.name != analysis.spec.primary.baseline]
+    with canvas(4.0) as (figure, axes):
+        axes.axhspan(-EQUIVALENCE_MARGIN, EQUIVALENCE_MARGIN, color=colour("band"), linewidth=0, zorder=0)
+        axes.axhline(0, color=colour("soft"), linewidth=1)
+        for number, (arm, style) in enumerate(zip(arms, line_styles(analysis, arms), strict=True)):
+            own = [
+                (values[condition], item)
+                for condition, found in analysis.condition_contrasts.items()
+                for item in found
+                if item.arm == arm.name
+            ]
+            # A little apart, so that intervals of several arms do not hide each other.
+            places = np.array([value for value, _ in own]) * (1 + 0.02 * (number - len(arms) / 2))
+            axes.plot(places, [item.difference for _, item in own], **style)
+            for place, (_, item) in zip(places, own, strict=True):
+                found = shown_interval(item)
+                if found is not None:
+                    axes.vlines(place, found.low, found.high, color=style["color"], linewidth=1.4)
+        if vary.key == "train_examples":
+            axes.set_xscale("log")
+            axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xticks(vary.values, [f"{value:g}" for value in vary.values])
+        axes.set_xlabel(_AXES[vary.key])
+        axes.set_ylabel(f"difference from {analysis.spec.primary.baseline} (points)")
+        legend_below(figure, axes)
+        said = "; ".join(
+            f"{item.arm} at {condition} {item.difference:+.2f} (n = {item.seeds})"
+            for condition, found in analysis.condition_contrasts.items()
+            for item in found
+        )
+        return finish(
+            figure,
+            "conditions",
+            f"Difference by {_AXES[vary.key]}",
+            f"Difference in accuracy from {analysis.spec.primary.baseline} with its {level(analysis.contrasts)} over "
+            f"seeds and examples. The band is what counts as equivalent, {EQUIVALENCE_MARGIN:g} points either way.",
+            f"{said}.",
+        )
+
+
+def condition_tables(analysis: Analysis) -> list[Table]:
+    """Accuracy in each condition, the differences there, and whether they follow what is varied."""
+    if analysis.spec.vary is None:
+        return []
+    cells = Table(
+        "Conditions",
+        "Test accuracy in % (± standard deviation over seeds) and finished runs, by condition.",
+        ("arm", *analysis.conditions),
+        tuple(
+            (
+                arm.name,
+                *(
+                    f"{accuracy(results[number])}, {runs_of(results[number])}"
+                    for results in analysis.by_condition.values()
+                ),
+            )
+            for number, arm in enumerate(analysis.arms)
+        ),
+    )
+    entries = [
+        (f"{item.arm}, {condition}{' (primary)' if item is analysis.primary else ''}", item)
+        for condition, found in analysis.condition_contrasts.items()
+        for item in found
+    ]
+    differences = contrast_table(
+        "Contrasts by condition",
+        f"Differences from {analysis.spec.primary.baseline} in each condition; columns as above. Holm over all "
+        "contrasts but the primary one.",
+        entries,
+    )
+    trends = Table(
+        "Interactions",
+        "Does the difference follow what is varied? Least-squares slope by seed, over the seeds that are complete in "
+        "every condition, in points; p: sign-flip test on the mean slope, Holm over the rows.",
+        ("arm", "seeds", "slope", "per", "interval over seeds", "p", "p Holm"),
+        tuple(
+            (
+                item.arm,
+                str(item.seeds),
+                signed(item.slope),
+                item.unit,
+                interval(item.interval),
+                p(item.p_value),
+                p(item.p_holm),
+            )
+            for item in analysis.interactions
+        ),
+        prose=("per",),
+    )
+    return [table for table in (cells, differences, trends) if table.rows]
+
+
+def evaluation_plot(analysis: Analysis) -> Drawing | None:
+    """Differences on further evaluations."""
+    return forest(
+        "evaluations",
+        "Differences on further evaluations",
+        analysis.spec.primary.baseline,
+        [(f"{item.arm}, {name}", item) for name, found in analysis.evaluation_contrasts.items() for item in found],
+    )
+
+
+def evaluation_tables(analysis: Analysis) -> list[Table]:
+    """Accuracy on further evaluations, and the differences there."""
+    names = [item.name for item in analysis.spec.evaluations]
+    if not names:
+        return []
+
+    def cell(shares: list[float], counts: list[int]) -> str:
+        if not shares:
+            return MISSING
+        spread = f" ± {np.std(shares, ddof=1):.2f}" if len(shares) > 1 else ""
+        return f"{np.mean(shares):.2f}{spread} of {counts[0]}, n = {len(shares)}"
+
+    rows = []
+    for arm in analysis.arms:
+        row = [arm.name, cell(arm.accuracies.tolist(), [score.total for score in arm.test])]
+        for name in names:
+            scores = [record.evaluations[name] for record in arm.records.values() if name in record.evaluations]
+            row.append(cell([100 * score.accuracy for score in scores], [score.total for score in scores]))
+        rows.append(tuple(row))
+    accuracies = Table(
+        "Further evaluations",
+        f"Accuracy in % (± standard deviation over seeds) of the number of examples, n seeds{where(analysis)}: on the "
+        "test split and on further evaluations of the same models.",
+        ("arm", "test", *names),
+        tuple(rows),
+    )
+    entries = [(f"{item.arm}, {name}", item) for name, found in analysis.evaluation_contrasts.items() for item in found]
+    differences = contrast_table(
+        "Contrasts on further evaluations",
+        f"Differences from {analysis.spec.primary.baseline} on further evaluations; columns as above, Holm over "
+        "these rows.",
+        entries,
+    )
+    return [table for table in (accuracies, differences) if table.rows]
