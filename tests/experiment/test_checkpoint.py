@@ -65,7 +65,7 @@ def interrupted(monkeypatch, planned, bench, folder, step):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("arm", "steps"),
-    [("dense", [5, STEPS, STEPS + 1]), ("percentile-80", [STEPS - 1]), ("random-50-train", [5])],
+    [("dense", [5, STEPS, STEPS + 1]), ("percentile-80", [STEPS - 1, STEPS + 4]), ("random-50-train", [5])],
     ids=["dense", "percentile", "random"],
 )
 def test_a_run_taken_up_again_ends_as_if_nothing_had_happened(
