@@ -329,3 +329,14 @@ def test_one_more_condition_changes_no_other_number(tmp_path, result, spec):
     for condition in CONDITIONS:
         for one, two in zip(result.condition_contrasts[condition], found.condition_contrasts[condition], strict=True):
             assert dataclasses.replace(one, p_holm=None) == dataclasses.replace(two, p_holm=None)
+
+
+def test_going_from_look_to_look_is_no_change_of_mind(tmp_path):
+    def grown(folder, looks):
+        for seeds in (10, 20):
+            spec = make_spec(seeds=seeds, looks=looks, arms=[*ARMS, PLACEBO])
+            fill_runs(folder, spec, lambda run: finished(run, right(run, 0.8, 60)))
+        return analyse(Store(folder)).cautions
+
+    assert not any("number of seeds was changed" in caution for caution in grown(tmp_path / "planned", [5, 10, 20]))
+    assert any("number of seeds was changed" in caution for caution in grown(tmp_path / "unplanned", []))

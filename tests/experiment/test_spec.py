@@ -191,6 +191,13 @@ def test_an_arm_with_settings_must_say_how_sparse(settings):
         make_spec(arms=[{"name": "dense"}, {"name": "topk-50", **settings}])
 
 
+@pytest.mark.parametrize("looks", [[5, 10], [10, 5, 8], [8, 8]], ids=["without seeds", "falling", "twice"])
+def test_planned_looks_rise_and_hold_the_number_of_seeds(looks):
+    with pytest.raises(ConfigurationError, match="looks must rise, and seeds = 8 be one of them"):
+        make_spec(seeds=8, looks=looks)
+    assert make_spec(seeds=8, looks=[5, 8, 20]).looks == (5, 8, 20)
+
+
 def test_arms_can_be_found_by_name():
     spec = make_spec()
     assert spec.arm("percentile-80") is spec.arms[2]

@@ -330,7 +330,9 @@ def _cautions(
     arms = [arm for results in by_condition.values() for arm in results]
     cautions = []
     # Growth from below the least number is no look: nothing could have been significant there.
-    if len([count for count in seeds_asked if count >= statistics.MIN_SEEDS]) > 1:
+    # Growth from look to look is what was planned.
+    unplanned = not set(seeds_asked) <= set(spec.looks)
+    if unplanned and len([count for count in seeds_asked if count >= statistics.MIN_SEEDS]) > 1:
         asked = " then ".join(map(str, seeds_asked))
         cautions.append(
             f"The number of seeds was changed ({asked}) after results could be seen; p-values assume it was fixed."

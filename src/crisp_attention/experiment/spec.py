@@ -227,7 +227,9 @@ class ExperimentSpec(_Section):
     vary: VarySpec | None = Field(None, description="a property of the training data to vary; see VarySpec")
     evaluations: tuple[EvaluationSpec, ...] = Field((), strict=False, description="more evaluations of each model")
     looks: tuple[Annotated[int, Field(ge=1)], ...] = Field(
-        (), strict=False, description="planned looks: numbers of seeds at which to test, as [5, 10, 20]"
+        (),
+        strict=False,
+        description="planned looks: numbers of seeds at which to test, as [5, 10, 20]; `seeds` is one of them",
     )
 
     @model_validator(mode="after")
@@ -260,8 +262,10 @@ class ExperimentSpec(_Section):
         extra = [item.name for item in self.evaluations]
         if len(set(extra)) < len(extra) or {"test", "train"} & set(extra):
             raise ValueError(f"names of evaluations must differ, and from 'test' and 'train'; got {', '.join(extra)}")
-        if self.looks and (list(self.looks) != sorted(set(self.looks)) or self.looks[-1] != self.seeds):
-            raise ValueError(f"looks must rise and end at seeds = {self.seeds}; got {list(self.looks)}")
+        if self.looks and (list(self.looks) != sorted(set(self.looks)) or self.seeds not in self.looks):
+            raise ValueError(
+                f"looks must rise, and seeds = {self.seeds} be one of them: the look to go to; got {list(self.looks)}"
+            )
         return self
 
     def conditions(self) -> dict[str, DataSpec]:
