@@ -11,6 +11,7 @@ from scipy import stats
 
 from crisp_attention.experiment import statistics
 from crisp_attention.experiment.analysis import analyse
+from crisp_attention.experiment.store import Store
 from record_builders import ARMS, PLACEBO, fill_runs, finished, make_spec, troubled
 
 SIZES = {"train_examples": [100, 400, 1600]}

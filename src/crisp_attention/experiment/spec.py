@@ -229,7 +229,7 @@ class ExperimentSpec(_Section):
     looks: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (),
         strict=False,
-        description="planned looks: numbers of seeds at which to test, as [5, 10, 20]; `seeds` is one of them",
+        description="planned looks: numbers of seeds at which to test, `seeds` among them",
     )
 
     @model_validator(mode="after")
