@@ -13,14 +13,13 @@ import pytest
 import torch
 from hypothesis import settings
 
+from small_models import WORDS, sentence_rows, tiny_config
+
 torch.set_num_threads(1)
 # In CI the same examples each time, so that a failure is one of the change; elsewhere new ones, which explore.
 settings.register_profile("default", deadline=None, max_examples=60, derandomize="CI" in os.environ)
 settings.register_profile("thorough", deadline=None, max_examples=1500)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
-
-WORDS = ["the", "a", "film", "movie", "plot", "was", "is", "very", "good", "great", "awful", "bad", "dull"]
-WORDS += ["and", "but", "not"]
 
 
 @pytest.fixture(scope="session")
@@ -32,26 +31,6 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
     BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
     return folder
-
-
-def tiny_config(kind: str):
-    """A configuration of two layers, four heads, width 32."""
-    from transformers import BertConfig, DistilBertConfig, RobertaConfig
-
-    vocabulary = 5 + len(WORDS)
-    if kind == "distilbert":
-        return DistilBertConfig(
-            dim=32, n_layers=2, n_heads=4, hidden_dim=64, vocab_size=vocabulary, max_position_embeddings=160
-        )
-    config = {"bert": BertConfig, "roberta": RobertaConfig}[kind]
-    return config(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        vocab_size=vocabulary,
-        max_position_embeddings=160,
-    )
 
 
 @pytest.fixture(scope="session")
@@ -86,20 +65,6 @@ def bert(tiny_folders: dict[str, Path]):
     from transformers import AutoModelForSequenceClassification
 
     return AutoModelForSequenceClassification.from_pretrained(tiny_folders["bert"]).eval()
-
-
-def sentence_rows(count: int, seed: int = 0) -> list[tuple[str, str]]:
-    """Sentences of the small vocabulary whose class follows from one word, with some noise in length."""
-    import random
-
-    draw = random.Random(seed)
-    rows = []
-    for number in range(count):
-        positive = number % 2 == 0
-        words = draw.choices(WORDS[:8] + WORDS[-3:], k=draw.randint(3, 18))
-        words.insert(draw.randrange(len(words)), draw.choice(WORDS[8:10] if positive else WORDS[10:13]))
-        rows.append((f"{' '.join(words)}", "positive" if positive else "negative"))
-    return rows
 
 
 @pytest.fixture(scope="session")

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import sentence_rows
 from crisp_attention.experiment.batching import EncodedTexts, LengthGroupedBatches, by_length
 from crisp_attention.experiment.data import Split
+from small_models import sentence_rows
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=300).map(np.array)
 BATCHES = st.integers(1, 40)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import sentence_rows
 from crisp_attention.experiment.corruption import mistype, wrong_labels
+from small_models import sentence_rows
 
 SHARES = st.floats(0.0, 0.99)
 KEYS = st.lists(st.text("abc", max_size=3), min_size=1, max_size=60)

@@ -8,13 +8,13 @@ from collections import defaultdict
 import numpy as np
 import pytest
 
-from conftest import sentence_rows
 from crisp_attention.errors import AssetError, DataError
 from crisp_attention.experiment import sources
 from crisp_attention.experiment.data import load
 from crisp_attention.experiment.sources import PACKAGED, RATED
 from crisp_attention.experiment.spec import DataSpec
 from data_files import ROWS, everything, glue_folder, load_file, sides, write
+from small_models import sentence_rows
 
 # Files
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 import tiny_study
-from conftest import WORDS
 from crisp_attention.experiment import data, execute, images, model, study, train
 from crisp_attention.experiment.runs import Fingerprints, expand
 from crisp_attention.experiment.spec import parse
@@ -18,6 +17,7 @@ from crisp_attention.experiment.store import Store
 from crisp_attention.experiment.workbench import Workbench, preflight, quiet_transformers
 from data_files import write
 from record_builders import make_spec
+from small_models import WORDS
 
 pytestmark = pytest.mark.slow
 

@@ -11,12 +11,12 @@ from torch import nn
 
 import crisp_attention as crisp
 import tiny_study
-from conftest import tiny_config
 from crisp_attention.experiment import data, model
 from crisp_attention.experiment.data import ExperimentData, Split
 from crisp_attention.experiment.spec import DataSpec, TrainingSpec
 from crisp_attention.experiment.workbench import Workbench, preflight
 from record_builders import make_spec
+from small_models import tiny_config
 
 DIGITS = DataSpec(source="digits", train_examples=40, test_examples=30)
 

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 import crisp_attention as crisp
-from conftest import tiny_config
+from small_models import tiny_config
 
 IDS = torch.randint(5, 20, (2, 12), generator=torch.Generator().manual_seed(0))
 BLOCKS = torch.block_diag(torch.ones(7, 7), torch.ones(5, 5)).bool().expand(2, 1, 12, 12)
