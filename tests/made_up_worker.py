@@ -124,4 +124,6 @@ def killed(folder: Path, kills: int) -> dict[str, int]:
 if __name__ == "__main__":
     make_up()
     scenario = {"together": together, "killed": killed}[sys.argv[1]]
-    print(json.dumps(scenario(Path(sys.argv[2]), int(sys.argv[3]))))
+    told = scenario(Path(sys.argv[2]), int(sys.argv[3]))
+    # On a line of its own: a child that was killed may have left half of one.
+    print(f"\n{json.dumps(told)}")
