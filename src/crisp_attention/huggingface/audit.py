@@ -23,7 +23,7 @@ from transformers.utils import logging
 
 from crisp_attention.errors import CrispError
 from crisp_attention.huggingface.audit_checks import CHECKS, has_two_ways
-from crisp_attention.huggingface.audit_outcome import CheckOutcome, Stock
+from crisp_attention.huggingface.audit_outcome import CheckOutcome, Stock, make_sparse_again
 from crisp_attention.huggingface.check import evaluation, probe
 from crisp_attention.huggingface.inputs import Inputs, working_inputs
 from crisp_attention.huggingface.model import densify, sparsify
@@ -120,7 +120,7 @@ def _quiet() -> Iterator[None]:
 
 def _limits(trial: Trial) -> tuple[str, ...]:
     """What a served model cannot do, or was not seen doing."""
-    sparsify(trial.model, sparsity=0.0, inputs=trial.inputs)
+    make_sparse_again(trial, 0.0)
     try:
         report = probe(trial.model, trial.inputs)
     finally:

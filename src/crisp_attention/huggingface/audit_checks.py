@@ -26,11 +26,12 @@ from crisp_attention.huggingface.audit_outcome import (
     Stock,
     attempt,
     judged,
+    make_sparse_again,
     not_applicable,
     relative,
     watched,
 )
-from crisp_attention.huggingface.model import densify, load, sparsify, watching
+from crisp_attention.huggingface.model import densify, load, watching
 from crisp_attention.huggingface.persistence import SETTINGS, implementations
 from crisp_attention.huggingface.trial import CallRecorder, Outputs, Trial, difference, floating, worst
 
@@ -41,7 +42,7 @@ def dense_equality(trial: Trial, stock: Stock) -> CheckOutcome:
     if not stock.repeatable:
         return not_applicable(name, "two passes of the dense model differ")
     bare, bare_stock = without_masks(trial)
-    sparsify(trial.model, sparsity=0.0, inputs=trial.inputs)
+    make_sparse_again(trial, 0.0)
     recorder = CallRecorder(SparsityConfig(sparsity=0.0))
     try:
         fused = difference(trial.run(), stock.outputs)
@@ -146,7 +147,7 @@ def reload(trial: Trial, stock: Stock) -> CheckOutcome:
     name = "save and load"
     if not stock.repeatable:
         return not_applicable(name, "two passes of the dense model differ")
-    sparsify(trial.model, sparsity=HALF, inputs=trial.inputs)
+    make_sparse_again(trial, HALF)
     try:
         expected = trial.run()
         kind = type(trial.model)
@@ -192,7 +193,7 @@ def restoration(trial: Trial, stock: Stock) -> CheckOutcome:
     """After `densify` outputs are the stock model's to the bit, and the configuration too."""
     name = "restore"
     before = trial.model.config.to_dict(), implementations(trial.model)
-    sparsify(trial.model, sparsity=MOST, inputs=trial.inputs)
+    make_sparse_again(trial, MOST)
     densify(trial.model)
     if (trial.model.config.to_dict(), implementations(trial.model)) != before:
         return CheckOutcome(name, "failed", None, "the configuration is not what it was")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import CrispError
-from crisp_attention.huggingface.model import densify, sparsify, watching
+from crisp_attention.huggingface.model import densify, make_sparse, watching
 from crisp_attention.huggingface.trial import Call, CallRecorder, Outputs, Trial, difference, other_texts
 
 Outcome = Literal["ok", "failed", "not applicable"]
@@ -54,11 +54,15 @@ class Stock:
         return cls(first, difference(second, first) == 0.0)
 
 
+def make_sparse_again(trial: Trial, sparsity: float) -> None:
+    """Sparsify a trial's model, which an audit has done before its first check, and only then asks for proof."""
+    make_sparse(trial.model, SparsityConfig(sparsity=sparsity), dict(trial.inputs), served=True)
+
+
 def watched(trial: Trial, sparsity: float) -> tuple[Outputs, list[Call]]:
     """Outputs and attention calls of a pass at some sparsity; the model is dense again afterwards."""
-    config = SparsityConfig(sparsity=sparsity)
-    recorder = CallRecorder(config)
-    sparsify(trial.model, config, inputs=trial.inputs)
+    recorder = CallRecorder(SparsityConfig(sparsity=sparsity))
+    make_sparse_again(trial, sparsity)
     try:
         with watching(trial.model, recorder):
             return trial.run(), recorder.calls
@@ -75,7 +79,7 @@ def relative(name: str, trial: Trial, measure: Callable[[], float | None], detai
     # Ten times as strictly: what a dense model nearly holds, a sparse one need not.
     if stock > limit / 10:
         return not_applicable(name, f"the dense model itself does not hold it ({stock:.1e})")
-    sparsify(trial.model, sparsity=HALF, inputs=trial.inputs)
+    make_sparse_again(trial, HALF)
     try:
         figure = measure()
     finally:

@@ -54,7 +54,18 @@ def sparsify(
     model: Model, config: SparsityConfig | None = None, *, inputs: Inputs | None = None, **settings: Any
 ) -> Model:
     """As `crisp_attention.sparsify`; see there."""
-    config = given(SparsityConfig, config, settings)
+    return make_sparse(model, given(SparsityConfig, config, settings), inputs)
+
+
+def make_sparse(model: Model, config: SparsityConfig, inputs: Inputs | None, *, served: bool = False) -> Model:
+    """`sparsify` by a configuration.
+
+    Args:
+        model: As in `sparsify`.
+        config: The settings.
+        inputs: As in `sparsify`.
+        served: Whether it was sparsified on these inputs before, so that it need not prove itself again.
+    """
     _require_interface(model)
     found = layers(model)
     states = [layer.model for layer in found.values() if not layer.model.untried]
@@ -71,7 +82,7 @@ def sparsify(
     for part in shared.homes:
         mark_config(part, config, owner=shared)
     try:
-        _attach_layers(model, config, shared, restore, inputs)
+        _attach_layers(model, config, shared, restore, inputs, served)
     except Exception:
         if before is not None:
             _take_back(model, found, shared, before)
@@ -243,6 +254,7 @@ def _attach_layers(
     shared: ModelState,
     restore: Implementations | None,
     inputs: Inputs | None,
+    served: bool,
 ) -> None:
     _guard(model, wanted=False)
     found = probe(model, inputs, restore)
@@ -268,9 +280,10 @@ def _attach_layers(
         if state.config is not None and not state.config.per_row and ahead:
             raise causal_refusal(config)
         attach(model.get_submodule(name), state)
-    # What only a call can tell, as heads that do not exist, is told now and not in training.
-    measure(model, found.inputs)
-    _require_dense_equality(model, found.inputs)
+    if not served:
+        # What only a call can tell, as heads that do not exist, is told now and not in training.
+        measure(model, found.inputs)
+        _require_dense_equality(model, found.inputs)
     if found.dense:
         warnings.warn(
             f"These pooling heads of {type(model).__name__} do not go through Transformers' attention interface and "
