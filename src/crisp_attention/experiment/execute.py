@@ -22,6 +22,7 @@ from crisp_attention.experiment.runs import PlannedRun
 from crisp_attention.experiment.store import Store
 from crisp_attention.experiment.worker import Event, Task, serve
 
+_GRACE_SECONDS = 10.0
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 
 
@@ -135,6 +136,9 @@ def execute(
         for worker in workers:
             worker.process.terminate()
         for worker in workers:
+            worker.process.join(_GRACE_SECONDS)
+            # The exception that a signal raises may fall into a finalizer, which swallows it. What is written is whole.
+            worker.process.kill()
             worker.process.join()
 
 
