@@ -206,8 +206,11 @@ def test_a_study_whose_directory_cannot_be_written_stops_at_once(tmp_path, monke
         def terminate(self):
             sent.append("terminated")
 
-        def join(self):
-            pass
+        def join(self, timeout=None):
+            sent.append("waited" if timeout is None else "waited a while")
+
+        def kill(self):
+            sent.append("killed")  # what swallowed the first signal
 
     ours, theirs = multiprocessing.Pipe()
     theirs.send(Event("ready"))
@@ -217,7 +220,7 @@ def test_a_study_whose_directory_cannot_be_written_stops_at_once(tmp_path, monke
     with pytest.raises(StorageError, match="the disk is full"):
         execute.execute(tasks, store, None, None, execute.Division(1, 1), lambda run, event: told.append(event.kind))
     assert told == ["ready", "unsaved"]
-    assert sent == ["terminated"]
+    assert sent == ["terminated", "waited a while", "killed", "waited"]
     assert theirs.recv() == tasks[0]
     assert not theirs.poll()
 
