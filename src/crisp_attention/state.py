@@ -80,6 +80,11 @@ class ModelState:
         """A copy is made outside of the blocks that are open around the original."""
         return {**self.__dict__, "dense": 0, "driven": False, "drawn": set(), "trained": {}, "monitors": []}
 
+    def take_back(self, before: ModelState) -> None:
+        """Return to the settings of a copy that `dataclasses.replace` made before they were changed."""
+        for name in ("config", "restore", "progress", "driven", "layers", "homes", "excluded"):
+            setattr(self, name, getattr(before, name))
+
     def stand_at(self, progress: float) -> None:
         """Take over how far training has come; every layer follows."""
         self.progress = progress

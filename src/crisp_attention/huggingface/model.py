@@ -341,8 +341,7 @@ def _take_back(model: PreTrainedModel, found: dict[str, LayerState], shared: Mod
     """Put back the settings that a failed `sparsify` would have replaced."""
     for name, state in found.items():
         attach(model.get_submodule(name), state)
-    for name in ("config", "restore", "progress", "driven", "layers", "homes"):
-        setattr(shared, name, getattr(before, name))
+    shared.take_back(before)
     for home in configs(model):
         mark_config(home, shared.config, shared.progress, owner=shared)
     count_forwards(model, wanted=shared.config.rule == "random")

@@ -66,8 +66,7 @@ def sparsify(
             _require_calls(model, config, inputs)
     except Exception:
         _remove(model)
-        for name in ("config", "progress", "driven", "layers", "excluded"):
-            setattr(shared, name, getattr(settings_before, name))
+        shared.take_back(settings_before)
         for module, (cls, layer) in before.items():
             module.__class__ = cls
             if layer is not None:
