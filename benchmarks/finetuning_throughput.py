@@ -1,7 +1,7 @@
 """How many sentences a second does fine-tuning process, dense and sparse, against the usual recipe?
 
 The usual recipe is Transformers' run_glue.py: stock attention, batch 32, shuffled, every sentence
-padded to 128 tokens. Ours is the experiment's own training (`crisp_attention.experiment.train`). All
+padded to 128 tokens. Ours is the experiment's own training (`crisp_attention.experiment.training.train`). All
 variants take turns within one run; ratios are formed within each round, since machines drift.
 
     python benchmarks/finetuning_throughput.py [--dataset movie-snippets] [--sentences 256] [--rounds 3] [--json FILE]
@@ -20,10 +20,12 @@ import torch
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments, default_data_collator, set_seed
 
 from crisp_attention.config import SparsityConfig
-from crisp_attention.experiment import data, model, provenance, train
-from crisp_attention.experiment.runs import PlannedRun, RunConfig
-from crisp_attention.experiment.spec import DataSpec, TrainingSpec
-from crisp_attention.experiment.workbench import Workbench, quiet_transformers
+from crisp_attention.experiment.data import dataset
+from crisp_attention.experiment.results import provenance
+from crisp_attention.experiment.specification.runs import PlannedRun, RunConfig
+from crisp_attention.experiment.specification.spec import DataSpec, TrainingSpec
+from crisp_attention.experiment.training import model, train
+from crisp_attention.experiment.training.workbench import Workbench, quiet_transformers
 
 BATCH = 32
 ARMS = {
@@ -89,8 +91,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     quiet_transformers()
-    dataset = data.load(DataSpec(source=options.dataset, train_examples=options.sentences, test_examples=32), print)
-    bench = Workbench(model.resolve("minilm-l6", print), data.ExperimentData({"": dataset}))
+    loaded = dataset.load(DataSpec(source=options.dataset, train_examples=options.sentences, test_examples=32), print)
+    bench = Workbench(model.resolve("minilm-l6", print), dataset.ExperimentData({"": loaded}))
     ours(bench, ARMS["dense"])  # warm-up, not counted
     speeds: dict[str, list[float]] = {name: [] for name in ("run_glue.py recipe", *ARMS)}
     for number in range(options.rounds):

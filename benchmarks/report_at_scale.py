@@ -25,8 +25,8 @@ import json, resource, sys, time
 from pathlib import Path
 started = time.perf_counter()
 from crisp_attention.experiment import report
-from crisp_attention.experiment.analysis import analyse
-from crisp_attention.experiment.store import Store
+from crisp_attention.experiment.conclusions.analysis import analyse
+from crisp_attention.experiment.results.store import Store
 folder = Path(sys.argv[1])
 imported = time.perf_counter()
 analysis = analyse(Store(folder))

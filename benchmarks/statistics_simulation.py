@@ -30,7 +30,8 @@ import numpy as np
 from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
-from crisp_attention.experiment import provenance
+from crisp_attention.experiment.conclusions.verdict import judge
+from crisp_attention.experiment.results import provenance
 from crisp_attention.experiment.statistics import (
     ALPHA,
     EQUIVALENCE_MARGIN,
@@ -40,7 +41,6 @@ from crisp_attention.experiment.statistics import (
     detectable_effect,
     look_at,
 )
-from crisp_attention.experiment.verdict import judge
 
 ACCURACY = 0.88
 SEEDS = (6, 10, 20)

@@ -19,10 +19,10 @@ from typing import NoReturn
 
 import numpy as np
 
-from crisp_attention.experiment import worker
-from crisp_attention.experiment.runs import PlannedRun
-from crisp_attention.experiment.store import Store
-from crisp_attention.experiment.worker import Task
+from crisp_attention.experiment.execution import worker
+from crisp_attention.experiment.execution.worker import Task
+from crisp_attention.experiment.results.store import Store
+from crisp_attention.experiment.specification.runs import PlannedRun
 from record_builders import PRINTS, finished, make_spec, planned
 
 TRAINED = "trained.txt"
@@ -58,10 +58,10 @@ def train(run, bench, report, checkpoints):
 def make_up() -> None:
     """Have workers train as above."""
     for name, content in (("train", {"run": train}), ("checkpoint", {"Checkpoints": NoCheckpoints})):
-        module = types.ModuleType(f"crisp_attention.experiment.{name}")
+        module = types.ModuleType(f"crisp_attention.experiment.training.{name}")
         vars(module).update(content)
         sys.modules[module.__name__] = module
-        setattr(sys.modules["crisp_attention.experiment"], name, module)
+        setattr(sys.modules["crisp_attention.experiment.training"], name, module)
 
 
 def work(folder: Path, runs: Iterable[PlannedRun]) -> NoReturn:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from crisp_attention.experiment.record import (
+from crisp_attention.experiment.results.record import (
     Epoch,
     LengthBin,
     Provenance,
@@ -20,9 +20,9 @@ from crisp_attention.experiment.record import (
     Score,
     Timing,
 )
-from crisp_attention.experiment.runs import Fingerprints, PlannedRun, expand
-from crisp_attention.experiment.spec import ExperimentSpec, parse
-from crisp_attention.experiment.store import Examples, Store
+from crisp_attention.experiment.results.store import Examples, Store
+from crisp_attention.experiment.specification.runs import Fingerprints, PlannedRun, expand
+from crisp_attention.experiment.specification.spec import ExperimentSpec, parse
 
 # statsmodels collects all garbage at each Holm adjustment; without torch's many objects that takes no time.
 gc.freeze()

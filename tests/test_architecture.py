@@ -38,41 +38,35 @@ FLOORS = [
 ]
 # The way through the experiment, from the specification to what people read.
 EXPERIMENT_FLOORS = [
-    ["spec", "assets"],
-    ["runs", "corruption", "images", "sources", "data", "model", "record"],
-    ["provenance", "store", "batching"],
-    ["statistics"],
-    ["outputs", "pattern"],
-    ["outcomes"],
-    ["verdict"],
-    ["analysis"],
+    ["specification"],
+    ["data", "results", "statistics"],
+    ["conclusions"],
     ["report"],
-    ["checkpoint", "evaluation", "workbench", "inspection"],
-    ["journal"],
-    ["train", "timing"],
-    ["worker"],
-    ["execute"],
+    ["training"],
+    ["execution", "inspection"],
     ["study"],
     ["display"],
 ]
+# The modules of the experiment that need torch when they are loaded.
+TORCH_BOUND = {
+    "data.batching",
+    "inspection",
+    *(f"training.{room}" for room in ("checkpoint", "evaluation", "journal", "timing", "train", "workbench")),
+}
 TORCH_FREE = [
     "config",
     "errors",
     "schedule",
     "settings",
     "traits",
+    # Of the experiment all that reads, plans, concludes and reports; what trains defers its imports.
     *(
-        f"experiment.{room}"
-        for room in (
-            "analysis", "assets", "corruption", "data", "display", "execute", "images", "model", "outcomes",
-            "outputs", "pattern", "record", "report", "report.attention", "report.breadth", "report.disagreements",
-            "report.drawing", "report.forest", "report.pages", "report.plots", "report.provenance",
-            "report.secondary", "report.sections", "report.tables", "report.templating", "report.theme", "runs",
-            "sources", "spec", "statistics", "statistics.calibration", "statistics.interaction",
-            "statistics.paired", "statistics.power", "store", "study", "verdict", "worker",
-        )
+        module.removeprefix(f"{PACKAGE}.")
+        for module in MODULES
+        if module.startswith(f"{PACKAGE}.experiment.")
+        and module.removeprefix(f"{PACKAGE}.experiment.") not in TORCH_BOUND
     ),
-]  # fmt: skip
+]
 
 
 def imports(module: str, *, top_level: bool = False) -> set[str]:

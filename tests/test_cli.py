@@ -349,10 +349,11 @@ def test_a_model_that_would_not_be_touched_exits_with_2(spec_file, tmp_path, tin
 
 
 def test_foreign_and_damaged_directories_exit_with_2(spec_file, tmp_path):
-    from crisp_attention.experiment import data, model
-    from crisp_attention.experiment.runs import expand
-    from crisp_attention.experiment.spec import read
-    from crisp_attention.experiment.store import Store
+    from crisp_attention.experiment.data import dataset
+    from crisp_attention.experiment.results.store import Store
+    from crisp_attention.experiment.specification.runs import expand
+    from crisp_attention.experiment.specification.spec import read
+    from crisp_attention.experiment.training import model
 
     foreign = tmp_path / "foreign"
     foreign.mkdir()
@@ -363,9 +364,9 @@ def test_foreign_and_damaged_directories_exit_with_2(spec_file, tmp_path):
     assert [path.name for path in foreign.iterdir()] == ["thesis.tex"]
 
     spec = read(spec_file)
-    checkpoint, dataset = model.resolve(spec.model), data.load(spec.data)
+    checkpoint, loaded = model.resolve(spec.model), dataset.load(spec.data)
     folder = tmp_path / "out"
-    Store(folder).open(spec, tiny_study.prints_of(checkpoint, dataset))
+    Store(folder).open(spec, tiny_study.prints_of(checkpoint, loaded))
     other = tmp_path / "other.toml"
     other.write_text(spec_file.read_text().replace("sparsity = 0.8", "sparsity = 0.7"), encoding="utf-8")
     study = (folder / "study.json").read_bytes()
@@ -374,7 +375,7 @@ def test_foreign_and_damaged_directories_exit_with_2(spec_file, tmp_path):
     assert "holds another experiment (different arms)" in done.stderr
     assert (folder / "study.json").read_bytes() == study
 
-    first = next(expand(spec, tiny_study.prints_of(checkpoint, dataset))).config.run_id
+    first = next(expand(spec, tiny_study.prints_of(checkpoint, loaded))).config.run_id
     (folder / "records" / f"{first}.json").write_text('{"schema": 1, "run_id"', encoding="utf-8")
     for command in (["run", spec_file, "--out", folder], ["report", folder]):
         done = crisp(*command)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import crisp_attention as crisp
-from crisp_attention.experiment import spec
+from crisp_attention.experiment.specification import spec
 from crisp_attention.schedule import KINDS
 from crisp_attention.traits import RULES
 

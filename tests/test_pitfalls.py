@@ -77,10 +77,10 @@ PITFALLS = {
         "huggingface/test_ddp.py::test_processes_do_not_share_their_random_masks",
     ],
     "statistics libraries": [
-        "experiment/test_statistics.py::test_the_error_rate_at_ten_seeds_is_what_it_promises",
-        "experiment/test_statistics.py::test_global_randomness_is_left_alone",
+        "experiment/statistics/test_statistics.py::test_the_error_rate_at_ten_seeds_is_what_it_promises",
+        "experiment/statistics/test_statistics.py::test_global_randomness_is_left_alone",
     ],
-    "best epoch": ["experiment/test_analysis.py::test_numbers_are_those_of_the_last_epoch"],
+    "best epoch": ["experiment/conclusions/test_analysis.py::test_numbers_are_those_of_the_last_epoch"],
 }
 
 

@@ -51,15 +51,15 @@ def toml(model: Path, data: Path, **changes) -> str:
 
 def prints_of(checkpoint, dataset):
     """What an experiment on one data set is done on."""
-    from crisp_attention.experiment.runs import Fingerprints
+    from crisp_attention.experiment.specification.runs import Fingerprints
 
     return Fingerprints(checkpoint.fingerprint, {"": dataset.fingerprint})
 
 
 def bench_of(checkpoint, dataset):
     """A workbench for an experiment on one data set."""
-    from crisp_attention.experiment.data import ExperimentData
-    from crisp_attention.experiment.workbench import Workbench
+    from crisp_attention.experiment.data.dataset import ExperimentData
+    from crisp_attention.experiment.training.workbench import Workbench
 
     return Workbench(checkpoint, ExperimentData({"": dataset}))
 
@@ -68,6 +68,6 @@ def spec(model: Path, data: Path, **changes):
     """The specification, parsed."""
     import tomllib
 
-    from crisp_attention.experiment.spec import parse
+    from crisp_attention.experiment.specification.spec import parse
 
     return parse(tomllib.loads(toml(model, data, **changes)), "tiny")

@@ -29,7 +29,7 @@ except ModuleNotFoundError as missing:  # the core installs without the command 
 
 
 if TYPE_CHECKING:
-    from crisp_attention.experiment.spec import ExperimentSpec
+    from crisp_attention.experiment.specification.spec import ExperimentSpec
 
 app = typer.Typer(
     name="crisp",
@@ -94,15 +94,15 @@ def reproduce(
 
       crisp reproduce --model tiny-vit --dataset digits
     """
-    from crisp_attention.experiment.model import ARCHITECTURES
-    from crisp_attention.experiment.spec import preset as find
+    from crisp_attention.experiment.specification.spec import preset as find
+    from crisp_attention.experiment.training.model import ARCHITECTURES
 
     preset = preset or ("images" if model in ARCHITECTURES else "quick")
     spec = find(preset)
     if model is not None:
         spec = spec.model_copy(update={"model": model})
     if dataset is not None:
-        from crisp_attention.experiment.data import fit_limits
+        from crisp_attention.experiment.data.dataset import fit_limits
 
         own = {"source": dataset, "subset": None, "text": text, "label": label}
         spec = spec.model_copy(update={"data": spec.data.model_copy(update=own)})
@@ -132,7 +132,7 @@ def run(
 
       crisp run experiment.toml --seeds 10
     """
-    from crisp_attention.experiment.spec import read
+    from crisp_attention.experiment.specification.spec import read
 
     _run(read(spec), seeds, out, jobs, retry, dry_run)
 
@@ -173,7 +173,7 @@ def check(
     from crisp_attention.config import SparsityConfig
 
     config = SparsityConfig(sparsity=sparsity, rule=rule)
-    from crisp_attention.experiment.model import resolve
+    from crisp_attention.experiment.training.model import resolve
 
     console = Console(stderr=True)
     checkpoint = resolve(model, lambda message: console.print(message, style="dim", markup=False, highlight=False))
@@ -221,8 +221,8 @@ def inspect(
       crisp inspect minilm-l6 "One sentence." --pair "And another." --rule percentile --sparsity 0.9
     """
     from crisp_attention.experiment.inspection import inspect as look
-    from crisp_attention.experiment.model import resolve
     from crisp_attention.experiment.report.attention import render_attention
+    from crisp_attention.experiment.training.model import resolve
 
     console = Console(stderr=True)
     checkpoint = resolve(model, lambda message: console.print(message, style="dim", markup=False, highlight=False))
@@ -245,15 +245,15 @@ def data(
 
       crisp data reviews.csv --text review --label stars
     """
+    from crisp_attention.experiment.data.sources import PACKAGED
     from crisp_attention.experiment.display import show_dataset, show_packaged
-    from crisp_attention.experiment.sources import PACKAGED
 
     console = Console()
     if name is None:
         show_packaged(console, PACKAGED)
         return
-    from crisp_attention.experiment.data import load
-    from crisp_attention.experiment.spec import DataSpec
+    from crisp_attention.experiment.data.dataset import load
+    from crisp_attention.experiment.specification.spec import DataSpec
 
     show_dataset(console, load(DataSpec(source=name, text=text, label=label)))
 
@@ -263,7 +263,7 @@ def _run(
 ) -> None:
     from crisp_attention.experiment import study
     from crisp_attention.experiment.display import TerminalDisplay, show_plan, show_result
-    from crisp_attention.experiment.spec import parse, to_plain
+    from crisp_attention.experiment.specification.spec import parse, to_plain
 
     if seeds is not None:
         spec = parse(to_plain(spec) | {"seeds": seeds}, f"--seeds {seeds}")

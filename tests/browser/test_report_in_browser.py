@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from crisp_attention.experiment import report
-from crisp_attention.experiment.analysis import analyse
+from crisp_attention.experiment.conclusions.analysis import analyse
 from record_builders import ARMS, MAP_TOKENS, draws, fill_in_full, make_spec
 
 

@@ -10,8 +10,8 @@ import crisp_attention as crisp
 from crisp_attention.cli import app
 from crisp_attention.errors import ConfigurationError, UnsupportedModelError
 from crisp_attention.experiment.inspection import MAX_TOKENS, inspect
-from crisp_attention.experiment.model import resolve
 from crisp_attention.experiment.report.attention import InspectedLayer, Inspection, Level, render_attention
+from crisp_attention.experiment.training.model import resolve
 from crisp_attention.traits import RULES
 
 TEXT = "the film was not very good"

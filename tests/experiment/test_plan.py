@@ -11,11 +11,14 @@ import pytest
 from rich.console import Console
 
 import tiny_study
-from crisp_attention.experiment import data, execute, model, study, timing
+from crisp_attention.experiment import study
+from crisp_attention.experiment.data import dataset
 from crisp_attention.experiment.display import show_plan
-from crisp_attention.experiment.runs import expand
-from crisp_attention.experiment.store import Store
-from crisp_attention.experiment.worker import Task
+from crisp_attention.experiment.execution import execute
+from crisp_attention.experiment.execution.worker import Task
+from crisp_attention.experiment.results.store import Store
+from crisp_attention.experiment.specification.runs import expand
+from crisp_attention.experiment.training import model, timing
 from record_builders import finished, provenance, troubled
 
 RIGHT = np.arange(24) % 3 != 0
@@ -73,8 +76,8 @@ def test_a_new_experiment_is_all_to_do_and_nothing_is_written(spec, tmp_path, in
 
 def test_what_is_done_tells_how_long_the_rest_takes(spec, tmp_path, instant):
     folder = tmp_path / "out"
-    checkpoint, dataset = model.resolve(spec.model), data.load(spec.data)
-    prints = tiny_study.prints_of(checkpoint, dataset)
+    checkpoint, loaded = model.resolve(spec.model), dataset.load(spec.data)
+    prints = tiny_study.prints_of(checkpoint, loaded)
     store = Store(folder)
     store.open(spec, prints)
     threads = execute.divide(1, 8).threads
@@ -101,13 +104,13 @@ def test_what_is_done_tells_how_long_the_rest_takes(spec, tmp_path, instant):
 
 
 def test_nothing_to_do_needs_neither_model_nor_time(spec, tmp_path, instant, monkeypatch):
-    checkpoint, dataset = model.resolve(spec.model), data.load(spec.data)
-    prints = tiny_study.prints_of(checkpoint, dataset)
+    checkpoint, loaded = model.resolve(spec.model), dataset.load(spec.data)
+    prints = tiny_study.prints_of(checkpoint, loaded)
     store = Store(tmp_path)
     store.open(spec, prints)
     for run in expand(spec, prints):
         store.save(*finished(run, RIGHT))
-    from crisp_attention.experiment import workbench
+    from crisp_attention.experiment.training import workbench
 
     monkeypatch.setattr(workbench, "preflight", lambda *_: pytest.fail("looked at the model"))
     plan = study.prepare(spec, tmp_path, Silent())

@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 
 import tiny_study
-from crisp_attention.experiment import data, execute, images, model, study, train
-from crisp_attention.experiment.runs import Fingerprints, expand
-from crisp_attention.experiment.spec import parse
-from crisp_attention.experiment.store import Store
-from crisp_attention.experiment.workbench import Workbench, preflight, quiet_transformers
+from crisp_attention.experiment import study
+from crisp_attention.experiment.data import dataset, images
+from crisp_attention.experiment.execution import execute
+from crisp_attention.experiment.results.store import Store
+from crisp_attention.experiment.specification.runs import Fingerprints, expand
+from crisp_attention.experiment.specification.spec import parse
+from crisp_attention.experiment.training import model, train
+from crisp_attention.experiment.training.workbench import Workbench, preflight, quiet_transformers
 from data_files import write
 from record_builders import make_spec
 from small_models import WORDS
@@ -25,7 +28,7 @@ pytestmark = pytest.mark.slow
 def trained(spec, *arms):
     """Record and outputs of the first seed of some arms."""
     quiet_transformers()
-    checkpoint, found = model.resolve(spec.model), data.load_experiment(spec)
+    checkpoint, found = model.resolve(spec.model), dataset.load_experiment(spec)
     preflight(checkpoint, found, spec)
     bench = Workbench(checkpoint, found)
     runs = {run.arm: run for run in expand(spec, Fingerprints(checkpoint.fingerprint, *found.prints()))}

@@ -1,5 +1,5 @@
 """The experiment: arms x seeds of fine-tuning runs, and an honest verdict on them.
 
-The way through: spec -> data, model -> train -> record -> store -> statistics -> verdict -> report.
-Nothing above this package imports it.
+The way through: specification -> data, training -> results -> statistics -> conclusions -> report; `study`
+walks it, `display` shows it. Nothing above this package imports it.
 """

@@ -18,14 +18,14 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from crisp_attention.experiment.analysis import Analysis
-from crisp_attention.experiment.data import Dataset
+from crisp_attention.experiment.conclusions.analysis import Analysis
+from crisp_attention.experiment.conclusions.verdict import Verdict
+from crisp_attention.experiment.data.dataset import Dataset
+from crisp_attention.experiment.execution.worker import Event
 from crisp_attention.experiment.report import tables
-from crisp_attention.experiment.runs import PlannedRun
-from crisp_attention.experiment.spec import ArmSpec
+from crisp_attention.experiment.specification.runs import PlannedRun
+from crisp_attention.experiment.specification.spec import ArmSpec
 from crisp_attention.experiment.study import Plan
-from crisp_attention.experiment.verdict import Verdict
-from crisp_attention.experiment.worker import Event
 
 if TYPE_CHECKING:
     from crisp_attention.huggingface.audit import AuditReport

@@ -12,8 +12,8 @@ from transformers.utils import logging
 from crisp_attention.backends import reference
 from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError, UnsupportedModelError
-from crisp_attention.experiment.model import Checkpoint
 from crisp_attention.experiment.report.attention import InspectedLayer, Inspection, Level
+from crisp_attention.experiment.training.model import Checkpoint
 from crisp_attention.huggingface.model import dense, monitor, sparsify
 from crisp_attention.huggingface.persistence import SETTINGS, read_settings
 from crisp_attention.operator import AttentionOutput

@@ -10,16 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from crisp_attention.experiment import data, execute, model, report
-from crisp_attention.experiment.analysis import Analysis, analyse
-from crisp_attention.experiment.record import Record
-from crisp_attention.experiment.runs import Fingerprints, PlannedRun, expand
-from crisp_attention.experiment.spec import ExperimentSpec
-from crisp_attention.experiment.store import Examples, Store
-from crisp_attention.experiment.worker import Event, Task
+from crisp_attention.experiment import report
+from crisp_attention.experiment.conclusions.analysis import Analysis, analyse
+from crisp_attention.experiment.data import dataset
+from crisp_attention.experiment.execution import execute
+from crisp_attention.experiment.execution.worker import Event, Task
+from crisp_attention.experiment.results.record import Record
+from crisp_attention.experiment.results.store import Examples, Store
+from crisp_attention.experiment.specification.runs import Fingerprints, PlannedRun, expand
+from crisp_attention.experiment.specification.spec import ExperimentSpec
+from crisp_attention.experiment.training import model
 
 if TYPE_CHECKING:
-    from crisp_attention.experiment.workbench import Workbench
+    from crisp_attention.experiment.training.workbench import Workbench
 
 
 Cell = tuple[str, str]
@@ -49,7 +52,7 @@ class Plan:
     spec: ExperimentSpec
     folder: Path
     checkpoint: model.Checkpoint
-    data: data.ExperimentData
+    data: dataset.ExperimentData
     prints: Fingerprints
     records: Mapping[str, Record]
     runs: tuple[PlannedRun, ...]
@@ -96,7 +99,7 @@ def prepare(spec: ExperimentSpec, folder: Path, display: Display, jobs: int | No
     """
     store = Store(folder)
     checkpoint = model.resolve(spec.model, display.announce)
-    found = data.load_experiment(spec, display.announce)
+    found = dataset.load_experiment(spec, display.announce)
     prints = Fingerprints(checkpoint.fingerprint, *found.prints())
     planned = list(expand(spec, prints))
     store.require(spec, prints)
@@ -112,7 +115,7 @@ def prepare(spec: ExperimentSpec, folder: Path, display: Display, jobs: int | No
     examples = None
     if pending:
         display.announce("Checking that every arm can be run on this model, and how fast")
-        from crisp_attention.experiment.workbench import Workbench, preflight
+        from crisp_attention.experiment.training.workbench import Workbench, preflight
 
         preflight(checkpoint, found, spec)
         bench = Workbench(checkpoint, found)
@@ -181,7 +184,7 @@ def _expect(
     known = {cell: statistics.fmean(seconds) for cell, seconds in taken.items()}
     if not unknown:
         return known
-    from crisp_attention.experiment import timing
+    from crisp_attention.experiment.training import timing
 
     in_turn = sorted(unknown.values(), key=lambda run: run.arm != spec.primary.baseline)
     return known | timing.expect(bench, in_turn, division.threads)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.ticker import NullLocator
 
-from crisp_attention.experiment.analysis import Analysis
+from crisp_attention.experiment.conclusions.analysis import Analysis
 from crisp_attention.experiment.report.drawing import Drawing, canvas, colour, finish
 from crisp_attention.experiment.report.forest import forest, shown_interval
 from crisp_attention.experiment.report.plots import legend_below, line_styles

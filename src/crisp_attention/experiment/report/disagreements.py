@@ -6,11 +6,11 @@ import base64
 from dataclasses import dataclass
 from typing import Any
 
-from crisp_attention.experiment.analysis import Analysis
+from crisp_attention.experiment.conclusions.analysis import Analysis
 from crisp_attention.experiment.report.sections import Section
 from crisp_attention.experiment.report.tables import Table, p
+from crisp_attention.experiment.results.store import Examples, Store
 from crisp_attention.experiment.statistics import Array
-from crisp_attention.experiment.store import Examples, Store
 
 _SHOWN = 20
 _MAPS_BYTES = 1_500_000

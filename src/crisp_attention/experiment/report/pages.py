@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from crisp_attention.experiment.analysis import Analysis
+from crisp_attention.experiment.conclusions.analysis import Analysis
 from crisp_attention.experiment.report.disagreements import Maps
 from crisp_attention.experiment.report.drawing import Drawing
 from crisp_attention.experiment.report.provenance import provenance, spec_as_toml

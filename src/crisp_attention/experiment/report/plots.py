@@ -9,8 +9,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from crisp_attention.config import SparsityConfig
-from crisp_attention.experiment.analysis import Analysis, ArmResult
-from crisp_attention.experiment.record import Record
+from crisp_attention.experiment.conclusions.analysis import Analysis, ArmResult
 from crisp_attention.experiment.report.drawing import (
     MANY,
     MARKERS,
@@ -22,6 +21,7 @@ from crisp_attention.experiment.report.drawing import (
     rows,
     series,
 )
+from crisp_attention.experiment.results.record import Record
 from crisp_attention.experiment.statistics import Array
 
 

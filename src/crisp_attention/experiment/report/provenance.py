@@ -6,8 +6,8 @@ from typing import Any
 
 import tomlkit
 
-from crisp_attention.experiment.analysis import Analysis
-from crisp_attention.experiment.spec import ExperimentSpec, to_plain
+from crisp_attention.experiment.conclusions.analysis import Analysis
+from crisp_attention.experiment.specification.spec import ExperimentSpec, to_plain
 
 
 def spec_as_toml(spec: ExperimentSpec) -> str:

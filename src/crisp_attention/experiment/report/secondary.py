@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from crisp_attention.experiment.analysis import Analysis, ArmResult
-from crisp_attention.experiment.outcomes import OUTCOMES
+from crisp_attention.experiment.conclusions.analysis import Analysis, ArmResult
+from crisp_attention.experiment.conclusions.outcomes import OUTCOMES
 from crisp_attention.experiment.report.drawing import Drawing, canvas, colour, finish
 from crisp_attention.experiment.report.plots import finished, legend_below, line_styles, listing
 from crisp_attention.experiment.report.tables import MISSING, Table, interval, level, p, signed, where

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from crisp_attention.experiment.analysis import Analysis
+from crisp_attention.experiment.conclusions.analysis import Analysis
 from crisp_attention.experiment.report import breadth, plots, secondary, tables
 from crisp_attention.experiment.report.drawing import Drawing
 from crisp_attention.experiment.report.forest import forest

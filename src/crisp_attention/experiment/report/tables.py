@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from crisp_attention.experiment.analysis import Analysis, ArmResult
+from crisp_attention.experiment.conclusions.analysis import Analysis, ArmResult
 from crisp_attention.experiment.statistics import ALPHA, Contrast, Interval, interquartile_mean, least_seeds
 
 MISSING = "-"

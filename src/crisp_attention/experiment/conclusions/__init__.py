@@ -1,0 +1,1 @@
+"""From records and statistics to outcomes, patterns and the verdict."""

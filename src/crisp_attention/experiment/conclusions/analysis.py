@@ -1,0 +1,376 @@
+"""Records of a study -> one tidy `Analysis`: what every table, plot and sentence is made from. No torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from crisp_attention.experiment import statistics
+from crisp_attention.experiment.conclusions.outcomes import Flip, OutcomeContrast, flips, outcome_contrasts
+from crisp_attention.experiment.conclusions.outputs import ArmResult, Outputs, read_outputs, shared
+from crisp_attention.experiment.conclusions.pattern import (
+    Fall,
+    RegularizerPattern,
+    dropout_arms,
+    is_placebo,
+    regularizer_pattern,
+)
+from crisp_attention.experiment.conclusions.verdict import Verdict, judge
+from crisp_attention.experiment.results.record import Record
+from crisp_attention.experiment.results.store import Store
+from crisp_attention.experiment.specification.spec import ArmSpec, ExperimentSpec
+from crisp_attention.experiment.statistics import ALPHA, Contrast, Interaction, Look, McNemar, Pair
+
+__all__ = ["Analysis", "ArmResult", "analyse"]
+
+_RANDOM_SEED = 20250806
+"""Fixed, so that a report rebuilds to the last digit."""
+
+_Key = TypeVar("_Key", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Everything a report says.
+
+    Attributes:
+        spec: The experiment.
+        arms: One entry an arm, in the specification's order, in the primary condition.
+        primary: The contrast named before the run; None without a finished pair.
+        secondary: Every other arm against the baseline in the primary condition, Holm-adjusted.
+        verdict: On the primary contrast.
+        cautions: What a reader must know beside the verdict.
+        seeds_asked: Numbers of seeds asked for, in turn.
+        conditions: Names of all conditions, in order; one, "", where nothing varies.
+        by_condition: The arms in each condition.
+        condition_contrasts: Every arm against the baseline in each condition. Holm's adjustment is over all of them but
+            the primary one.
+        interactions: How each arm's difference follows what is varied; empty where nothing is. Holm's adjustment is
+            over all but the primary arm's, which is named before the run as its contrast is.
+        evaluation_contrasts: Every arm against the baseline in the primary condition, by further evaluation. Holm's
+            adjustment is over all of these.
+        outcomes: Every arm against the baseline in every secondary outcome, in the primary condition.
+        placebo: The baseline again with other seeds, against the baseline; None if there is no such arm.
+        flips: Examples on which the primary arm and the baseline disagree in most seeds.
+        mcnemar: The two checkpoints of each seed of the primary contrast.
+        pattern: Whether the primary arm acts as a regularizer; None without a finished pair, or if it is dense.
+        look: Which planned look this is; None where none are planned. Only its seeds are compared.
+    """
+
+    spec: ExperimentSpec
+    arms: tuple[ArmResult, ...]
+    primary: Contrast | None
+    secondary: tuple[Contrast, ...]
+    verdict: Verdict
+    cautions: tuple[str, ...]
+    seeds_asked: tuple[int, ...]
+    conditions: tuple[str, ...]
+    by_condition: Mapping[str, tuple[ArmResult, ...]]
+    condition_contrasts: Mapping[str, tuple[Contrast, ...]]
+    interactions: tuple[Interaction, ...]
+    evaluation_contrasts: Mapping[str, tuple[Contrast, ...]]
+    outcomes: tuple[OutcomeContrast, ...]
+    placebo: Contrast | None
+    flips: tuple[Flip, ...]
+    mcnemar: tuple[McNemar, ...]
+    pattern: RegularizerPattern | None
+    look: Look | None
+
+    @property
+    def contrasts(self) -> tuple[Contrast, ...]:
+        """The primary contrast and the secondary ones."""
+        return ((self.primary,) if self.primary else ()) + self.secondary
+
+    @property
+    def records(self) -> list[Record]:
+        """All finished records, of all conditions."""
+        return [record for arms in self.by_condition.values() for arm in arms for record in arm.records.values()]
+
+
+def analyse(store: Store) -> Analysis:
+    """Analyse a run directory from its records alone.
+
+    Raises:
+        RecordError: If the directory or a record in it is damaged.
+    """
+    spec, runs, seeds_asked = store.study()
+    records = store.load_all(runs)
+    finished = [record for record in records.values() if record.status == "finished"]
+    outputs = read_outputs(store, finished, [item.name for item in spec.evaluations])
+    own: dict[tuple[str, str], dict[int, str]] = {}
+    for run in runs:
+        own.setdefault((run.condition, run.arm), {})[run.index] = run.config.run_id
+    by_condition = {
+        condition: tuple(_arm_result(arm, condition, own[condition, arm.name], records, outputs) for arm in spec.arms)
+        for condition in spec.conditions()
+    }
+    arms = {arm.name: arm for arm in by_condition[spec.primary_condition]}
+    arm, baseline = arms[spec.primary.arm], arms[spec.primary.baseline]
+    others = [item for item in arms.values() if item.name != baseline.name]
+    look = statistics.look_at(spec.looks, _complete(arm, baseline)) if spec.looks else None
+    seeds, alpha = (look.seeds, look.alpha) if look else (spec.seeds, ALPHA)
+
+    primary, condition_contrasts = _contrasts(spec, by_condition, seeds, alpha)
+    main = condition_contrasts[spec.primary_condition]
+    against_baseline = {found.arm: found for found in main}
+    outcomes = outcome_contrasts(others, baseline, seeds, alpha, _RANDOM_SEED)
+    pattern = _pattern(spec, arms, against_baseline, outcomes, seeds, alpha)
+    placebo = next((found for found in main if is_placebo(spec, spec.arm(found.arm))), None)
+    interactions = _interactions(spec, by_condition, seeds, alpha)
+    return Analysis(
+        spec=spec,
+        arms=tuple(arms.values()),
+        primary=primary,
+        secondary=tuple(found for found in main if found is not primary),
+        verdict=judge(
+            primary,
+            arm.name,
+            baseline.name,
+            seeds,
+            condition=spec.primary_condition,
+            look=look,
+            placebo=placebo,
+            interaction=next((item for item in interactions if item.arm == arm.name), None),
+            pattern=pattern,
+        ),
+        cautions=tuple(_cautions(spec, by_condition, seeds_asked, placebo, look)),
+        seeds_asked=tuple(seeds_asked),
+        conditions=tuple(by_condition),
+        by_condition=by_condition,
+        condition_contrasts=condition_contrasts,
+        interactions=interactions,
+        evaluation_contrasts=_evaluation_contrasts(spec, others, baseline, seeds, alpha),
+        outcomes=outcomes,
+        placebo=placebo,
+        flips=flips(arm, baseline, seeds),
+        mcnemar=tuple(
+            statistics.mcnemar(arm.outputs[index].correct, baseline.outputs[index].correct, index)
+            for index in shared(arm, baseline, seeds)
+        ),
+        pattern=pattern,
+        look=look,
+    )
+
+
+def _arm_result(
+    arm: ArmSpec,
+    condition: str,
+    own: Mapping[int, str],
+    records: Mapping[str, Record],
+    outputs: Mapping[str, Outputs],
+) -> ArmResult:
+    done = {index: records[run_id] for index, run_id in own.items() if run_id in records}
+    return ArmResult(
+        spec=arm,
+        condition=condition,
+        planned=len(own),
+        records={index: record for index, record in done.items() if record.status == "finished"},
+        troubled={index: record for index, record in done.items() if record.status != "finished"},
+        outputs={index: outputs[run_id] for index, run_id in own.items() if run_id in outputs},
+    )
+
+
+def _named(arms: Iterable[ArmResult], name: str) -> ArmResult:
+    return next(arm for arm in arms if arm.name == name)
+
+
+def _complete(arm: ArmResult, baseline: ArmResult) -> int:
+    """How many seeds, from the first, are done in both arms, finished or not."""
+    done = [{*item.records, *item.troubled} for item in (arm, baseline)]
+    return next(index for index in range(arm.planned + 1) if not (index in done[0] and index in done[1]))
+
+
+def _pair(arm: ArmResult, baseline: ArmResult, seeds: int, evaluation: str | None = None) -> Pair | None:
+    """What two arms got right, on the evaluation split or on a further one; None without a shared seed."""
+    sides: list[list[statistics.Array]] = [[], []]
+    for index in shared(arm, baseline, seeds):
+        both = [side.outputs[index] for side in (arm, baseline)]
+        if evaluation is None or all(evaluation in item.further for item in both):
+            for side, item in zip(sides, both, strict=True):
+                side.append(item.correct if evaluation is None else item.further[evaluation])
+    return Pair(arm.name, baseline.name, np.stack(sides[0]), np.stack(sides[1])) if sides[0] else None
+
+
+def _contrasts(
+    spec: ExperimentSpec, by_condition: Mapping[str, tuple[ArmResult, ...]], seeds: int, alpha: float
+) -> tuple[Contrast | None, dict[str, tuple[Contrast, ...]]]:
+    """The primary contrast, and every arm against the baseline by condition; all but the primary one are adjusted."""
+    found = _compare(
+        {
+            (condition, arm.name): _pair(arm, _named(arms, spec.primary.baseline), seeds)
+            for condition, arms in by_condition.items()
+            for arm in arms
+            if arm.name != spec.primary.baseline
+        },
+        alpha,
+    )
+    primary = found.pop((spec.primary_condition, spec.primary.arm), None)
+    by_place: dict[str, list[Contrast]] = {condition: [] for condition in by_condition}
+    if primary is not None:
+        by_place[spec.primary_condition].append(primary)
+    for (condition, _), item in _adjusted(found).items():
+        by_place[condition].append(item)
+    return primary, {condition: tuple(items) for condition, items in by_place.items()}
+
+
+def _evaluation_contrasts(
+    spec: ExperimentSpec, arms: Sequence[ArmResult], baseline: ArmResult, seeds: int, alpha: float
+) -> dict[str, tuple[Contrast, ...]]:
+    """Every arm against the baseline by further evaluation, all of them adjusted together."""
+    names = [item.name for item in spec.evaluations]
+    found = _adjusted(
+        _compare({(name, arm.name): _pair(arm, baseline, seeds, name) for name in names for arm in arms}, alpha)
+    )
+    return {name: tuple(item for (place, _), item in found.items() if place == name) for name in names}
+
+
+def _compare(pairs: Mapping[_Key, Pair | None], alpha: float) -> dict[_Key, Contrast]:
+    """A contrast for each pair there is, in the same order."""
+    by_shape: dict[tuple[int, ...], list[_Key]] = {}
+    for key, pair in pairs.items():
+        if pair is not None:
+            by_shape.setdefault(pair.correct_arm.shape, []).append(key)
+    found: dict[_Key, Contrast] = {}
+    for shape, keys in by_shape.items():
+        # One generator a shape, and nothing else in it: adding an arm changes no other number.
+        random = np.random.default_rng([_RANDOM_SEED, *shape])
+        present = [pair for key in keys if (pair := pairs[key]) is not None]
+        found |= dict(zip(keys, statistics.contrasts(present, random, alpha), strict=True))
+    return {key: found[key] for key in pairs if key in found}
+
+
+def _adjusted(contrasts: Mapping[_Key, Contrast]) -> dict[_Key, Contrast]:
+    adjusted = statistics.holm(np.array([item.p_value for item in contrasts.values()]))
+    return {
+        key: dataclasses.replace(item, p_holm=float(p))
+        for (key, item), p in zip(contrasts.items(), adjusted, strict=True)
+    }
+
+
+def _pattern(
+    spec: ExperimentSpec,
+    arms: Mapping[str, ArmResult],
+    against_baseline: Mapping[str, Contrast],
+    outcomes: Sequence[OutcomeContrast],
+    seeds: int,
+    alpha: float,
+) -> RegularizerPattern | None:
+    arm, baseline = arms[spec.primary.arm], arms[spec.primary.baseline]
+    if arm.name not in against_baseline or not arm.spec.attention.removes:
+        return None
+    gap = next(item for item in outcomes if (item.arm, item.outcome) == (arm.name, "gap"))
+    rivals = {name: _pair(arm, arms[name], seeds) for name in dropout_arms(spec)}
+    return regularizer_pattern(
+        spec,
+        _train_fall(arm, baseline, seeds, alpha),
+        Fall(gap.difference, gap.p_value, gap.seeds, alpha),
+        against_baseline,
+        list(_compare(rivals, alpha).values()),
+    )
+
+
+def _train_fall(arm: ArmResult, baseline: ArmResult, seeds: int, alpha: float) -> Fall:
+    pairs = shared(arm, baseline, seeds)
+    by_seed = [
+        np.array([100 * side.records[index].final.train.accuracy for index in pairs]) for side in (arm, baseline)
+    ]
+    differences = by_seed[0] - by_seed[1]
+    random = np.random.default_rng([_RANDOM_SEED, len(pairs)])
+    p_value = float(statistics.sign_flip_p(differences[None], random)[0])
+    return Fall(float(differences.mean()), p_value, len(pairs), alpha)
+
+
+def _interactions(
+    spec: ExperimentSpec, by_condition: Mapping[str, tuple[ArmResult, ...]], seeds: int, alpha: float
+) -> tuple[Interaction, ...]:
+    """One an arm, over the seeds that are complete in every condition; all but the primary arm's are adjusted."""
+    if spec.vary is None:
+        return ()
+    conditions = dict(zip(by_condition, spec.vary.values, strict=True))
+    found = []
+    for arm in spec.arms:
+        if arm.name == spec.primary.baseline:
+            continue
+        sides = [(_named(arms, arm.name), _named(arms, spec.primary.baseline)) for arms in by_condition.values()]
+        indexes = [index for index in range(seeds) if all(index in shared(*pair, seeds) for pair in sides)]
+        if not indexes:
+            continue
+        differences = np.array(
+            [
+                [
+                    100 * (one.records[index].final.test.accuracy - other.records[index].final.test.accuracy)
+                    for one, other in sides
+                ]
+                for index in indexes
+            ]
+        )
+        examples = sides[0][0].records[indexes[0]].final.test.total
+        random = np.random.default_rng([_RANDOM_SEED, len(indexes)])
+        found.append(
+            statistics.linear_trend(
+                arm.name, spec.primary.baseline, spec.vary.key, conditions, differences, examples, random, alpha
+            )
+        )
+    others = [item for item in found if item.arm != spec.primary.arm]
+    adjusted = dict(
+        zip(
+            (item.arm for item in others),
+            statistics.holm(np.array([item.p_value for item in others])).tolist(),
+            strict=True,
+        )
+    )
+    return tuple(dataclasses.replace(item, p_holm=adjusted.get(item.arm)) for item in found)
+
+
+def _cautions(
+    spec: ExperimentSpec,
+    by_condition: Mapping[str, tuple[ArmResult, ...]],
+    seeds_asked: Sequence[int],
+    placebo: Contrast | None,
+    look: Look | None,
+) -> list[str]:
+    arms = [arm for results in by_condition.values() for arm in results]
+    cautions = []
+    # Growth from below the least number is no look: nothing could have been significant there.
+    # Growth from look to look is what was planned.
+    unplanned = not set(seeds_asked) <= set(spec.looks)
+    if unplanned and len([count for count in seeds_asked if count >= statistics.MIN_SEEDS]) > 1:
+        asked = " then ".join(map(str, seeds_asked))
+        cautions.append(
+            f"The number of seeds was changed ({asked}) after results could be seen; p-values assume it was fixed."
+        )
+    if look is not None and look.complete > look.seeds:
+        cautions.append(
+            f"{look.complete - look.seeds} more pairs of seeds are done than this planned look is at: not compared."
+        )
+    troubled = sum(len(arm.troubled) for arm in arms)
+    if troubled:
+        cautions.append(
+            f"{troubled} run{'s' if troubled > 1 else ''} diverged or failed; counted here and left out of all means."
+        )
+    missing = sum(arm.missing for arm in arms)
+    if missing:
+        cautions.append(f"{missing} of {sum(arm.planned for arm in arms)} runs are not done yet.")
+    if not any(is_placebo(spec, arm) for arm in spec.arms):
+        cautions.append(
+            "There is no A/A arm (the baseline again with other seeds), which would show how far identical arms differ."
+        )
+    if placebo is not None and placebo.p_value < placebo.alpha:
+        cautions.append(
+            f"The A/A arm {placebo.arm} differs from {placebo.baseline} ({placebo.difference:+.2f} points, "
+            f"p = {placebo.p_value:.3g}) although only its seeds are others. Chance alone "
+            f"does this in one of {1 / placebo.alpha:.0f} experiments. Until it is repeated with yet other seeds, "
+            "differences of that size mean nothing here."
+        )
+    environments = {
+        (str(record.provenance.packages), record.provenance.threads, record.provenance.device)
+        for arm in arms
+        for record in arm.records.values()
+    }
+    if len(environments) > 1:
+        cautions.append("Runs were done with different package versions, threads or devices; see the provenance.")
+    return cautions

@@ -1,0 +1,194 @@
+"""Does an arm act as a regularizer? The causal pattern, clause by clause. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from crisp_attention.experiment.specification.spec import ArmSpec, ExperimentSpec
+from crisp_attention.experiment.statistics import EQUIVALENCE_MARGIN, Contrast, least_seeds
+
+
+@dataclass(frozen=True)
+class Clause:
+    """One part of the pattern.
+
+    Attributes:
+        statement: What must hold.
+        holds: Whether it was shown; None where it was not measured.
+        difference: The figure it rests on, points; None where there is none.
+        figure: The same in words, or why there is none.
+    """
+
+    statement: str
+    holds: bool | None
+    difference: float | None
+    figure: str
+
+
+@dataclass(frozen=True)
+class RegularizerPattern:
+    """What an arm must show to be called a regularizer.
+
+    Attributes:
+        arm: The primary arm.
+        train_falls: It classifies fewer training examples correctly than the baseline.
+        gap_narrows: Its gap between train and test accuracy is narrower.
+        dense_keeps: Trained like it and dense in evaluation, a model is not worse than the baseline.
+        beats_dropout: It is better than dense training with the best of several dropouts.
+    """
+
+    arm: str
+    train_falls: Clause
+    gap_narrows: Clause
+    dense_keeps: Clause
+    beats_dropout: Clause
+
+    @property
+    def clauses(self) -> tuple[Clause, ...]:
+        """All four."""
+        return self.train_falls, self.gap_narrows, self.dense_keeps, self.beats_dropout
+
+    @property
+    def holds(self) -> bool | None:
+        """True if all clauses hold, False if one does not, None if one is open."""
+        answers = [clause.holds for clause in self.clauses]
+        return False if False in answers else None if None in answers else True
+
+
+@dataclass(frozen=True)
+class Fall:
+    """Whether a figure of the primary arm is below the baseline's.
+
+    Attributes:
+        difference: Arm minus baseline, points.
+        p_value: Two-sided.
+        seeds: Pairs compared.
+        alpha: Level of the test.
+    """
+
+    difference: float
+    p_value: float
+    seeds: int
+    alpha: float
+
+
+def regularizer_pattern(
+    spec: ExperimentSpec,
+    train: Fall,
+    gap: Fall,
+    against_baseline: Mapping[str, Contrast],
+    against_dropout: Sequence[Contrast],
+) -> RegularizerPattern:
+    """Judge the pattern.
+
+    Args:
+        spec: The experiment; its primary arm is judged.
+        train: The arm's accuracy on training examples.
+        gap: Its gap between train and test accuracy.
+        against_baseline: Contrasts with the baseline by arm.
+        against_dropout: The primary arm against each arm of `dropout_arms`.
+    """
+    arm, baseline = spec.primary.arm, spec.primary.baseline
+    twins = [name for name in dense_twins(spec) if name in against_baseline]
+    return RegularizerPattern(
+        arm,
+        _fall(f"accuracy on training examples falls below that of {baseline}", train),
+        _fall(f"the gap between train and test accuracy is narrower than that of {baseline}", gap),
+        _keeps(f"trained sparse and evaluated dense it is not worse than {baseline}", against_baseline, twins),
+        _beats("it is better than tuned dropout", against_dropout),
+    )
+
+
+def dense_twins(spec: ExperimentSpec) -> list[str]:
+    """Arms that are trained as the primary arm is and dense in evaluation."""
+    primary = spec.arm(spec.primary.arm)
+    return [
+        arm.name
+        for arm in spec.arms
+        if _alike(spec, arm, primary)
+        and arm.attention.replace(apply="always") == primary.attention.replace(apply="always")
+        and arm.attention.active(training=True) == primary.attention.active(training=True)
+        and _dense(arm, training=False)
+    ]
+
+
+def dropout_arms(spec: ExperimentSpec) -> list[str]:
+    """Dense arms that set a dropout of their own."""
+    primary = spec.arm(spec.primary.arm)
+    return [
+        arm.name
+        for arm in spec.arms
+        if (arm.training.attention_dropout is not None or arm.training.hidden_dropout is not None)
+        and _dense(arm, training=True)
+        and _dense(arm, training=False)
+        and _padding(spec, arm) == _padding(spec, primary)
+        and arm.seed_offset == primary.seed_offset
+    ]
+
+
+def is_placebo(spec: ExperimentSpec, arm: ArmSpec) -> bool:
+    """Whether an arm is the baseline again with none of its seeds."""
+    baseline = spec.arm(spec.primary.baseline)
+    same = (arm.attention, arm.evaluate, _padding(spec, arm), spec.training_of(arm)) == (
+        baseline.attention,
+        baseline.evaluate,
+        _padding(spec, baseline),
+        spec.training_of(baseline),
+    )
+    return same and abs(arm.seed_offset - baseline.seed_offset) >= spec.seeds
+
+
+def _alike(spec: ExperimentSpec, arm: ArmSpec, other: ArmSpec) -> bool:
+    return (spec.training_of(arm), _padding(spec, arm), arm.seed_offset) == (
+        spec.training_of(other),
+        _padding(spec, other),
+        other.seed_offset,
+    )
+
+
+def _dense(arm: ArmSpec, *, training: bool) -> bool:
+    if not training and arm.evaluate is not None:
+        return not arm.evaluate.removes
+    return not arm.attention.active(training)
+
+
+def _padding(spec: ExperimentSpec, arm: ArmSpec) -> str:
+    return arm.padding or spec.data.padding
+
+
+def _fall(statement: str, found: Fall) -> Clause:
+    figure = f"{found.difference:+.2f} points, p = {found.p_value:.3g}"
+    if found.seeds < least_seeds(found.alpha):
+        return Clause(statement, None, found.difference, f"{figure}: too few seeds to tell")
+    return Clause(statement, found.difference < 0 and found.p_value < found.alpha, found.difference, figure)
+
+
+def _keeps(statement: str, contrasts: Mapping[str, Contrast], twins: Sequence[str]) -> Clause:
+    if not twins:
+        return Clause(statement, None, None, "no arm is trained like it and dense in evaluation")
+    found = contrasts[twins[0]]
+    figure = (
+        f"{found.arm}: {found.difference:+.2f} points, interval {found.interval.low:+.2f} to {found.interval.high:+.2f}"
+    )
+    if found.seeds < least_seeds(found.alpha):
+        return Clause(statement, None, found.difference, f"{figure}: too few seeds to tell")
+    # Not worse is shown, not assumed: the interval must end above the margin that counts as equivalent.
+    return Clause(statement, found.interval.low > -EQUIVALENCE_MARGIN, found.difference, figure)
+
+
+def _beats(statement: str, contrasts: Sequence[Contrast]) -> Clause:
+    if not contrasts:
+        return Clause(statement, None, None, "no dense arm sets a dropout of its own")
+    # The best of several on the evaluation split itself: that favours dropout, never the arm.
+    found = min(contrasts, key=lambda item: item.difference)
+    figure = (
+        f"against {found.baseline}: {found.difference:+.2f} points, p = {found.p_value:.3g}, interval "
+        f"{found.interval.low:+.2f} to {found.interval.high:+.2f}"
+    )
+    if found.seeds < least_seeds(found.alpha):
+        return Clause(statement, None, found.difference, f"{figure}: too few seeds to tell")
+    better = found.p_value < found.alpha and found.interval.low > 0
+    if better and len(contrasts) == 1:
+        return Clause(statement, None, found.difference, f"{figure}: one rate alone is not tuned; add arms with others")
+    return Clause(statement, better, found.difference, figure)

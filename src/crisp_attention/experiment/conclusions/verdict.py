@@ -1,0 +1,216 @@
+"""A contrast -> the sentences a person reads. Four words, and never "no effect"."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from crisp_attention.experiment.conclusions.pattern import Clause, RegularizerPattern
+from crisp_attention.experiment.specification.spec import MAX_SEEDS
+from crisp_attention.experiment.statistics import (
+    EQUIVALENCE_MARGIN,
+    Contrast,
+    Interaction,
+    Look,
+    least_seeds,
+    seeds_needed,
+    smallest_p,
+)
+
+Word = Literal["helps", "hurts", "equivalent", "inconclusive", "no verdict"]
+
+USUAL_SEEDS = 10
+_EFFECT_OF_INTEREST = 1.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What may be said of the primary contrast.
+
+    Attributes:
+        word: The answer.
+        headline: One sentence with the word in it.
+        details: What it rests on and where it ends, a sentence each.
+    """
+
+    word: Word
+    headline: str
+    details: tuple[str, ...]
+
+
+def judge(
+    contrast: Contrast | None,
+    arm: str,
+    baseline: str,
+    planned: int,
+    *,
+    condition: str = "",
+    look: Look | None = None,
+    placebo: Contrast | None = None,
+    interaction: Interaction | None = None,
+    pattern: RegularizerPattern | None = None,
+) -> Verdict:
+    """Put a contrast into words.
+
+    Args:
+        contrast: The primary contrast; None if no pair of seeds has finished.
+        arm: Name of the arm.
+        baseline: Name of what it is compared with.
+        planned: Seeds per arm that the experiment asks for, or that the look is at.
+        condition: Where data vary, the condition that the contrast was made in.
+        look: Which planned look this is, where looks are planned.
+        placebo: The baseline with other seeds, against the baseline.
+        interaction: How the arm's difference follows what is varied.
+        pattern: Whether the arm acts as a regularizer.
+    """
+    where = f" at {condition}" if condition else ""
+    if look is not None and not look.number:
+        return Verdict(
+            "no verdict",
+            f"No verdict: the first planned look is at {look.planned[0]} seeds, {look.complete} are complete{where}.",
+            (),
+        )
+    if contrast is None:
+        return Verdict("no verdict", f"No verdict: no seed has finished both {arm} and {baseline}{where}.", ())
+    seeds = f"{contrast.seeds} paired seed{'s' if contrast.seeds > 1 else ''}"
+    difference = (
+        f"{arm} differs from {baseline} by {contrast.difference:+.2f} points "
+        f"({contrast.sentences:+.1f} of {contrast.examples} examples) over {seeds}{where}"
+    )
+    if contrast.seeds < least_seeds(contrast.alpha):
+        return Verdict(
+            "no verdict",
+            f"No verdict: {seeds} {'are' if contrast.seeds > 1 else 'is'} too few.",
+            (f"{difference}: an observation, not a finding.", *_what_would(contrast, look)),
+        )
+    interval = (
+        f"{100 * (1 - contrast.alpha):.3g}% interval over seeds and examples "
+        f"{contrast.interval.low:+.2f} to {contrast.interval.high:+.2f}"
+    )
+    details = [f"{difference}; {interval}.", f"Sign-flip permutation test: p = {contrast.p_value:.3g}."]
+    if look is not None:
+        details.append(_which_look(look))
+    if contrast.seeds < planned:
+        details.append(f"Only {contrast.seeds} of {planned} planned pairs have finished.")
+    word = _word(contrast)
+    if word == "inconclusive" and contrast.detectable:
+        details.append(
+            f"This design could have detected a difference of {contrast.detectable:.2f} points or more "
+            "(paired t test over seeds, 80% power); a verdict, which is to hold for other examples too, takes "
+            f"{contrast.detectable_verdict:.2f} or more. The data are compatible with "
+            f"{contrast.interval.low:+.2f} to {contrast.interval.high:+.2f}."
+        )
+        details += _seeds_for(contrast, look)
+    if word == "equivalent":
+        details.append(
+            f"Two one-sided tests place the difference within {EQUIVALENCE_MARGIN:g} points either way "
+            f"(p = {contrast.p_equivalence:.3g})."
+        )
+    if placebo is not None:
+        details.append(_aa(placebo))
+    if interaction is not None:
+        details.append(_trend(interaction))
+    if pattern is not None:
+        details.append(_regularizer(pattern, word))
+    headlines = {
+        "helps": f"{arm} helps: better than {baseline}{where}.",
+        "hurts": f"{arm} hurts: worse than {baseline}{where}.",
+        "equivalent": f"{arm} and {baseline} are equivalent to within {EQUIVALENCE_MARGIN:g} points{where}.",
+        "inconclusive": f"Inconclusive: these data do not tell {arm} from {baseline}{where}.",
+    }
+    return Verdict(word, headlines[word], tuple(details))
+
+
+def _word(contrast: Contrast) -> Word:
+    if contrast.p_value < contrast.alpha and contrast.interval.low > 0:
+        return "helps"
+    if contrast.p_value < contrast.alpha and contrast.interval.high < 0:
+        return "hurts"
+    # TOST knows the spread over seeds only; other sentences must not be able to tell the arms apart either.
+    within = contrast.interval.low > -EQUIVALENCE_MARGIN and contrast.interval.high < EQUIVALENCE_MARGIN
+    if within and contrast.p_equivalence is not None and contrast.p_equivalence < contrast.alpha:
+        return "equivalent"
+    return "inconclusive"
+
+
+def _what_would(contrast: Contrast, look: Look | None) -> tuple[str, ...]:
+    floor = (
+        f"With {contrast.seeds} seed{'s' if contrast.seeds > 1 else ''} the sign-flip test cannot go below "
+        f"p = {smallest_p(contrast.seeds):.3g}, whatever the data, and an interval over so few would be too narrow."
+    )
+    if look is not None:
+        return floor, _which_look(look)
+    return (
+        floor,
+        f"{least_seeds(contrast.alpha)} seeds are the least that can carry a verdict, {USUAL_SEEDS} are usual: "
+        f"ask for them with --seeds {USUAL_SEEDS}; finished runs are kept.",
+    )
+
+
+def _which_look(look: Look) -> str:
+    planned = ", ".join(map(str, look.planned))
+    text = f"Look {look.number} of {len(look.planned)}, planned at {planned} seeds: each tests at p < {look.alpha:.3g}."
+    return text if look.number == len(look.planned) else f"{text} The next is at {look.planned[look.number]} seeds."
+
+
+def _seeds_for(contrast: Contrast, look: Look | None) -> tuple[str, ...]:
+    if not contrast.spread:
+        return ()
+    wanted = seeds_needed(_EFFECT_OF_INTEREST, contrast.spread, contrast.alpha)
+    estimate = (
+        f"At the spread seen so far ({contrast.spread:.2f} points a pair) about {wanted} seeds would detect a "
+        f"difference of {_EFFECT_OF_INTEREST:g} point with 80% power (paired t test over seeds)."
+    )
+    if wanted > MAX_SEEDS:
+        return (f"{estimate} That is out of reach: more examples, or a larger effect, would be needed.",)
+    if wanted <= contrast.seeds:
+        return ()
+    # Looks were planned: more seeds than these are not to be had without a new plan.
+    return (estimate if look else f"{estimate} Ask for them with --seeds {wanted}; finished runs are kept.",)
+
+
+def _aa(placebo: Contrast) -> str:
+    found = (
+        f"Placebo: {placebo.arm}, which is {placebo.baseline} with other seeds, differs from it by "
+        f"{placebo.difference:+.2f} points (p = {placebo.p_value:.3g})"
+    )
+    if placebo.p_value < placebo.alpha:
+        return f"{found}: identical arms should not, so read the verdict with the caution below."
+    return f"{found}: identical arms are not told apart, as it should be."
+
+
+def _trend(interaction: Interaction) -> str:
+    ends = (
+        f"{interaction.differences[0]:+.2f} points at {interaction.conditions[0]}, "
+        f"{interaction.differences[-1]:+.2f} at {interaction.conditions[-1]}"
+    )
+    per = f"{interaction.slope:+.2f} points per {interaction.unit} (p = {interaction.p_value:.3g})"
+    if interaction.seeds < least_seeds(interaction.alpha):
+        return f"{interaction.seeds} seeds cannot tell whether the difference follows {interaction.factor}: {ends}."
+    if interaction.p_value < interaction.alpha:
+        word = "rises" if interaction.slope > 0 else "falls"
+        return f"The difference {word} with {interaction.factor}: {per}; {ends}."
+    return f"These data do not show that the difference follows {interaction.factor}: {per}; {ends}."
+
+
+def _regularizer(pattern: RegularizerPattern, word: Word) -> str:
+    if pattern.holds and word == "helps":
+        return f"{pattern.arm} acts as a regularizer: {_clauses(pattern.clauses)}."
+    if pattern.holds:
+        return (
+            f"{pattern.arm} shows a regularizer's pattern, but that it helps is not shown: {_clauses(pattern.clauses)}."
+        )
+    parts = [
+        f"{label}: {_clauses(clauses)}"
+        for label, clauses in (
+            ("Not shown", [clause for clause in pattern.clauses if clause.holds is False]),
+            ("Not measured", [clause for clause in pattern.clauses if clause.holds is None]),
+        )
+        if clauses
+    ]
+    return f"That {pattern.arm} acts as a regularizer is not established. {'. '.join(parts)}."
+
+
+def _clauses(clauses: Sequence[Clause]) -> str:
+    return "; ".join(f"{clause.statement} ({clause.figure})" for clause in clauses)

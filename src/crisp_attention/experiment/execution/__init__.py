@@ -1,0 +1,1 @@
+"""Pending runs on worker processes."""

@@ -1,0 +1,1 @@
+"""What runs leave behind: versioned records in a folder in which nothing is overwritten."""

@@ -1,0 +1,377 @@
+"""A run directory: the study's identity, one atomic record a run, a lock a run. Nothing is overwritten.
+
+runs/NAME/
+  study.json          the specification, fingerprints, and how many seeds were asked for when
+  records/ID.json     one finished, diverged or failed run
+  records/ID.npz      its per-example outputs
+  locks/ID.lock       held while a process trains that run
+  checkpoints/ID/     where it goes on if it is interrupted; gone once its record is there
+  examples.json       the evaluation texts, for the page of disagreements; not needed for any number
+  logs/               what the workers printed
+  report.md  report.html  figures/
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
+
+from crisp_attention.errors import ConfigurationError, RecordError, StorageError
+from crisp_attention.experiment.results.record import READABLE, SCHEMA, Arrays, Record
+from crisp_attention.experiment.specification.runs import Fingerprints, PlannedRun, expand
+from crisp_attention.experiment.specification.spec import ExperimentSpec, parse, to_plain
+
+_STUDY = "study.json"
+_EXAMPLES = "examples.json"
+_HINT = "Choose another --out, or move that directory away."
+_REMEDIES = {
+    errno.ENOSPC: "Make room on its disk",
+    errno.EDQUOT: "Make room in your quota",
+    errno.EROFS: "Make it writable",
+    errno.EACCES: "Make it writable",
+    errno.EPERM: "Make it writable",
+}
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Numbers of the errors that mean a disk and no mistake in a program."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The evaluation split as people read it.
+
+    Attributes:
+        texts: One an example, in the data set's order; empty where they are no texts.
+        pairs: Second texts; empty where there are none.
+        map_rows: The examples whose attention maps the runs keep.
+        map_tokens: Their tokens, in the same order.
+    """
+
+    texts: tuple[str, ...]
+    pairs: tuple[str, ...]
+    map_rows: tuple[int, ...]
+    map_tokens: tuple[tuple[str, ...], ...]
+
+
+class Store:
+    """Access to one run directory. Creating the object touches nothing on disk."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.records = folder / "records"
+
+    def require(self, spec: ExperimentSpec, prints: Fingerprints) -> None:
+        """Make sure that the directory is new or belongs to this experiment; writes nothing.
+
+        Args:
+            spec: The experiment.
+            prints: Of its model and data.
+
+        Raises:
+            RecordError: If it belongs to another experiment or is not a run directory.
+        """
+        if (self.folder / _STUDY).exists():
+            existing, wanted = self._read_study(), _study(spec, prints)
+            if existing["identity"] != wanted["identity"]:
+                raise RecordError(f"{self.folder} holds another experiment ({_difference(existing, wanted)}). {_HINT}")
+        elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            raise RecordError(f"{self.folder} exists and is not a run directory (it has no {_STUDY}). {_HINT}")
+
+    def open(self, spec: ExperimentSpec, prints: Fingerprints) -> None:
+        """Create the directory, or go on in it.
+
+        Asking for another number of seeds is allowed and remembered: the report says so.
+
+        Args:
+            spec: The experiment.
+            prints: Of its model and data.
+
+        Raises:
+            RecordError: As `require`.
+            StorageError: If it cannot be written.
+        """
+        self.require(spec, prints)
+        study = _study(spec, prints)
+        with self.writing():
+            for path in (self.records, self.folder / "locks", self.folder / "logs"):
+                path.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.folder / "locks" / "study.lock"):
+                if (self.folder / _STUDY).exists():
+                    asked = self._read_study()["seeds_asked"]
+                    study["seeds_asked"] = asked if asked[-1] == spec.seeds else [*asked, spec.seeds]
+                write_atomically(self.folder / _STUDY, _to_json(study))
+        self._sweep()
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Say what happened, and how to go on, where the directory cannot be written within the block.
+
+        Raises:
+            StorageError: In place of an `OSError`.
+        """
+        try:
+            yield
+        except StorageError:
+            raise
+        except OSError as error:
+            raise self.unwritable(error) from error
+
+    def unwritable(self, error: OSError) -> StorageError:
+        """What to tell a user of an error of the disk."""
+        remedy = _REMEDIES.get(error.errno or 0, "See to its disk")
+        return StorageError(
+            f"{self.folder} could not be written: {error.strerror or error}. Finished runs in it are kept. {remedy} "
+            "and give the same command again: it goes on from there."
+        )
+
+    def study(self) -> tuple[ExperimentSpec, list[PlannedRun], list[int]]:
+        """The experiment that a directory holds.
+
+        Returns:
+            Its specification, all its runs, and the numbers of seeds that were asked for in turn.
+
+        Raises:
+            RecordError: If there is no readable study.
+        """
+        study = self._read_study()
+        path = self.folder / _STUDY
+        try:
+            spec = parse(study["spec"], str(path))
+        except ConfigurationError as error:
+            raise _damaged(path, str(error)) from None
+        data = {"": study["data"]} if isinstance(study["data"], str) else study["data"]
+        if set(data) != set(spec.conditions()):
+            raise _damaged(path, "its data are not those of its conditions")
+        prints = Fingerprints(study["model"], data, study.get("evaluations", {}))
+        return spec, list(expand(spec, prints)), study["seeds_asked"]
+
+    def save_examples(self, examples: Examples) -> None:
+        """Keep the evaluation texts beside the records.
+
+        Raises:
+            StorageError: If they cannot be written.
+        """
+        with self.writing():
+            write_atomically(self.folder / _EXAMPLES, _to_json(dataclasses.asdict(examples)))
+
+    def examples(self) -> Examples | None:
+        """The evaluation texts; None where they were not kept, as in published results.
+
+        Raises:
+            RecordError: If the file is damaged.
+        """
+        path = self.folder / _EXAMPLES
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            return Examples(
+                texts=tuple(content["texts"]),
+                pairs=tuple(content["pairs"]),
+                map_rows=tuple(content["map_rows"]),
+                map_tokens=tuple(map(tuple, content["map_tokens"])),
+            )
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise _damaged(path, str(error)) from None
+
+    def load(self, run_id: str) -> Record | None:
+        """The record of a run, or None if there is none yet.
+
+        Raises:
+            RecordError: If the record is damaged, of an unknown version or of another run.
+        """
+        path = self.records / f"{run_id}.json"
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+        except (OSError, UnicodeDecodeError) as error:
+            raise _damaged(path, str(error)) from None
+        try:
+            content = json.loads(text)
+            if not isinstance(content, dict):
+                raise _damaged(path, "not a JSON object")
+            if content.get("schema") not in READABLE:
+                raise _unknown_schema(path, content.get("schema"))
+            record = Record.model_validate(content)
+        except json.JSONDecodeError as error:
+            raise _damaged(path, f"not valid JSON ({error.msg} at character {error.pos}); truncated?") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise _damaged(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        if record.run_id != run_id:
+            raise _damaged(path, f"it describes run {record.run_id}")
+        return record
+
+    def load_all(self, runs: list[PlannedRun]) -> dict[str, Record]:
+        """All records there are of the given runs, by run id."""
+        found = {run.config.run_id: self.load(run.config.run_id) for run in runs}
+        return {run_id: record for run_id, record in found.items() if record is not None}
+
+    def load_arrays(self, record: Record) -> dict[str, np.ndarray[Any, Any]]:
+        """The per-example outputs of a finished run.
+
+        Raises:
+            RecordError: If the file is missing or differs from what the record says.
+        """
+        if record.arrays is None:
+            raise RecordError(f"Run {record.run_id} is {record.status} and has no per-example outputs.")
+        path = self.records / record.arrays.file
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise _damaged(path, str(error)) from None
+        if hashlib.sha256(content).hexdigest() != record.arrays.sha256:
+            raise _damaged(path, "its checksum differs from the record's")
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+
+    def save(self, record: Record, arrays: Mapping[str, np.ndarray[Any, Any]] | None) -> None:
+        """Write a run's outputs, then its record: a record on disk is always complete.
+
+        Args:
+            record: The record, its `arrays` not yet filled in.
+            arrays: Per-example outputs of a finished run.
+
+        Raises:
+            StorageError: If they cannot be written; there is no record then.
+        """
+        with self.writing():
+            if arrays is not None:
+                buffer = io.BytesIO()
+                np.savez_compressed(buffer, allow_pickle=False, **arrays)
+                content = buffer.getvalue()
+                file = f"{record.run_id}.npz"
+                write_atomically(self.records / file, content)
+                entry = Arrays(file=file, sha256=hashlib.sha256(content).hexdigest())
+                record = record.model_copy(update={"arrays": entry})
+            plain = record.model_dump(mode="json", by_alias=True)
+            write_atomically(self.records / f"{record.run_id}.json", _to_json(plain))
+
+    def checkpoints(self, run_id: str) -> Path:
+        """Where a run's checkpoints are kept while it is in training."""
+        return self.folder / "checkpoints" / run_id
+
+    def lock(self, run_id: str) -> FileLock | None:
+        """Take a run for this process; None if another holds it. Released when the process ends.
+
+        Raises:
+            StorageError: If there is no room for the lock.
+        """
+        lock = FileLock(self.folder / "locks" / f"{run_id}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return None
+        except OSError as error:
+            raise self.unwritable(error) from error
+        return lock
+
+    def _sweep(self) -> None:
+        """Remove what processes that were killed left behind: halves of files, checkpoints of finished runs."""
+        for path in (*self.records.glob(".*"), *self.checkpoints("").glob("*")):
+            run_id = path.name.removeprefix(".").partition(".")[0]
+            lock = self.lock(run_id)
+            if lock is None:  # its process is alive
+                continue
+            if path.parent == self.records:
+                path.unlink(missing_ok=True)
+            elif (record := self.load(run_id)) is not None and record.status == "finished":
+                shutil.rmtree(path, ignore_errors=True)
+            lock.release()
+
+    def _read_study(self) -> dict[str, Any]:
+        path = self.folder / _STUDY
+        try:
+            study = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise RecordError(f"{self.folder} is not a run directory: it has no {_STUDY}.") from None
+        except (OSError, ValueError) as error:
+            raise _damaged(path, str(error)) from None
+        wanted = {"schema", "spec", "model", "data", "identity", "seeds_asked"}
+        if not isinstance(study, dict) or not wanted <= set(study) or not study["seeds_asked"]:
+            raise _damaged(path, f"expected the keys {', '.join(sorted(wanted))}, none of them empty")
+        if study["schema"] not in READABLE:
+            raise _unknown_schema(path, study["schema"])
+        return study
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all, also after a power cut."""
+    descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(scratch, 0o644)
+        os.replace(scratch, path)
+    except BaseException:
+        Path(scratch).unlink(missing_ok=True)
+        raise
+
+
+def _study(spec: ExperimentSpec, prints: Fingerprints) -> dict[str, Any]:
+    # One fingerprint where nothing varies, as the first release wrote it.
+    data = prints.data[""] if spec.vary is None else dict(prints.data)
+    study = {
+        "schema": SCHEMA,
+        "spec": to_plain(spec),
+        "model": prints.model,
+        "data": data,
+        "identity": _identity(spec, prints.model, data, prints.evaluations),
+        "seeds_asked": [spec.seeds],
+    }
+    return study | ({"evaluations": dict(prints.evaluations)} if prints.evaluations else {})
+
+
+def _identity(spec: ExperimentSpec, model: str, data: str | dict[str, str], evaluations: Mapping[str, str]) -> str:
+    content = spec.identity()
+    # Content counts, not the place it was read from.
+    del content["model"], content["data"]["source"], content["data"]["test"]
+    for item in content.get("evaluations", []):
+        item["source"] = evaluations[item["name"]]
+    canonical = json.dumps([content, model, data], sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """The first places where two studies differ, for an error message."""
+    places = [key for key in ("model", "data") if old[key] != new[key]]
+    ignored = {"name", "description", "choices", "seeds", "model"}
+    before, after = old["spec"], new["spec"]
+    places += [key for key in sorted({*before, *after} - ignored) if before.get(key) != after.get(key)]
+    return "different " + ", ".join(dict.fromkeys(places)) if places else "different specification"
+
+
+def _damaged(path: Path, why: str) -> RecordError:
+    record = path.with_suffix(".json").name
+    again = f"Delete {record if path.suffix == '.npz' else 'it'} to have that run done again."
+    advice = again if path.parent.name == "records" else _HINT
+    return RecordError(f"{path} is damaged: {why}. {advice}")
+
+
+def _unknown_schema(path: Path, found: object) -> RecordError:
+    return RecordError(
+        f"{path} has record schema {found!r}, this version reads {' and '.join(map(str, READABLE))}. "
+        "Update crisp-attention, or use the version that wrote it."
+    )
+
+
+def _to_json(content: Any) -> bytes:
+    return (json.dumps(content, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n").encode()

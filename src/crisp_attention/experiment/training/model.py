@@ -1,0 +1,115 @@
+"""A named, fingerprinted checkpoint. Resolving one imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from crisp_attention.errors import AssetError, ConfigurationError, nearest
+from crisp_attention.experiment.data.assets import ASSETS, fetch
+
+PACKAGED = ("minilm-l6",)
+ARCHITECTURES = {"tiny-vit": "a Vision Transformer of 3 layers, trained from scratch"}
+"""Models that come without weights: each run draws them by its seed."""
+
+_ARCHITECTURES = Path(__file__).parent / "architectures"
+
+_WEIGHTS = "*.safetensors"
+_WANTED = (_WEIGHTS, "*.json", "*.txt", "*.model")
+# Weights and whatever a tokenizer or an image processor may be made of; config.json is read apart.
+_DECIDING = (
+    _WEIGHTS,
+    "*.model",
+    "added_tokens.json",
+    "merges.txt",
+    "preprocessor_config.json",
+    "special_tokens_map.json",
+    "tokenizer*.json",
+    "vocab*",
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights, configuration and tokenizer or image processor in a local folder.
+
+    Attributes:
+        name: As the user named it; the last part of a path.
+        folder: Where the files are.
+        fingerprint: Hash of the files that decide a run: weights, model configuration, tokenizer.
+        pretrained: Whether there are weights; otherwise each run draws its own.
+    """
+
+    name: str
+    folder: Path
+    fingerprint: str
+    pretrained: bool = True
+
+
+def resolve(name: str, announce: Callable[[str], None] = lambda _: None) -> Checkpoint:
+    """Find a checkpoint: a packaged one, a folder, or a name on the hub.
+
+    Args:
+        name: "minilm-l6", "tiny-vit", a path, or as "distilbert-base-uncased".
+        announce: Told before something slow happens.
+
+    Raises:
+        ConfigurationError: If a folder holds no model.
+        AssetError: If the hub is not reachable or lacks the name; names the offline alternative.
+    """
+    if name in PACKAGED:
+        return _checkpoint(name, fetch(ASSETS[name], announce))
+    if name in ARCHITECTURES:
+        folder = _ARCHITECTURES / name
+        return Checkpoint(name, folder, _fingerprint(folder), pretrained=False)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _checkpoint(path.resolve().name, path)
+    if path.exists() or name.startswith((".", "/", "~")):
+        raise ConfigurationError(f"Model {name!r} is not a folder with config.json and *.safetensors weights.")
+    return _checkpoint(name, _from_hub(name, announce))
+
+
+def _checkpoint(name: str, folder: Path) -> Checkpoint:
+    if not (folder / "config.json").is_file() or not any(folder.glob(_WEIGHTS)):
+        raise ConfigurationError(
+            f"Model folder {folder} needs config.json and *.safetensors weights (as save_pretrained writes them); "
+            f"it has: {', '.join(sorted(item.name for item in folder.iterdir())) or 'nothing'}."
+        )
+    return Checkpoint(name, folder, _fingerprint(folder))
+
+
+def _fingerprint(folder: Path) -> str:
+    """sha256 over the deciding files; the config without the keys that name where it came from."""
+    digest = hashlib.sha256()
+    try:
+        config = dict(json.loads((folder / "config.json").read_text(encoding="utf-8")).items())
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigurationError(f"{folder / 'config.json'} is not a model configuration: {error}") from None
+    for key in ("_name_or_path", "transformers_version"):
+        config.pop(key, None)
+    digest.update(json.dumps(config, sort_keys=True).encode())
+    for file in sorted({file for pattern in _DECIDING for file in folder.glob(pattern)}):
+        if file.is_file():
+            digest.update(file.name.encode())
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _from_hub(name: str, announce: Callable[[str], None]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    announce(f"Looking for model {name!r} on the Hugging Face hub")
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(_WANTED)))
+    except (OSError, HfHubHTTPError, HFValidationError, ValueError) as error:
+        raise AssetError(
+            f"Model {name!r} is not packaged, not a folder, and could not be had from the Hugging Face hub "
+            f"({type(error).__name__}). {nearest(name, [*PACKAGED, *ARCHITECTURES])} "
+            "Without the hub use --model minilm-l6, which comes from the package index, or a folder of your own."
+        ) from None

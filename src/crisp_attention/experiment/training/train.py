@@ -1,0 +1,194 @@
+"""`RunConfig` -> record and outputs: the only place that trains. Hugging Face's Trainer does the work.
+
+Arms are paired: per seed they share initial weights, data order and dropout stream. All of them,
+the dense one too, run through the operator, which draws dropout in one way at any sparsity.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainingArguments, set_seed
+
+from crisp_attention.config import SparsityConfig
+from crisp_attention.experiment.data.batching import EncodedSplit, LengthGroupedBatches
+from crisp_attention.experiment.data.dataset import Dataset, Split
+from crisp_attention.experiment.results import provenance
+from crisp_attention.experiment.results.record import Provenance, RealisedSparsity, Record, Timing
+from crisp_attention.experiment.specification.runs import PlannedRun
+from crisp_attention.experiment.specification.spec import TrainingSpec
+from crisp_attention.experiment.training.checkpoint import Checkpoints
+from crisp_attention.experiment.training.evaluation import Outputs
+from crisp_attention.experiment.training.journal import Journal, Progress, RunningLoss
+from crisp_attention.experiment.training.workbench import Workbench
+from crisp_attention.huggingface.callback import SparsityCallback
+from crisp_attention.huggingface.model import monitor, sparsify
+
+
+def run(
+    planned: PlannedRun, bench: Workbench, report: Callable[[Progress], None], checkpoints: Checkpoints | None = None
+) -> tuple[Record, Outputs | None]:
+    """Train and evaluate one arm at one seed.
+
+    Taken up again from a checkpoint, it gives the same record and outputs to the last bit as without
+    an interruption; only the times differ.
+
+    Args:
+        planned: What to run.
+        bench: Model and data.
+        report: Told of the progress a few times a second.
+        checkpoints: Where to save, and to go on from; without them nothing is saved.
+
+    Returns:
+        The record (finished or diverged) and the per-example outputs (None if diverged).
+    """
+    config = planned.config
+    dataset, training = bench.data.of(config.data), TrainingSpec(**config.training)
+    set_seed(config.seed)
+    model = bench.model(training)
+    sparsify(model, SparsityConfig.from_dict(config.attention))
+    train = bench.encoded(dataset.train, config.max_length)
+    probe = bench.encoded(_probe(dataset.train, training.train_probe), config.max_length)
+    test = bench.encoded(dataset.test, config.max_length)
+    further = {name: bench.encoded(bench.data.evaluations[name], config.max_length) for name in config.evaluations}
+    saved = None if checkpoints is None else checkpoints.take_up()
+    with contextlib.ExitStack() as stack:
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="crisp-run-"))
+        watcher = stack.enter_context(monitor(model))
+        watcher.watch_entropy = False  # until the last evaluation
+        batches = LengthGroupedBatches(train.lengths, training.batch_size, config.seed)
+        trainer = _PairedTrainer(
+            batches,
+            checkpoints,
+            model=model,
+            args=_arguments(training, config.seed, scratch if checkpoints is None else str(checkpoints.folder)),
+            train_dataset=train,
+            data_collator=bench.collator(config.padding, config.max_length),
+            callbacks=[SparsityCallback()],
+        )
+        journal = Journal(
+            trainer,
+            batches,
+            trainer.running_loss,
+            watcher,
+            probe,
+            test,
+            report,
+            checkpoints,
+            further,
+            None if config.evaluation is None else SparsityConfig.from_dict(config.evaluation),
+        )
+        if saved is not None:
+            journal.restore(saved.books)
+        trainer.add_callback(journal)
+        trainer.train(resume_from_checkpoint=None if saved is None else str(saved.folder))
+        device = str(trainer.args.device)
+    record = Record(
+        run_id=config.run_id,
+        status="diverged" if journal.diverged else "finished",
+        reason=journal.diverged,
+        arm=planned.arm,
+        config=asdict(config),
+        classes=dataset.classes,
+        epochs=tuple(journal.epochs),
+        realised_sparsity=RealisedSparsity(train=journal.realised_train, test=journal.realised_test),
+        realised_by_length=journal.realised_by_length,
+        entropy=journal.entropy,
+        evaluations=journal.evaluations,
+        resumed=0 if checkpoints is None else checkpoints.resumed,
+        parameters=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        timing=Timing(
+            started=journal.started,
+            seconds=round(journal.seconds, 3),
+            train_seconds=round(journal.train_seconds, 3),
+            train_examples_per_second=round(journal.examples / max(journal.train_seconds, 1e-9), 2),
+        ),
+        provenance=describe(bench, dataset, device),
+    )
+    return record, None if journal.diverged else journal.outputs
+
+
+def describe(bench: Workbench, dataset: Dataset, device: str) -> Provenance:
+    """With what a run on this bench and data set is done."""
+    return Provenance(
+        packages=provenance.packages(),
+        git=provenance.git(),
+        platform=provenance.host(),
+        device=device,
+        threads=torch.get_num_threads(),
+        model=bench.checkpoint.name,
+        data=dataset.name,
+        weights_fingerprint=bench.checkpoint.fingerprint,
+        data_fingerprint=dataset.fingerprint,
+        data_notes=dataset.notes,
+    )
+
+
+class _PairedTrainer(Trainer):
+    """A Trainer whose data order depends on the seed alone, and that keeps its loss unrounded."""
+
+    def __init__(self, batches: LengthGroupedBatches, checkpoints: Checkpoints | None, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.batches = batches
+        self.checkpoints = checkpoints
+        self.running_loss = RunningLoss()
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        split = self.train_dataset
+        assert isinstance(split, EncodedSplit)
+        loader: DataLoader[Any] = DataLoader(
+            split,
+            batch_sampler=self.batches,
+            collate_fn=self.data_collator,
+            # Without a generator of its own the loader would draw from the dropout stream.
+            generator=torch.Generator().manual_seed(self.args.seed),
+        )
+        return self.accelerator.prepare(loader)  # type: ignore[no-any-return]
+
+    def compute_loss(self, *arguments: Any, **keywords: Any) -> Any:
+        result = super().compute_loss(*arguments, **keywords)
+        self.running_loss.add(result[0] if isinstance(result, tuple) else result)
+        return result
+
+    def _save_checkpoint(self, *arguments: Any, **keywords: Any) -> None:
+        try:
+            super()._save_checkpoint(*arguments, **keywords)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if self.checkpoints is None:
+                raise
+            # A full disk must not end a run whose record may still find room.
+            self.checkpoints.give_up(self.state.global_step, str(error))
+
+
+def _probe(train: Split, count: int) -> Split:
+    """Evenly spaced training rows, the same for every arm and seed."""
+    return train.take(np.unique(np.linspace(0, len(train) - 1, min(count, len(train))).astype(np.int64)))
+
+
+def _arguments(training: TrainingSpec, seed: int, folder: str) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=folder,
+        seed=seed,
+        num_train_epochs=training.epochs,
+        per_device_train_batch_size=training.batch_size,
+        learning_rate=training.learning_rate,
+        weight_decay=training.weight_decay,
+        warmup_steps=training.warmup_share,
+        lr_scheduler_type=training.lr_schedule if training.lr_schedule != "constant" else "constant_with_warmup",
+        max_grad_norm=training.max_grad_norm,
+        label_smoothing_factor=training.label_smoothing,
+        save_strategy="no",
+        eval_strategy="no",
+        logging_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+    )

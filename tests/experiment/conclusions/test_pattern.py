@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import pytest
+
+from crisp_attention.experiment.conclusions.pattern import (
+    Fall,
+    dense_twins,
+    dropout_arms,
+    is_placebo,
+    regularizer_pattern,
+)
+from crisp_attention.experiment.statistics import Contrast, Interval
+from record_builders import ARMS, PLACEBO, make_spec
+
+TWIN = {"name": "topk-50-to-dense", "sparsity": 0.5, "evaluate": {}}
+DROPOUT = {"name": "dropout", "training": {"attention_dropout": 0.3}}
+FALLS = Fall(-1.5, 0.004, 10, 0.05)
+NARROWS = Fall(-2.0, 0.002, 10, 0.05)
+
+
+def spec(*extra, **changes):
+    return make_spec(arms=[*ARMS, PLACEBO, *extra], **changes)
+
+
+def compared(arm, baseline, difference=1.0, p=0.002, low=0.3, high=1.7, seeds=10):
+    return Contrast(
+        arm=arm,
+        baseline=baseline,
+        seeds=seeds,
+        examples=400,
+        differences=(difference,) * seeds,
+        difference=difference,
+        spread=1.0,
+        p_value=p,
+        p_holm=None,
+        interval=Interval(low, high),
+        seed_interval=None,
+        effect_size=None,
+        probability_better=0.5,
+        p_equivalence=None,
+        detectable=None,
+        detectable_verdict=None,
+    )
+
+
+def judged(train=FALLS, gap=NARROWS, twin=None, rivals=None):
+    twin = twin or compared(TWIN["name"], "dense")
+    rivals = [compared("topk-50", "dropout"), compared("topk-50", "more-dropout", 2.0)] if rivals is None else rivals
+    return regularizer_pattern(spec(TWIN, DROPOUT), train, gap, {twin.arm: twin}, rivals)
+
+
+# Which arms decide
+
+
+@pytest.mark.parametrize(
+    ("arm", "found"),
+    [
+        (TWIN, True),
+        ({"name": "x", "sparsity": 0.5, "apply": "train"}, True),
+        ({"name": "x", "sparsity": 0.5, "evaluate": {"sparsity": 0.2}}, False),
+        ({"name": "x", "sparsity": 0.8, "evaluate": {}}, False),
+        ({"name": "x", "sparsity": 0.5, "rule": "percentile", "evaluate": {}}, False),
+        ({"name": "x", "sparsity": 0.5, "evaluate": {}, "seed_offset": 7}, False),
+        ({"name": "x", "sparsity": 0.5, "evaluate": {}, "training": {"weight_decay": 0.2}}, False),
+        ({"name": "x", "sparsity": 0.5, "evaluate": {}, "padding": "max_length"}, False),
+        ({"name": "x", "sparsity": 0.5, "apply": "eval"}, False),
+    ],
+    ids=str,
+)
+def test_the_twin_is_trained_alike_and_evaluated_dense(arm, found):
+    assert dense_twins(spec(arm)) == ([arm["name"]] if found else [])
+
+
+def test_a_primary_arm_that_is_evaluated_dense_is_its_own_twin():
+    assert dense_twins(spec(TWIN, primary={"arm": TWIN["name"]})) == [TWIN["name"]]
+
+
+@pytest.mark.parametrize(
+    ("arm", "found"),
+    [
+        (DROPOUT, True),
+        ({"name": "x", "training": {"hidden_dropout": 0.2}}, True),
+        ({"name": "x", "training": {"weight_decay": 0.2}}, False),
+        ({"name": "x", "sparsity": 0.5, "training": {"attention_dropout": 0.3}}, False),
+        ({"name": "x", "training": {"attention_dropout": 0.3}, "seed_offset": 50}, False),
+        ({"name": "x", "training": {"attention_dropout": 0.3}, "evaluate": {"sparsity": 0.5}}, False),
+    ],
+    ids=str,
+)
+def test_tuned_dropout_is_dense_with_a_dropout_of_its_own(arm, found):
+    assert dropout_arms(spec(arm)) == ([arm["name"]] if found else [])
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({}, True),
+        ({"seed_offset": 3}, False),
+        ({"training": {"weight_decay": 0.5}}, False),
+        ({"evaluate": {"sparsity": 0.5}}, False),
+        ({"padding": "max_length"}, False),
+        ({"padding": "longest"}, True),
+        ({"sparsity": 0.5}, False),
+    ],
+    ids=str,
+)
+def test_a_placebo_is_the_baseline_with_none_of_its_seeds(changes, found):
+    made = make_spec(arms=[*ARMS, {**PLACEBO, **changes}])
+    assert is_placebo(made, made.arms[-1]) == found
+
+
+# What they show
+
+
+def test_all_four_clauses_make_a_regularizer():
+    found = judged()
+    assert found.holds is True
+    assert [clause.holds for clause in found.clauses] == [True] * 4
+    assert found.arm == "topk-50"
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("train_falls", {"train": Fall(1.5, 0.004, 10, 0.05)}),
+        ("train_falls", {"train": Fall(-1.5, 0.06, 10, 0.05)}),
+        ("train_falls", {"train": Fall(-1.5, 0.02, 10, 0.05 / 3)}),
+        ("gap_narrows", {"gap": Fall(2.0, 0.002, 10, 0.05)}),
+        ("dense_keeps", {"twin": compared(TWIN["name"], "dense", 0.1, low=-0.6, high=0.8)}),
+        ("beats_dropout", {"rivals": [compared("topk-50", "dropout", 0.4, p=0.2, low=-0.1, high=0.9)]}),
+        ("beats_dropout", {"rivals": [compared("topk-50", "dropout", 0.4, p=0.01, low=-0.1, high=0.9)]}),
+    ],
+)
+def test_a_clause_that_is_not_shown_fails_the_pattern(name, changes):
+    found = judged(**changes)
+    assert found.holds is False
+    assert {clause.statement for clause in found.clauses if clause.holds is not True} == {
+        getattr(found, name).statement
+    }
+
+
+def test_a_little_worse_than_dense_is_not_worse_than_the_margin():
+    assert judged(twin=compared(TWIN["name"], "dense", 0.0, p=1.0, low=-0.4, high=0.4)).holds is True
+
+
+def test_of_several_dropouts_the_best_one_counts():
+    rivals = [compared("topk-50", "weak"), compared("topk-50", "strong", 0.1, p=0.6, low=-0.5, high=0.7)]
+    found = judged(rivals=rivals)
+    assert found.beats_dropout.holds is False
+    assert "against strong: +0.10 points" in found.beats_dropout.figure
+
+
+def test_better_than_one_dropout_is_not_yet_better_than_a_tuned_one():
+    better = judged(rivals=[compared("topk-50", "dropout")])
+    assert (better.beats_dropout.holds, better.holds) == (None, None)
+    assert "one rate alone is not tuned; add arms with others" in better.beats_dropout.figure
+    worse = judged(rivals=[compared("topk-50", "dropout", -1.0, low=-1.7, high=-0.3)])
+    assert worse.beats_dropout.holds is False
+
+
+def test_what_no_arm_decides_is_open_and_says_which_arm_is_missing():
+    found = regularizer_pattern(spec(), FALLS, NARROWS, {}, [])
+    assert found.holds is None
+    assert (found.dense_keeps.holds, found.beats_dropout.holds) == (None, None)
+    assert found.dense_keeps.figure == "no arm is trained like it and dense in evaluation"
+    assert found.beats_dropout.figure == "no dense arm sets a dropout of its own"
+    assert regularizer_pattern(spec(), Fall(1.0, 0.002, 10, 0.05), NARROWS, {}, []).holds is False
+
+
+def test_too_few_seeds_leave_every_clause_open():
+    few = Fall(-3.0, 0.06, 5, 0.05)
+    found = judged(
+        few, few, compared(TWIN["name"], "dense", seeds=5), [compared("topk-50", "dropout", p=0.06, seeds=5)]
+    )
+    assert [clause.holds for clause in found.clauses] == [None] * 4
+    assert all("too few seeds to tell" in clause.figure for clause in found.clauses)

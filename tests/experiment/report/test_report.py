@@ -1,0 +1,584 @@
+from __future__ import annotations
+
+import base64
+import html.parser
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crisp_attention.experiment import report
+from crisp_attention.experiment.conclusions.analysis import analyse
+from crisp_attention.experiment.report import breadth, disagreements, secondary, tables
+from crisp_attention.experiment.report.provenance import spec_as_toml
+from crisp_attention.experiment.results.record import Timing
+from crisp_attention.experiment.results.store import Examples, Store
+from crisp_attention.experiment.specification.spec import parse, preset, presets
+from record_builders import (
+    ARMS,
+    EXAMPLES,
+    MAP_ROWS,
+    MAP_TOKENS,
+    PLACEBO,
+    draws,
+    fill,
+    fill_in_full,
+    finished,
+    make_spec,
+    planned,
+    planned_in,
+    provenance,
+    troubled,
+)
+
+ACCURACY = {"dense": 0.8, "topk-50": 0.85, "percentile-80": 0.5, "dense-again": 0.8}
+EVEN = draws(ACCURACY)
+FIGURES = ["accuracy", "by-sparsity", "calibration", "contrasts", "curves", "gap", "sparsity"]
+TYPOS = {"name": "typos-5", "typos": 0.05}
+TWEETS = {"name": "tweets", "source": "tweets"}
+SCRIPT = "<script>alert(1)</script>"
+
+
+def write(store):
+    page = report.write(analyse(store), store.folder)
+    return page.read_text(encoding="utf-8"), (store.folder / "report.md").read_text(encoding="utf-8")
+
+
+def files(folder):
+    paths = [folder / "report.md", folder / "report.html", *(folder / "figures").iterdir()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """Eight seeds of four arms; some runs diverged, failed or not done."""
+
+    def outcome(arm, index):
+        special = {("topk-50", 6): "diverged", ("percentile-80", 1): "failed", ("percentile-80", 7): None}
+        special["dense-again", 4] = None
+        return special[arm, index] if (arm, index) in special else EVEN(arm, index)
+
+    spec = make_spec(arms=[*ARMS, PLACEBO], description="What this is about.", choices=["the milder sparsity"])
+    return fill(tmp_path_factory.mktemp("report"), spec, outcome)
+
+
+@pytest.fixture(scope="module")
+def result(store):
+    return analyse(store)
+
+
+@pytest.fixture(scope="module")
+def pages(store):
+    return write(store)
+
+
+class Page(html.parser.HTMLParser):
+    """Elements, attributes and text of a page; fails where tags do not balance."""
+
+    VOID = frozenset({"meta", "br", "hr", "img", "input", "link"})
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.elements, self.attributes, self.text, self.declarations = [], [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_decl(self, decl):
+        self.declarations.append(decl)
+
+    def handle_pi(self, data):
+        self.declarations.append(data)
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+# Files
+
+
+def test_writes_markdown_html_and_figures(store, pages):
+    found = files(store.folder)
+    assert set(found) == {"report.md", "report.html", *(f"figures/{name}.svg" for name in FIGURES)}
+    for name in FIGURES:
+        assert ElementTree.fromstring(found[f"figures/{name}.svg"]).tag == "{http://www.w3.org/2000/svg}svg"
+    assert not list(store.folder.rglob(".*"))
+
+
+def test_rebuilding_gives_the_same_bytes(store, pages):
+    before = files(store.folder)
+    assert len(before) == 2 + len(FIGURES)
+    report.write(analyse(Store(store.folder)), store.folder)
+    assert files(store.folder) == before
+
+
+def test_another_process_without_torch_gives_the_same_bytes(store, pages):
+    before = files(store.folder)
+    code = (
+        "import sys\n"
+        "class Lacking:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name.partition('.')[0] in ('torch', 'transformers', 'accelerate', 'datasets'):\n"
+        "            raise ImportError(name)\n"
+        "sys.meta_path.insert(0, Lacking())\n"
+        "from pathlib import Path; from crisp_attention.experiment import report\n"
+        "from crisp_attention.experiment.conclusions.analysis import analyse\n"
+        "from crisp_attention.experiment.results.store import Store\n"
+        "folder = Path(sys.argv[1]); report.write(analyse(Store(folder)), folder)\n"
+    )
+    for path in before:
+        (store.folder / path).unlink()
+    environment = os.environ | {"PYTHONHASHSEED": "77", "TZ": "Asia/Tokyo", "LC_ALL": "C"}
+    subprocess.run([sys.executable, "-c", code, str(store.folder)], check=True, env=environment)
+    assert files(store.folder) == before
+
+
+# The page stands alone
+
+
+def test_the_page_is_balanced_and_has_no_script_but_its_own(pages):
+    page = Page(pages[0])
+    assert page.elements.count("svg") == len(FIGURES)
+    assert page.elements.count("script") == 1
+    assert not {"link", "iframe", "img", "object", "embed", "base", "form"} & set(page.elements)
+    assert not [name for _, name, _ in page.attributes if name.startswith("on")]
+    assert page.elements.count("h1") == 1
+    ids = [value for _, name, value in page.attributes if name == "id"]
+    assert len(set(ids)) == len(ids)
+
+
+def test_the_page_forbids_itself_the_network(pages):
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]+)"', pages[0]).group(1)
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+
+
+def test_the_page_refers_to_nothing_outside_itself(pages):
+    text = pages[0]
+    page = Page(text)
+    for tag, name, value in page.attributes:
+        if name.startswith("xmlns") or name == "rdf:resource":  # names of vocabularies, fetched by nobody
+            continue
+        assert "//" not in value, (tag, name, value)
+        if name in ("src", "href", "xlink:href", "data", "srcset", "poster", "action"):
+            assert value.startswith("#"), (tag, name, value)
+    assert page.declarations == ["doctype html"]  # an SVG file's own would name a document on the web
+    assert "@import" not in text
+    assert all(target.startswith("#") for target in re.findall(r"url\(\s*['\"]?([^)]*)", text))
+    assert not re.search(r"https?://", "".join(page.text))
+
+
+def test_references_within_the_page_lead_somewhere(pages):
+    page = Page(pages[0])
+    ids = {value for _, name, value in page.attributes if name == "id"}
+    wanted = {value[1:] for _, name, value in page.attributes if name in ("href", "xlink:href")}
+    wanted |= set(re.findall(r"url\(#([^)]*)\)", pages[0]))
+    assert wanted
+    assert wanted <= ids
+
+
+def test_pictures_in_markdown_are_files_that_exist(store, pages):
+    names = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", pages[1])
+    assert sorted(names) == [f"figures/{name}.svg" for name in FIGURES]
+    assert all((store.folder / name).is_file() for name in names)
+
+
+def test_markup_in_data_is_text(tmp_path):
+    evil = f"{SCRIPT}<img src=x onerror=alert(2)> & \"quoted\" 'too'"
+    spec = make_spec(seeds=2, description=evil, choices=[evil], model=evil, data={"source": evil})
+    origin = provenance(data_notes=(evil,), data=evil, model=evil, packages={evil: evil}, device=evil)
+    store = fill(tmp_path, spec, EVEN, classes=(evil, "positive"), provenance=origin)
+    run = planned(spec)["topk-50", 1]
+    store.save(troubled(run, "failed", reason=evil), None)
+    text, _ = write(store)
+    page = Page(text)
+    assert "img" not in page.elements
+    assert text.count("<script") == page.elements.count("script") == 1
+    assert not [name for _, name, _ in page.attributes if name.startswith("on")]
+    shown = "".join(page.text)
+    # Description, choice, note, reason, provenance: model, data, classes, a package and its version, device.
+    assert shown.count("<img src=x onerror=alert(2)>") >= 10
+
+
+# What it says
+
+
+def test_both_pages_say_the_same(result, pages):
+    page, markdown = pages
+    text = " ".join("".join(Page(page).text).split())
+    plain = " ".join(markdown.replace("`", "").split())
+    sentences = [result.verdict.headline, *result.verdict.details, *result.cautions, result.spec.description]
+    sentences += ["Our choice: the milder sparsity.", "2 of 62 rows were dropped.", "named before the run"]
+    for made in (tables.arms(result), tables.contrasts(result), tables.runs(result)):
+        sentences += [made.caption, *(cell for row in (made.header, *made.rows) for cell in row)]
+    for sentence in sentences:
+        assert sentence in text, sentence
+        assert sentence in plain, sentence
+
+
+def test_the_verdict_is_in_the_title_and_first(result, pages):
+    assert f"<title>made-up: {result.verdict.word}</title>" in pages[0]
+    assert pages[1].split("\n")[:3] == ["# made-up", "", f"**{result.verdict.headline}**"]
+    for page in pages:
+        assert page.index(result.verdict.headline) < page.index("percentile-80")
+        assert "no effect" not in page.lower()
+
+
+def test_every_cell_of_arms_states_its_n_and_counts(result):
+    rows = {row[0]: row for row in tables.arms(result).rows}
+    right = [int(EVEN("topk-50", index).sum()) for index in (0, 1, 2, 3, 4, 5, 7)]
+    arm = dict(zip(tables.arms(result).header, rows["topk-50"], strict=True))
+    assert arm["runs"] == "7 of 8 (1 diverged or failed)"
+    assert arm["correct"] == f"{np.mean(right):.1f} of {EXAMPLES}"
+    shares = 100 * np.array(right) / EXAMPLES
+    assert arm["accuracy"] == f"{shares.mean():.2f} ± {shares.std(ddof=1):.2f}"
+    assert arm["sparse train"] == "37.5%"
+    assert rows["percentile-80"][1] == "6 of 8 (1 diverged or failed)"
+    assert rows["dense"][1] == "8 of 8"
+
+
+def test_every_run_is_listed_with_integer_counts_or_its_trouble(result, pages):
+    rows = {(row[0], row[1]): row for row in tables.runs(result).rows}
+    assert len(rows) == 4 * 8
+    for (arm, seed), row in rows.items():
+        index = int(seed) % 1000
+        assert seed == str(index + (1000 if arm == "dense-again" else 0))
+        if row[2] == "finished":
+            assert row[3] == f"{int(EVEN(arm, index).sum())} of {EXAMPLES}"
+    assert rows["topk-50", "6"][2:5] == ("diverged: made to be diverged", "-", "-")
+    assert rows["percentile-80", "1"][2:5] == ("failed: made to be failed", "-", "-")
+    assert rows["percentile-80", "7"][2:] == ("not done", "-", "-", "-", "-", "-")
+    assert rows["dense-again", "1004"][2] == "not done"
+
+
+def test_the_primary_contrast_is_marked_and_only_the_others_are_adjusted(result):
+    made = tables.contrasts(result)
+    rows = [dict(zip(made.header, row, strict=True)) for row in made.rows]
+    assert [row["contrast"] for row in rows] == ["topk-50 (primary)", "percentile-80", "dense-again"]
+    assert [row["seeds"] for row in rows] == ["7", "6", "7"]
+    assert [row["p Holm"] == "-" for row in rows] == [True, False, False]
+    assert all(row["examples"].endswith(f" of {EXAMPLES}") for row in rows)
+
+
+def test_the_terminals_summary_has_a_row_an_arm(result):
+    made = tables.summary(result)
+    rows = {row[0]: dict(zip(made.header, row, strict=True)) for row in made.rows}
+    assert list(rows) == ["dense", "topk-50", "percentile-80", "dense-again"]
+    assert rows["dense"]["diff"] == "-"
+    assert rows["topk-50"]["diff"] == f"{result.primary.difference:+.2f}"
+    assert rows["topk-50"]["runs"] == "7/8"
+    assert rows["percentile-80"]["sparse"] == "60.0%"
+    assert rows["dense"]["sparse"] == "0.0%"
+
+
+def test_provenance_lists_whatever_differs_between_runs(tmp_path):
+    spec = make_spec(seeds=2)
+    other = provenance(packages={"crisp-attention": "0.1", "torch": "9.9"}, git={"commit": "f" * 40, "dirty": True})
+    fill(tmp_path, spec, lambda arm, index: EVEN(arm, index) if index == 0 else None)
+    store = fill(tmp_path, spec, lambda arm, index: EVEN(arm, index) if index == 1 else None, provenance=other)
+    for page in write(store):
+        assert "2.8.0; 9.9" in page
+        assert "0123456789ab; ffffffffffff (modified)" in page
+        assert "1,234 trained parameters" in page
+        assert "negative, positive" in page
+
+
+def test_pipes_and_line_breaks_do_not_break_a_markdown_table(tmp_path):
+    spec = make_spec(seeds=1)
+    store = fill(tmp_path, spec, EVEN)
+    store.save(troubled(planned(spec)["topk-50", 0], "failed", reason="one | two\nthree"), None)
+    _, markdown = write(store)
+    line = next(line for line in markdown.splitlines() if "failed: one" in line)
+    assert len(re.findall(r"(?<!\\)\|", line)) == 9
+    assert "two three" in line
+
+
+def test_text_in_a_markdown_table_is_no_markup(tmp_path):
+    store = fill_in_full(tmp_path, make_spec(seeds=1), draws({"dense": 0.0, "topk-50": 1.0}))
+    text = "a *very* [good](x) `film` \\ <b>bold</b> <3\nfour | five"
+    store.save_examples(Examples((text,) * EXAMPLES, (), MAP_ROWS, MAP_TOKENS))
+    _, markdown = write(store)
+    assert r"| a \*very\* \[good\](x) \`film\` \\ &lt;b>bold&lt;/b> <3 four \| five |" in markdown
+
+
+def test_images_are_shown_by_number(tmp_path):
+    store = fill_in_full(tmp_path, make_spec(seeds=1), draws({"dense": 0.0, "topk-50": 1.0}), texts=False)
+    store.save_examples(Examples((), (), (), ()))
+    _, markdown = write(store)
+    assert "The examples are no texts, so that they are shown by number." in markdown
+    assert re.search(r"\| example \d+ \|", markdown)
+
+
+def test_every_markdown_table_is_one(pages):
+    lines = pages[1].splitlines()
+    heads = [number for number, line in enumerate(lines) if re.match(r"\| --- \|", line)]
+    assert len(heads) == 8  # contrasts, arms, regularizer, outcomes, disagreements, checkpoints, cost, runs
+    for head in heads:
+        columns = lines[head].count("|")
+        assert lines[head - 2] == ""
+        body = lines[head - 1 : head - 1 + next(n for n, line in enumerate(lines[head:]) if not line) + 1]
+        assert {line.count("|") for line in body} == {columns}
+        assert len(body) > 3
+
+
+# All that a record can hold
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    """Two conditions, two further evaluations, lengths, entropy, texts and attention maps."""
+    arms = [*ARMS, {"name": "topk-80", "sparsity": 0.8}]
+    spec = make_spec(arms=arms, vary={"label_noise": [0.0, 0.4]}, evaluations=[TYPOS, TWEETS], seeds=7)
+    outcome = draws({"dense": 0.5, "topk-50": 0.6})
+    special = {("topk-80", 6): None, ("percentile-80", 2): "failed"}
+    folder = tmp_path_factory.mktemp("full")
+    return fill_in_full(folder, spec, lambda arm, index: special.get((arm, index), outcome(arm, index)))
+
+
+@pytest.fixture(scope="module")
+def full_result(full):
+    return analyse(full)
+
+
+@pytest.fixture(scope="module")
+def full_pages(full):
+    return write(full)
+
+
+def test_everything_in_the_records_has_its_section(full_pages):
+    text, markdown = full_pages
+    page = Page(text)
+    targets = [value[1:] for tag, name, value in page.attributes if (tag, name) == ("a", "href")]
+    assert targets == [
+        "contrasts",
+        "arms",
+        "conditions",
+        "evaluations",
+        "training",
+        "outcomes",
+        "sparsity",
+        "disagreements",
+        "cost",
+        "runs",
+        "provenance",
+        "specification",
+    ]
+    headings = [line.removeprefix("## ") for line in markdown.splitlines() if line.startswith("## ")]
+    assert len(headings) == len(targets)
+    drawn = re.findall(r"figures/([a-z-]+)\.svg", markdown)
+    assert set(drawn) == {*FIGURES, "conditions", "evaluations", "lengths", "entropy"}
+
+
+def test_every_condition_and_evaluation_states_its_n(full_result):
+    cells, differences, trends = breadth.condition_tables(full_result)
+    assert cells.header == ("arm", "label_noise=0", "label_noise=0.4")
+    rows = {row[0]: row[1:] for row in cells.rows}
+    assert all(cell.endswith(", 6 of 7 (1 diverged or failed)") for cell in rows["percentile-80"])
+    assert all(cell.endswith(", 6 of 7") for cell in rows["topk-80"])
+    assert [row[:2] for row in differences.rows][:2] == [
+        ("topk-50, label_noise=0", "7"),
+        ("percentile-80, label_noise=0", "6"),
+    ]
+    assert "topk-50, label_noise=0.4 (primary)" in [row[0] for row in differences.rows]
+    assert [row[1] for row in trends.rows] == ["7", "6", "6"]
+    accuracies, further = breadth.evaluation_tables(full_result)
+    assert {row[0]: row[-1].partition(" of ")[2] for row in accuracies.rows}["topk-80"] == f"{EXAMPLES}, n = 6"
+    assert [row[0] for row in further.rows if row[0].startswith("topk-50")] == ["topk-50, typos-5", "topk-50, tweets"]
+
+
+def test_runs_of_every_condition_are_listed(full_result):
+    made = tables.runs(full_result)
+    assert len(made.rows) == 2 * 4 * 7
+    missing = [row[:3] for row in made.rows if row[2] == "not done"]
+    assert missing == [("topk-80, label_noise=0", "6", "not done"), ("topk-80, label_noise=0.4", "6", "not done")]
+
+
+def test_secondary_outcomes_are_those_of_the_analysis(full_result):
+    made = secondary.outcomes(full_result)
+    assert len(made.rows) == len(full_result.outcomes) == 6 * 3
+    row = next(row for row in made.rows if row[:2] == ("NLL", "topk-50"))
+    found = next(item for item in full_result.outcomes if (item.outcome, item.arm) == ("nll", "topk-50"))
+    assert row[2:6] == ("7", f"{found.mean_arm:.4g}", f"{found.mean_baseline:.4g}", f"{found.difference:+.4f}")
+    assert row[7] == f"{found.crossed.low:+.4f} to {found.crossed.high:+.4f}"
+
+
+def test_cost_is_a_ratio_over_the_seeds_that_both_finished(tmp_path):
+    def timing(seconds):
+        return Timing(started="", seconds=seconds, train_seconds=seconds, train_examples_per_second=100 / seconds)
+
+    spec = make_spec(seeds=3)
+    store = fill(tmp_path, spec, lambda arm, index: None)
+    for (arm, index), run in planned(spec).items():
+        if (arm, index) != ("dense", 2):
+            seconds = 10.0 if arm == "dense" else (15.0, 25.0, 1000.0)[index]
+            store.save(*finished(run, EVEN(arm, index), timing=timing(seconds)))
+    made = secondary.cost(analyse(store))
+    rows = {row[0]: dict(zip(made.header, row, strict=True)) for row in made.rows}
+    assert (rows["dense"]["n"], rows["dense"]["ratio"]) == ("2", "1.00")
+    assert (rows["topk-50"]["n"], rows["topk-50"]["ratio"]) == ("3", "2.00")
+    assert rows["topk-50"]["ratio of examples/s"] == f"{(100 / 15 + 4) / 20:.2f}"
+
+
+def test_a_time_of_zero_is_no_ratio(tmp_path):
+    nothing = Timing(started="", seconds=0.0, train_seconds=0.0, train_examples_per_second=0.0)
+    made = secondary.cost(analyse(fill(tmp_path, make_spec(seeds=2), EVEN, timing=nothing)))
+    assert {row[4] for row in made.rows} == {"-"}
+
+
+def test_flipped_texts_are_shown_with_both_arms(full_result, full_pages):
+    text = " ".join(" ".join(Page(full_pages[0]).text).split())
+    assert full_result.flips
+    for flip in full_result.flips[:3]:
+        right = f"{100 * flip.baseline_right:.0f}%", f"{100 * flip.arm_right:.0f}%"
+        assert f"sentence <b>number</b> {flip.row} {flip.label} {right[0]} {right[1]}" in text
+    assert "<b>" not in full_pages[0]
+    assert f"sentence &lt;b>number&lt;/b> {full_result.flips[0].row}" in full_pages[1]
+
+
+def test_the_maps_in_the_page_are_those_of_the_records(full, full_result, full_pages):
+    data = json.loads(re.search(r'id="maps-data">(.*?)</script>', full_pages[0]).group(1))
+    assert (data["arms"], data["layers"], len(data["examples"])) == (["dense", "topk-50"], 2, len(MAP_ROWS))
+    seed = planned_in(full_result.spec)["label_noise=0.4", "topk-50", 0].config.run_id
+    kept = full.load_arrays(full.load(seed))["maps"].tobytes()
+    found = {tuple(item["tokens"]): base64.b64decode(item["maps"][1]) for item in data["examples"]}
+    assert b"".join(found[tokens] for tokens in MAP_TOKENS) == kept
+    disputed = [flip.row for flip in full_result.flips]
+    first = [int(item["title"].split(":")[0].split()[0]) in disputed for item in data["examples"]]
+    assert first == sorted(first, reverse=True)
+
+
+def test_without_texts_examples_are_numbers(tmp_path):
+    store = fill_in_full(tmp_path, make_spec(seeds=1), draws({"dense": 0.2, "topk-50": 0.9}), texts=False)
+    text, markdown = write(store)
+    for page in ("".join(Page(text).text), markdown):
+        assert "The texts are not kept beside these records" in page
+    row = analyse(store).flips[0].row
+    assert f"example {row}" in markdown
+    data = json.loads(re.search(r'id="maps-data">(.*?)</script>', text).group(1))
+    assert data["examples"][0]["tokens"] == ["1", "2", "3"] or len(data["examples"][0]["tokens"]) == 4
+
+
+def test_text_cannot_end_the_script_that_holds_it(tmp_path):
+    store = fill_in_full(tmp_path, make_spec(seeds=1), EVEN)
+    evil = f"</script>{SCRIPT}<!-- \u2028"
+    tokens = tuple(tuple(evil for _ in own) for own in MAP_TOKENS)
+    store.save_examples(Examples((evil,) * EXAMPLES, (evil,) * EXAMPLES, MAP_ROWS, tokens))
+    text, _ = write(store)
+    assert Page(text).elements.count("script") == text.count("<script") == 2
+    data = json.loads(re.search(r'id="maps-data">(.*?)</script>', text).group(1))
+    assert data["examples"][0]["text"] == f"{evil} / {evil}"
+    assert data["examples"][0]["tokens"][0] == evil
+
+
+def test_maps_beyond_a_pages_room_are_left_out_and_said(full, full_result, monkeypatch):
+    monkeypatch.setattr(disagreements, "_MAPS_BYTES", 2 * 2 * 16 + 1)
+    found = disagreements.attention_maps(full_result, full, full.examples())
+    assert len(found.examples) < len(MAP_ROWS)
+    assert f"on {len(found.examples)} of {len(MAP_ROWS)} examples whose maps were kept" in found.note
+
+
+# Unfinished experiments
+
+
+def test_nothing_finished_is_a_report_too(tmp_path):
+    store = fill(tmp_path, make_spec(), lambda arm, index: "failed" if index == 0 else None)
+    text, markdown = write(store)
+    page = Page(text)
+    for written in ("".join(page.text), markdown):
+        assert "No verdict: no seed has finished both topk-50 and dense." in written
+        assert "0 of 8 (1 diverged or failed)" in written
+        assert "failed: made to be failed" in written
+        assert "21 of 24 runs are not done yet." in written
+        assert not re.search(r"\bnan\b", written)
+    assert list((tmp_path / "figures").iterdir()) == []
+
+
+def test_nothing_done_at_all_is_a_report_too(tmp_path):
+    text, _ = write(fill(tmp_path, make_spec(), lambda arm, index: None))
+    assert "24 of 24 runs are not done yet." in "".join(Page(text).text)
+
+
+def test_one_seed_is_a_report_too(tmp_path):
+    store = fill(tmp_path, make_spec(seeds=1), EVEN)
+    for page in write(store):
+        assert "No verdict: 1 paired seed is too few." in page
+        assert not re.search(r"\bnan\b", page)
+        assert "1 of 1" in page
+    assert sorted(path.stem for path in (tmp_path / "figures").iterdir()) == FIGURES
+
+
+def test_an_arm_without_a_finished_run_is_left_out_of_the_pictures_only(tmp_path):
+    store = fill(tmp_path, make_spec(seeds=2), lambda arm, index: "diverged" if arm == "topk-50" else EVEN(arm, index))
+    for page in write(store):
+        assert "0 of 2 (2 diverged or failed)" in page
+        assert not re.search(r"\bnan\b", page)
+    accuracy = (tmp_path / "figures" / "accuracy.svg").read_text(encoding="utf-8")
+    assert "percentile-80" in accuracy
+    assert "topk-50" not in accuracy
+
+
+def test_many_arms_have_room(tmp_path):
+    arms = [{"name": "dense"}, *({"name": f"topk-{number}", "sparsity": number / 100} for number in range(10, 100, 10))]
+    store = fill(tmp_path, make_spec(seeds=1, arms=arms), EVEN)
+    text, _ = write(store)
+    assert all(arm["name"] in text for arm in arms)
+
+
+# The specification in the report
+
+
+def test_the_specification_in_the_report_asks_for_the_same_experiment(result, pages):
+    text = re.search(r"```toml\n(.*?)^```$", pages[1], re.DOTALL | re.MULTILINE).group(1)
+    spec = result.spec
+    assert parse(tomllib.loads(text), "report") == spec
+    assert tomllib.loads(text)["arms"] == [
+        {"name": "dense"},
+        {"name": "topk-50", "sparsity": 0.5},
+        {"name": "percentile-80", "sparsity": 0.8, "rule": "percentile"},
+        {"name": "dense-again", "seed_offset": 1000},
+    ]
+
+
+@pytest.mark.parametrize("name", sorted(presets()))
+def test_every_preset_reads_back_from_its_toml(name):
+    assert parse(tomllib.loads(spec_as_toml(preset(name))), "toml") == preset(name)
+
+
+@settings(max_examples=30)
+@given(
+    description=st.text(st.characters(exclude_categories=["Cs"])),
+    choices=st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=2),
+    rate=st.floats(1e-12, 1e3),
+    examples=st.none() | st.integers(1, 10**9),
+    padding=st.sampled_from([None, "longest", "max_length"]),
+)
+def test_any_specification_reads_back_from_its_toml(description, choices, rate, examples, padding):
+    arms = [{"name": "dense", "padding": padding}, *ARMS[1:]]
+    spec = make_spec(
+        description=description,
+        choices=choices,
+        training={"learning_rate": rate},
+        data={"source": "a\\b.csv", "train_examples": examples},
+        arms=arms,
+    )
+    assert parse(tomllib.loads(spec_as_toml(spec)), "toml") == spec
