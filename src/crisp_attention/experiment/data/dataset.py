@@ -25,6 +25,8 @@ from crisp_attention.experiment.specification.spec import DataSpec, EvaluationSp
 Kind = Literal["text", "image"]
 
 _MOST_CLASSES = 1000
+# Unsalted, the hash would hold out nothing: it has put these rows into the training split.
+_VALIDATION_SALT = "validation\t"
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,15 @@ class Split:
         pairs: Second texts, or None.
         labels: Int64 `[N]`, indices into the data set's classes.
         images: The content of an image file a row, or None if the rows are texts.
+        groups: What each row belongs to, as the document of a sentence; rows of one group never fall into
+            different splits. None where each row stands for itself.
     """
 
     texts: tuple[str, ...]
     pairs: tuple[str, ...] | None
     labels: np.ndarray[Any, np.dtype[np.int64]]
     images: tuple[bytes, ...] | None = None
+    groups: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -53,7 +58,7 @@ class Split:
 
     def take(self, rows: Sequence[int] | np.ndarray[Any, Any]) -> Split:
         """The given rows, in the given order."""
-        columns = {"texts": self.texts, "pairs": self.pairs, "images": self.images}
+        columns = {"texts": self.texts, "pairs": self.pairs, "images": self.images, "groups": self.groups}
         taken: dict[str, Any] = {name: column and tuple(column[i] for i in rows) for name, column in columns.items()}
         return Split(labels=self.labels[np.asarray(rows, dtype=np.int64)], **taken)
 
@@ -203,6 +208,33 @@ def fit_limits(spec: ExperimentSpec, announce: Callable[[str], None] = lambda _:
     return spec.model_copy(update=changes)
 
 
+def carve(dataset: Dataset, share: float) -> Dataset:
+    """Carve a validation part off the training split, to choose settings on.
+
+    By a hash of its own, so that it does not depend on how the evaluation split was drawn: rows of one
+    text, image or document stay on one side.
+
+    Args:
+        dataset: Whose training split is divided; its evaluation split is not looked at.
+        share: About how much of the training split is held out.
+
+    Returns:
+        The rest of the training split, and the validation part in the place of the evaluation split.
+
+    Raises:
+        DataError: If a part has fewer than two classes.
+    """
+    train, validation = _hash_split(dataset.train, share, _VALIDATION_SALT)
+    for side, split in (("training", train), ("validation", validation)):
+        if len(np.unique(split.labels)) < 2:
+            raise DataError(
+                f"{dataset.name}: of {len(dataset.train)} training examples, tune.share = {share:g} leaves a {side} "
+                f"part of {len(split)} with fewer than two classes. Tuning needs more examples or another share."
+            )
+    note = f"{len(validation)} of {len(dataset.train)} training examples were held out for validation."
+    return Dataset(dataset.name, dataset.classes, train, validation, (*dataset.notes, note))
+
+
 def _load_conditions(conditions: Mapping[str, DataSpec], announce: Callable[[str], None]) -> dict[str, Dataset]:
     """Data sets that differ in the size of the training split or in label noise, from one reading."""
     spec = next(iter(conditions.values()))
@@ -220,7 +252,7 @@ def _load_conditions(conditions: Mapping[str, DataSpec], announce: Callable[[str
         if shared:
             notes.append(f"{len(shared)} {whole.kind}s occur in both of the source's own splits; they were left in.")
     else:
-        train, test = _hash_split(whole, table.groups or whole.identities(), spec.test_share)
+        train, test = _hash_split(whole, spec.test_share)
     test = _limit(test, spec.test_examples, spec.seed, "evaluation", spec.source)
     name = Path(spec.source).name or Path(spec.source).resolve().name
     found = {}
@@ -292,20 +324,23 @@ def _split(table: Table, classes: tuple[str, ...]) -> Split:
         None if table.pairs is None else tuple(table.pairs),
         labels,
         None if table.images is None else tuple(table.images),
+        None if table.groups is None else tuple(table.groups),
     )
 
 
-def _hash_split(whole: Split, groups: Sequence[str], share: float) -> tuple[Split, Split]:
-    """Divide by a hash of each row's group; groups that share a text stay together."""
+def _hash_split(whole: Split, share: float, salt: str = "") -> tuple[Split, Split]:
+    """Divide by a salted hash of each row's group; groups that share a text stay together."""
+    identities = whole.identities()
     (texts, text_of), (names, group_of) = (
-        np.unique(np.asarray(column, dtype=object), return_inverse=True) for column in (whole.identities(), groups)
+        np.unique(np.asarray(column, dtype=object), return_inverse=True)
+        for column in (identities, whole.groups or identities)
     )
     size = len(texts) + len(names)
     links = coo_array((np.ones(len(whole)), (text_of, len(texts) + group_of)), shape=(size, size))
     island = connected_components(links, directed=False)[1][len(texts) :]
     # Named after the first of its groups, so that the order of rows does not matter.
     first = {int(number): str(names[place]) for place, number in reversed(list(enumerate(island)))}
-    in_test = np.array([uniform(first[int(number)]) < share for number in island])
+    in_test = np.array([uniform(salt + first[int(number)]) < share for number in island])
     test = in_test[group_of]
     return whole.take(np.flatnonzero(~test)), whole.take(np.flatnonzero(test))
 
