@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from crisp_attention.experiment.specification.spec import ExperimentSpec
+from crisp_attention.experiment.specification.spec import ArmSpec, ExperimentSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,15 +89,20 @@ def expand(spec: ExperimentSpec, prints: Fingerprints) -> Iterator[PlannedRun]:
     for index in range(spec.seeds):
         for condition in spec.conditions():
             for arm in spec.arms:
-                config = RunConfig(
-                    model=prints.model,
-                    data=prints.data[condition],
-                    max_length=spec.data.max_length,
-                    padding=arm.padding or spec.data.padding,
-                    training=spec.training_of(arm).identity(),
-                    attention=arm.attention.identity(),
-                    seed=index + arm.seed_offset,
-                    evaluation=None if arm.evaluate is None else arm.evaluate.identity(),
-                    evaluations=dict(prints.evaluations),
-                )
+                config = configure(spec, arm, prints, condition, index + arm.seed_offset)
                 yield PlannedRun(arm.name, index, config, condition)
+
+
+def configure(spec: ExperimentSpec, arm: ArmSpec, prints: Fingerprints, condition: str, seed: int) -> RunConfig:
+    """What decides the result of one arm in one condition at one seed."""
+    return RunConfig(
+        model=prints.model,
+        data=prints.data[condition],
+        max_length=spec.data.max_length,
+        padding=arm.padding or spec.data.padding,
+        training=spec.training_of(arm).identity(),
+        attention=arm.attention.identity(),
+        seed=seed,
+        evaluation=None if arm.evaluate is None else arm.evaluate.identity(),
+        evaluations=dict(prints.evaluations),
+    )

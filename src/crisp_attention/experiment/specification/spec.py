@@ -12,10 +12,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError, CrispError, nearest
+from crisp_attention.experiment.specification.section import Section
+from crisp_attention.experiment.specification.tune import Range, TuneSpec, fixed
 from crisp_attention.traits import RULES
 
 _ATTENTION_FIELDS = tuple(item.name for item in dataclasses.fields(SparsityConfig))
@@ -26,12 +28,7 @@ MAX_SEEDS = 1000
 Padding = Literal["longest", "max_length"]
 
 
-class _Section(BaseModel):
-    # Strict: "3" or true is no number of seeds.
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class DataSpec(_Section):
+class DataSpec(Section):
     """Which examples, and how they become token ids."""
 
     source: str = Field(
@@ -59,7 +56,7 @@ class DataSpec(_Section):
     )
 
 
-class TrainingSpec(_Section):
+class TrainingSpec(Section):
     """One fixed training schedule, shared by all arms."""
 
     epochs: Annotated[int, Field(ge=1)] = Field(3, description="passes over the training examples")
@@ -85,7 +82,7 @@ class TrainingSpec(_Section):
         return _without_later(self.model_dump(mode="json"), _LATER_TRAINING)
 
 
-class ArmTrainingSpec(_Section):
+class ArmTrainingSpec(Section):
     """What an arm may do otherwise in training: the ordinary regularizers, and what was tuned for it."""
 
     learning_rate: Annotated[float, Field(gt=0)] | None = None
@@ -95,7 +92,7 @@ class ArmTrainingSpec(_Section):
     hidden_dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
 
 
-class ArmSpec(_Section):
+class ArmSpec(Section):
     """One way of training and evaluating."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=60)]
@@ -105,6 +102,9 @@ class ArmSpec(_Section):
     training: ArmTrainingSpec = Field(ArmTrainingSpec(), description="overrides some of the training")
     evaluate: Any = Field(
         None, description="SparsityConfig in evaluation, where it is another than in training; {} is dense"
+    )
+    tune: tuple[str, ...] | None = Field(
+        None, strict=False, description="which settings of [tune] are searched for it (default: all that apply)"
     )
 
     @model_validator(mode="before")
@@ -149,12 +149,12 @@ class ArmSpec(_Section):
 
     def to_toml_dict(self) -> dict[str, Any]:
         """The arm as it is written in TOML: only what differs from the defaults."""
-        own = self.model_dump(exclude={"attention", "evaluate"}, exclude_defaults=True, exclude_none=True)
+        own = self.model_dump(mode="json", exclude={"attention", "evaluate"}, exclude_defaults=True, exclude_none=True)
         own |= _told(self.attention)
         return own if self.evaluate is None else {**own, "evaluate": _told(self.evaluate)}
 
 
-class PrimarySpec(_Section):
+class PrimarySpec(Section):
     """The one contrast named before the experiment is run."""
 
     arm: str
@@ -162,7 +162,7 @@ class PrimarySpec(_Section):
     condition: str | None = Field(None, description="where data vary: in which condition (default: the last)")
 
 
-class VarySpec(_Section):
+class VarySpec(Section):
     """One property of the training data that is varied: every arm is trained at each of its values."""
 
     train_examples: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
@@ -193,7 +193,7 @@ class VarySpec(_Section):
         return values
 
 
-class EvaluationSpec(_Section):
+class EvaluationSpec(Section):
     """One more evaluation of each trained model: the test split with typing errors, or another data set's."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=60)]
@@ -210,7 +210,7 @@ class EvaluationSpec(_Section):
         return self
 
 
-class ExperimentSpec(_Section):
+class ExperimentSpec(Section):
     """Arms x seeds on one data set and one model."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)]
@@ -231,6 +231,7 @@ class ExperimentSpec(_Section):
         strict=False,
         description="planned looks: numbers of seeds at which to test, `seeds` among them",
     )
+    tune: TuneSpec | None = Field(None, description="what is searched for each arm before its seeds run; see TuneSpec")
 
     @model_validator(mode="after")
     def _check_arms(self) -> ExperimentSpec:
@@ -238,13 +239,19 @@ class ExperimentSpec(_Section):
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ValueError(f"arm names must differ; repeated: {', '.join(repeated)}")
+        if self.tune is not None:
+            self.tune.check(self.arms)
+        elif named := [arm.name for arm in self.arms if arm.tune is not None]:
+            raise ValueError(f"arm {named[0]!r} says what to tune, but there is no [tune]")
         twins: dict[str, str] = {}
         for arm in self.arms:
+            searched = self.searched(arm)
             # Settings that remove nothing are all the same attention.
-            attention = arm.attention if arm.attention.removes else None
+            attention = fixed(arm.attention, searched) if arm.attention.removes else None
             evaluation = arm.evaluate if arm.evaluate is not None and arm.evaluate.removes else arm.evaluate is None
             training = self.training_of(arm)
-            same = repr((attention, evaluation, training, arm.seed_offset, arm.padding or self.data.padding))
+            padding = arm.padding or self.data.padding
+            same = repr((attention, evaluation, training, arm.seed_offset, padding, list(searched)))
             twin = twins.setdefault(same, arm.name)
             if twin != arm.name:
                 raise ValueError(f"arms {twin!r} and {arm.name!r} are the same; an A/A arm needs a seed_offset")
@@ -284,15 +291,22 @@ class ExperimentSpec(_Section):
         """How an arm is trained: the experiment's training with the arm's own settings."""
         return self.training.model_copy(update=arm.training.model_dump(exclude_none=True))
 
+    def searched(self, arm: ArmSpec) -> dict[str, Range]:
+        """What is searched for an arm before its seeds run, by setting; empty where that is nothing."""
+        return {} if self.tune is None else self.tune.of(arm)
+
     def arm(self, name: str) -> ArmSpec:
         """The arm of that name."""
         return next(arm for arm in self.arms if arm.name == name)
 
     def identity(self) -> dict[str, Any]:
-        """All that decides what the runs are, without how many seeds there are or where data lie."""
+        """All that decides what the runs are, without how many seeds or trials there are or where data lie."""
         content = to_plain(self)
         for key in ("name", "description", "choices", "seeds"):
             del content[key]
+        if self.tune is not None:
+            # Like seeds, trials may become more.
+            del content["tune"]["trials"]
         return content
 
 
@@ -304,9 +318,12 @@ def to_plain(spec: ExperimentSpec) -> dict[str, Any]:
     content["primary"] = _without_later(content["primary"], _LATER_PRIMARY)
     if spec.evaluations:
         content["evaluations"] = [item.model_dump(mode="json", exclude_none=True) for item in spec.evaluations]
+    if spec.tune is not None:
+        content["tune"] = spec.tune.model_dump(mode="json", exclude_none=True)
     content["arms"] = []
     for arm in spec.arms:
         plain = arm.model_dump(mode="json", exclude={"attention", "evaluate", "training"})
+        plain = _without_later(plain, _LATER_ARM)
         plain["attention"] = arm.attention.to_dict()
         if own := arm.training.model_dump(mode="json", exclude_none=True):
             plain["training"] = own
@@ -375,7 +392,8 @@ def preset(name: str) -> ExperimentSpec:
 
 # What later releases added, with what it was where nothing is said: left out there, so that experiments
 # and runs of earlier releases keep their names.
-_LATER: dict[str, Any] = {"vary": None, "evaluations": [], "looks": []}
+_LATER: dict[str, Any] = {"vary": None, "evaluations": [], "looks": [], "tune": None}
+_LATER_ARM: dict[str, Any] = {"tune": None}
 _LATER_DATA: dict[str, Any] = {"label_noise": 0.0}
 _LATER_PRIMARY: dict[str, Any] = {"condition": None}
 _LATER_TRAINING: dict[str, Any] = {"label_smoothing": 0.0, "attention_dropout": None, "hidden_dropout": None}
@@ -412,6 +430,7 @@ def _known_keys(location: tuple[str | int, ...]) -> list[str]:
         "arms": ArmSpec,
         "vary": VarySpec,
         "evaluations": EvaluationSpec,
+        "tune": TuneSpec,
     }
     section = sections.get(str(location[0]), ExperimentSpec) if len(location) > 1 else ExperimentSpec
     if section is ArmSpec and "training" in location[:-1]:

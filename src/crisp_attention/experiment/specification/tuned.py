@@ -1,0 +1,106 @@
+"""Which arms share a search, and an experiment with what was found for its arms. Imports neither torch nor Optuna."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from crisp_attention.experiment.specification.runs import Fingerprints, PlannedRun, configure
+from crisp_attention.experiment.specification.spec import ArmSpec, ExperimentSpec
+from crisp_attention.experiment.specification.tune import Range, fixed
+
+Values = Mapping[str, float]
+"""What a search tried or found, by setting."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """One search for settings.
+
+    Attributes:
+        arms: For which arms: all that are trained alike, so that an A/A arm or one that is dense in evaluation only
+            differs from its twin in nothing else. Trials are evaluated as the first of them is.
+        ranges: What is searched, by setting.
+    """
+
+    arms: tuple[str, ...]
+    ranges: Mapping[str, Range]
+
+    @property
+    def arm(self) -> str:
+        """The arm that trials train and evaluate."""
+        return self.arms[0]
+
+    def trial(self, spec: ExperimentSpec, values: Values, number: int, prints: Fingerprints) -> PlannedRun:
+        """One trial, as a run on data without the evaluation split.
+
+        Args:
+            spec: The experiment as it was asked for.
+            values: What is tried.
+            number: From 0.
+            prints: Of the model, and of the carved data as the only condition.
+        """
+        assert spec.tune is not None
+        tried = apply(spec, {self.arm: values})
+        if spec.tune.epochs is not None:
+            tried = tried.model_copy(
+                update={"training": tried.training.model_copy(update={"epochs": spec.tune.epochs})}
+            )
+        # One seed for all: trials differ by what is tried, not by luck.
+        config = configure(tried, tried.arm(self.arm), prints, "", spec.tune.seed)
+        return PlannedRun(self.arm, number, config)
+
+
+def searches(spec: ExperimentSpec) -> tuple[Search, ...]:
+    """All searches of an experiment, in the order of their first arms; none for arms with nothing to search."""
+    found: dict[str, tuple[dict[str, Range], list[str]]] = {}
+    for arm in spec.arms:
+        if ranges := spec.searched(arm):
+            found.setdefault(_training(spec, arm), (ranges, []))[1].append(arm.name)
+    return tuple(Search(tuple(arms), ranges) for ranges, arms in found.values())
+
+
+def apply(spec: ExperimentSpec, found: Mapping[str, Values]) -> ExperimentSpec:
+    """The experiment with what was found.
+
+    Not validated as one that a user writes: two arms may have found the same.
+
+    Args:
+        spec: As it was asked for.
+        found: Values by arm; arms that are not named stay as they are.
+    """
+    return spec.model_copy(update={"arms": tuple(_with(arm, found.get(arm.name, {})) for arm in spec.arms)})
+
+
+def probes(spec: ExperimentSpec) -> tuple[ExperimentSpec, ...]:
+    """The experiment with the lowest and with the highest value of each range, to see whether arms take them."""
+    own = searches(spec)
+    if not own:
+        return (spec,)
+    return tuple(
+        apply(
+            spec,
+            {
+                arm: {name: found.ends[end] for name, found in search.ranges.items()}
+                for search in own
+                for arm in search.arms
+            },
+        )
+        for end in (0, 1)
+    )
+
+
+def _with(arm: ArmSpec, values: Values) -> ArmSpec:
+    training = {name: value for name, value in values.items() if name != "sparsity"}
+    attention = arm.attention.replace(sparsity=values["sparsity"]) if "sparsity" in values else arm.attention
+    return arm.model_copy(
+        update={"training": arm.training.model_copy(update=training), "attention": attention},
+    )
+
+
+def _training(spec: ExperimentSpec, arm: ArmSpec) -> str:
+    """How an arm is trained, whatever its seeds and its evaluation."""
+    searched = spec.searched(arm)
+    sparse = arm.attention.active(training=True)
+    attention = fixed(arm.attention, searched).replace(apply="always") if sparse else None
+    return repr((attention, spec.training_of(arm), arm.padding or spec.data.padding, list(searched)))
