@@ -21,8 +21,11 @@ from crisp_attention.experiment.results.record import (
     Timing,
 )
 from crisp_attention.experiment.results.store import Examples, Store
+from crisp_attention.experiment.results.tuning import Outcome as TuningOutcome
+from crisp_attention.experiment.results.tuning import Trial, Tuning
 from crisp_attention.experiment.specification.runs import Fingerprints, PlannedRun, expand
 from crisp_attention.experiment.specification.spec import ExperimentSpec, parse
+from crisp_attention.experiment.specification.tuned import searches
 
 # statsmodels collects all garbage at each Holm adjustment; without torch's many objects that takes no time.
 gc.freeze()
@@ -148,6 +151,23 @@ def fill(folder: Path, spec: ExperimentSpec, outcome: Outcome, **changes: Any) -
         elif result is not None:
             store.save(*finished(run, result, **changes))
     return store
+
+
+def made_up_tuning(spec: ExperimentSpec) -> Tuning:
+    """What might have been found: the second trial of each search is the best, the last one diverged."""
+    assert spec.tune is not None
+    outcomes = []
+    for search in searches(spec):
+        trials = [
+            Trial(
+                values={name: found.ends[number % 2] for name, found in search.ranges.items()},
+                loss=None if number == spec.tune.trials - 1 else 0.5 - 0.125 * (number == 1),
+                run_id=f"{number:016x}",
+            )
+            for number in range(spec.tune.trials)
+        ]
+        outcomes.append(TuningOutcome(arms=search.arms, trials=tuple(trials)))
+    return Tuning(outcomes=tuple(outcomes), train_examples=48, validation_examples=12, optuna="5.0.0")
 
 
 def planned(spec: ExperimentSpec) -> dict[tuple[str, int], PlannedRun]:

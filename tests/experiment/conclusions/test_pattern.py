@@ -158,6 +158,29 @@ def test_better_than_one_dropout_is_not_yet_better_than_a_tuned_one():
     assert worse.beats_dropout.holds is False
 
 
+def test_better_than_one_dropout_that_was_searched_is_better_than_a_tuned_one():
+    tune = {"learning_rate": [1e-5, 1e-4], "attention_dropout": {"low": 0.0, "high": 0.5}}
+    plain = {"name": "dense", "tune": ["learning_rate"]}
+    searching = make_spec(arms=[plain, *ARMS[1:], {"name": "dropout"}], tune=tune)
+    assert dropout_arms(searching) == ["dropout"]
+    against = {"dense": compared("topk-50", "dense")}
+    found = regularizer_pattern(searching, FALLS, NARROWS, against, [compared("topk-50", "dropout")])
+    assert found.beats_dropout.holds is True
+    # Where every arm's is searched, the baseline is such an arm.
+    assert dropout_arms(make_spec(tune=tune)) == ["dense"]
+    worse = [compared("topk-50", "dropout", -1.0, low=-1.7, high=-0.3)]
+    assert regularizer_pattern(searching, FALLS, NARROWS, against, worse).beats_dropout.holds is False
+
+
+def test_arms_for_which_other_settings_are_searched_are_no_twins():
+    tune = {"learning_rate": [1e-5, 1e-4]}
+    assert dense_twins(spec(TWIN, tune=tune)) == [TWIN["name"]]
+    assert dense_twins(spec(TWIN | {"tune": []}, tune=tune)) == []
+    placebo, untuned = spec(tune=tune), make_spec(arms=[*ARMS, PLACEBO | {"tune": []}], tune=tune)
+    assert is_placebo(placebo, placebo.arm(PLACEBO["name"]))
+    assert not is_placebo(untuned, untuned.arm(PLACEBO["name"]))
+
+
 def test_what_no_arm_decides_is_open_and_says_which_arm_is_missing():
     found = regularizer_pattern(spec(), FALLS, NARROWS, {}, [])
     assert found.holds is None

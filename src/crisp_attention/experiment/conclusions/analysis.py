@@ -22,6 +22,7 @@ from crisp_attention.experiment.conclusions.pattern import (
 from crisp_attention.experiment.conclusions.verdict import Verdict, judge
 from crisp_attention.experiment.results.record import Record
 from crisp_attention.experiment.results.store import Store
+from crisp_attention.experiment.results.tuning import Tuning
 from crisp_attention.experiment.specification.spec import ArmSpec, ExperimentSpec
 from crisp_attention.experiment.statistics import ALPHA, Contrast, Interaction, Look, McNemar, Pair
 
@@ -59,6 +60,7 @@ class Analysis:
         mcnemar: The two checkpoints of each seed of the primary contrast.
         pattern: Whether the primary arm acts as a regularizer; None without a finished pair, or if it is dense.
         look: Which planned look this is; None where none are planned. Only its seeds are compared.
+        tuning: What was searched and found before the runs; None if nothing is searched, or not found yet.
     """
 
     spec: ExperimentSpec
@@ -79,6 +81,7 @@ class Analysis:
     mcnemar: tuple[McNemar, ...]
     pattern: RegularizerPattern | None
     look: Look | None
+    tuning: Tuning | None
 
     @property
     def contrasts(self) -> tuple[Contrast, ...]:
@@ -153,6 +156,7 @@ def analyse(store: Store) -> Analysis:
         ),
         pattern=pattern,
         look=look,
+        tuning=store.tuning(spec),
     )
 
 
@@ -366,6 +370,8 @@ def _cautions(
             f"does this in one of {1 / placebo.alpha:.0f} experiments. Until it is repeated with yet other seeds, "
             "differences of that size mean nothing here."
         )
+    if bool(spec.searched(spec.arm(spec.primary.arm))) != bool(spec.searched(spec.arm(spec.primary.baseline))):
+        cautions.append("Only one of the two arms of the primary contrast was tuned: their budgets are not equal.")
     environments = {
         (str(record.provenance.packages), record.provenance.threads, record.provenance.device)
         for arm in arms

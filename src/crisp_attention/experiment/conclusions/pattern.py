@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from crisp_attention.experiment.specification.spec import ArmSpec, ExperimentSpec
 from crisp_attention.experiment.statistics import EQUIVALENCE_MARGIN, Contrast, least_seeds
+
+_DROPOUTS = ("attention_dropout", "hidden_dropout")
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ def regularizer_pattern(
         _fall(f"accuracy on training examples falls below that of {baseline}", train),
         _fall(f"the gap between train and test accuracy is narrower than that of {baseline}", gap),
         _keeps(f"trained sparse and evaluated dense it is not worse than {baseline}", against_baseline, twins),
-        _beats("it is better than tuned dropout", against_dropout),
+        _beats("it is better than tuned dropout", against_dropout, _dropout_searched(spec)),
     )
 
 
@@ -114,12 +117,12 @@ def dense_twins(spec: ExperimentSpec) -> list[str]:
 
 
 def dropout_arms(spec: ExperimentSpec) -> list[str]:
-    """Dense arms that set a dropout of their own."""
-    primary = spec.arm(spec.primary.arm)
+    """Dense arms that set a dropout of their own, or for which one is searched."""
+    primary, searched = spec.arm(spec.primary.arm), _dropout_searched(spec)
     return [
         arm.name
         for arm in spec.arms
-        if (arm.training.attention_dropout is not None or arm.training.hidden_dropout is not None)
+        if (arm.name in searched or any(getattr(arm.training, name) is not None for name in _DROPOUTS))
         and _dense(arm, training=True)
         and _dense(arm, training=False)
         and _padding(spec, arm) == _padding(spec, primary)
@@ -127,24 +130,28 @@ def dropout_arms(spec: ExperimentSpec) -> list[str]:
     ]
 
 
+def _dropout_searched(spec: ExperimentSpec) -> set[str]:
+    return {arm.name for arm in spec.arms if not spec.searched(arm).keys().isdisjoint(_DROPOUTS)}
+
+
 def is_placebo(spec: ExperimentSpec, arm: ArmSpec) -> bool:
     """Whether an arm is the baseline again with none of its seeds."""
     baseline = spec.arm(spec.primary.baseline)
-    same = (arm.attention, arm.evaluate, _padding(spec, arm), spec.training_of(arm)) == (
+    same = (arm.attention, arm.evaluate, _training(spec, arm)) == (
         baseline.attention,
         baseline.evaluate,
-        _padding(spec, baseline),
-        spec.training_of(baseline),
+        _training(spec, baseline),
     )
     return same and abs(arm.seed_offset - baseline.seed_offset) >= spec.seeds
 
 
 def _alike(spec: ExperimentSpec, arm: ArmSpec, other: ArmSpec) -> bool:
-    return (spec.training_of(arm), _padding(spec, arm), arm.seed_offset) == (
-        spec.training_of(other),
-        _padding(spec, other),
-        other.seed_offset,
-    )
+    return (_training(spec, arm), arm.seed_offset) == (_training(spec, other), other.seed_offset)
+
+
+def _training(spec: ExperimentSpec, arm: ArmSpec) -> object:
+    """How an arm is trained, its attention and seeds apart; arms that are alike in all of it share a search."""
+    return spec.training_of(arm), _padding(spec, arm), tuple(spec.searched(arm))
 
 
 def _dense(arm: ArmSpec, *, training: bool) -> bool:
@@ -177,7 +184,7 @@ def _keeps(statement: str, contrasts: Mapping[str, Contrast], twins: Sequence[st
     return Clause(statement, found.interval.low > -EQUIVALENCE_MARGIN, found.difference, figure)
 
 
-def _beats(statement: str, contrasts: Sequence[Contrast]) -> Clause:
+def _beats(statement: str, contrasts: Sequence[Contrast], searched: AbstractSet[str]) -> Clause:
     if not contrasts:
         return Clause(statement, None, None, "no dense arm sets a dropout of its own")
     # The best of several on the evaluation split itself: that favours dropout, never the arm.
@@ -189,6 +196,7 @@ def _beats(statement: str, contrasts: Sequence[Contrast]) -> Clause:
     if found.seeds < least_seeds(found.alpha):
         return Clause(statement, None, found.difference, f"{figure}: too few seeds to tell")
     better = found.p_value < found.alpha and found.interval.low > 0
-    if better and len(contrasts) == 1:
-        return Clause(statement, None, found.difference, f"{figure}: one rate alone is not tuned; add arms with others")
+    if better and len(contrasts) == 1 and found.baseline not in searched:
+        untuned = "one rate alone is not tuned; add arms with others, or search it"
+        return Clause(statement, None, found.difference, f"{figure}: {untuned}")
     return Clause(statement, better, found.difference, figure)

@@ -6,6 +6,8 @@ runs/NAME/
   records/ID.npz      its per-example outputs
   locks/ID.lock       held while a process trains that run
   checkpoints/ID/     where it goes on if it is interrupted; gone once its record is there
+  tuning.json         what was found for each arm, once and for all; only where the study tunes
+  tuning/             the trials: runs like the others, on data without the evaluation split, and Optuna's database
   examples.json       the evaluation texts, for the page of disagreements; not needed for any number
   logs/               what the workers printed
   report.md  report.html  figures/
@@ -33,11 +35,14 @@ from pydantic import ValidationError
 
 from crisp_attention.errors import ConfigurationError, RecordError, StorageError
 from crisp_attention.experiment.results.record import READABLE, SCHEMA, Arrays, Record
+from crisp_attention.experiment.results.tuning import Tuning
 from crisp_attention.experiment.specification.runs import Fingerprints, PlannedRun, expand
 from crisp_attention.experiment.specification.spec import ExperimentSpec, parse, to_plain
+from crisp_attention.experiment.specification.tuned import apply
 
 _STUDY = "study.json"
 _EXAMPLES = "examples.json"
+_TUNING = "tuning.json"
 _HINT = "Choose another --out, or move that directory away."
 _REMEDIES = {
     errno.ENOSPC: "Make room on its disk",
@@ -83,12 +88,14 @@ class Store:
             prints: Of its model and data.
 
         Raises:
-            RecordError: If it belongs to another experiment or is not a run directory.
+            RecordError: If it belongs to another experiment or is not a run directory, or its arms were tuned
+                with another number of trials.
         """
         if (self.folder / _STUDY).exists():
             existing, wanted = self._read_study(), _study(spec, prints)
             if existing["identity"] != wanted["identity"]:
                 raise RecordError(f"{self.folder} holds another experiment ({_difference(existing, wanted)}). {_HINT}")
+            self.tuning(spec)
         elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             raise RecordError(f"{self.folder} exists and is not a run directory (it has no {_STUDY}). {_HINT}")
 
@@ -108,14 +115,29 @@ class Store:
         self.require(spec, prints)
         study = _study(spec, prints)
         with self.writing():
-            for path in (self.records, self.folder / "locks", self.folder / "logs"):
-                path.mkdir(parents=True, exist_ok=True)
+            self._lay_out()
             with FileLock(self.folder / "locks" / "study.lock"):
                 if (self.folder / _STUDY).exists():
                     asked = self._read_study()["seeds_asked"]
                     study["seeds_asked"] = asked if asked[-1] == spec.seeds else [*asked, spec.seeds]
                 write_atomically(self.folder / _STUDY, _to_json(study))
         self._sweep()
+
+    def open_trials(self) -> Store:
+        """Access to the trials of a study that tunes; creates their directory, or goes on in it.
+
+        Raises:
+            StorageError: If it cannot be written.
+        """
+        trials = Store(self.folder / "tuning")
+        with self.writing():
+            trials._lay_out()
+        trials._sweep()
+        return trials
+
+    def _lay_out(self) -> None:
+        for path in (self.records, self.folder / "locks", self.folder / "logs"):
+            path.mkdir(parents=True, exist_ok=True)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -143,7 +165,8 @@ class Store:
         """The experiment that a directory holds.
 
         Returns:
-            Its specification, all its runs, and the numbers of seeds that were asked for in turn.
+            Its specification as it was asked for, all its runs (with what was found, once it is), and the numbers
+            of seeds that were asked for in turn.
 
         Raises:
             RecordError: If there is no readable study.
@@ -158,7 +181,44 @@ class Store:
         if set(data) != set(spec.conditions()):
             raise _damaged(path, "its data are not those of its conditions")
         prints = Fingerprints(study["model"], data, study.get("evaluations", {}))
-        return spec, list(expand(spec, prints)), study["seeds_asked"]
+        tuning = self.tuning(spec)
+        return spec, list(expand(spec if tuning is None else apply(spec, tuning.values), prints)), study["seeds_asked"]
+
+    def tuning(self, spec: ExperimentSpec) -> Tuning | None:
+        """What was tried and found for the arms; None if nothing is searched, or not found yet.
+
+        Args:
+            spec: The experiment.
+
+        Raises:
+            RecordError: If the file is damaged, or holds what another number of trials found.
+        """
+        path = self.folder / _TUNING
+        if spec.tune is None:
+            return None
+        try:
+            tuning = Tuning.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise _damaged(path, _first(error)) from None
+        if fault := tuning.fault(spec):
+            raise _damaged(path, fault)
+        if tuning.trials != spec.tune.trials:
+            raise RecordError(
+                f"{self.folder} holds runs with what {tuning.trials} trials of each arm found; tune.trials = "
+                f"{spec.tune.trials} would choose anew when results can be seen. {_HINT}"
+            )
+        return tuning
+
+    def save_tuning(self, tuning: Tuning) -> None:
+        """Keep what was found, once and for all.
+
+        Raises:
+            StorageError: If it cannot be written.
+        """
+        with self.writing():
+            write_atomically(self.folder / _TUNING, _to_json(tuning.model_dump(mode="json", by_alias=True)))
 
     def save_examples(self, examples: Examples) -> None:
         """Keep the evaluation texts beside the records.
@@ -212,8 +272,7 @@ class Store:
         except json.JSONDecodeError as error:
             raise _damaged(path, f"not valid JSON ({error.msg} at character {error.pos}); truncated?") from None
         except ValidationError as error:
-            first = error.errors()[0]
-            raise _damaged(path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+            raise _damaged(path, _first(error)) from None
         if record.run_id != run_id:
             raise _damaged(path, f"it describes run {record.run_id}")
         return record
@@ -359,9 +418,19 @@ def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     return "different " + ", ".join(dict.fromkeys(places)) if places else "different specification"
 
 
+def _first(error: Exception) -> str:
+    """The first of the faults that a validation found, or the error as it is."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors()[0]
+    return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
+
+
 def _damaged(path: Path, why: str) -> RecordError:
     record = path.with_suffix(".json").name
     again = f"Delete {record if path.suffix == '.npz' else 'it'} to have that run done again."
+    if path.name == _TUNING:
+        return RecordError(f"{path} is damaged: {why}. Delete it: what was found is read from the trials again.")
     advice = again if path.parent.name == "records" else _HINT
     return RecordError(f"{path} is damaged: {why}. {advice}")
 
