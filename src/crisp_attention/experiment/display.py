@@ -6,8 +6,9 @@ import contextlib
 import json
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
@@ -23,14 +24,17 @@ from crisp_attention.experiment.conclusions.verdict import Verdict
 from crisp_attention.experiment.data.dataset import Dataset
 from crisp_attention.experiment.execution.worker import Event
 from crisp_attention.experiment.report import tables
+from crisp_attention.experiment.results.tuning import Trial
 from crisp_attention.experiment.specification.runs import PlannedRun
 from crisp_attention.experiment.specification.spec import ArmSpec
+from crisp_attention.experiment.specification.tuned import Search
 from crisp_attention.experiment.study import Plan
 
 if TYPE_CHECKING:
     from crisp_attention.huggingface.audit import AuditReport
 
 _COLOURS = {"helps": "green", "hurts": "red", "equivalent": "cyan", "inconclusive": "yellow", "no verdict": "yellow"}
+_Receiver = Callable[[PlannedRun | None, Event], None]
 _WIDE_ENOUGH = 76
 """Columns for a plan that says what each arm is."""
 
@@ -49,10 +53,17 @@ class TerminalDisplay:
         """Say what happens next."""
         self.console.print(f"[dim]{escape(message)}[/dim]", highlight=False)
 
-    @contextlib.contextmanager
-    def training(self, plan: Plan) -> Iterator[Callable[[PlannedRun | None, Event], None]]:
+    def tuning(self, plan: Plan) -> AbstractContextManager[_Receiver]:
+        """Show the trials of a plan while they are trained."""
+        return self._show("trials", 0 if plan.tuning is None else plan.tuning.left)
+
+    def training(self, plan: Plan) -> AbstractContextManager[_Receiver]:
         """Show the runs of a plan while they are trained."""
-        board = _Board(plan, self.console)
+        return self._show("runs", len(plan.pending))
+
+    @contextlib.contextmanager
+    def _show(self, kind: Literal["runs", "trials"], total: int) -> Iterator[_Receiver]:
+        board = _Board(kind, total, self.console)
         if not self.console.is_terminal:
             yield board.receive
             return
@@ -62,15 +73,16 @@ class TerminalDisplay:
 
 
 class _Board:
-    def __init__(self, plan: Plan, console: Console) -> None:
+    def __init__(self, kind: Literal["runs", "trials"], total: int, console: Console) -> None:
         self.on_change: Callable[[], None] = lambda: None
         self._console = console
         self._started = time.monotonic()
         self._ended = 0
-        self._total = len(plan.pending)
+        self._total = total
+        self._label = _label if kind == "runs" else _trial
         self._fractions: dict[str, float] = {}
         self._study = Progress(
-            TextColumn("[bold]all runs"),
+            TextColumn(f"[bold]all {kind}"),
             BarColumn(bar_width=None),
             TextColumn("{task.fields[ended]} of {task.fields[runs]}"),
             TimeRemainingColumn(),
@@ -97,7 +109,7 @@ class _Board:
         if event.kind == "progress":
             self._advance(planned, event)
         elif event.kind == "note":
-            self._console.print(Text(f"{_label(planned)}: {event.reason}", style="yellow"), soft_wrap=True)
+            self._console.print(Text(f"{self._label(planned)}: {event.reason}", style="yellow"), soft_wrap=True)
         elif event.kind != "unsaved":  # which ends all, with an error that says it
             self._end(planned, event)
         self._study.update(self._whole, completed=self._ended + sum(self._fractions.values()), ended=self._ended)
@@ -106,7 +118,9 @@ class _Board:
     def _advance(self, planned: PlannedRun, event: Event) -> None:
         self._fractions[event.run_id] = event.step / max(event.steps, 1)
         if event.run_id not in self._tasks:
-            self._tasks[event.run_id] = self._runs.add_task(escape(_label(planned)), total=event.steps, loss=event.loss)
+            self._tasks[event.run_id] = self._runs.add_task(
+                escape(self._label(planned)), total=event.steps, loss=event.loss
+            )
         self._runs.update(self._tasks[event.run_id], completed=event.step, total=event.steps, loss=event.loss)
 
     def _end(self, planned: PlannedRun, event: Event) -> None:
@@ -116,7 +130,7 @@ class _Board:
             self._runs.remove_task(task)
         self._ended += 1
         outcome = {"elsewhere": "is being trained by another process"}.get(event.kind, event.kind)
-        line = f"[{self._ended} of {self._total}] {_label(planned)}: {outcome}"
+        line = f"[{self._ended} of {self._total}] {self._label(planned)}: {outcome}"
         if event.result:
             line += f", {event.result}"
         if not self._console.is_terminal and self._ended < self._total:
@@ -167,6 +181,7 @@ def show_plan(console: Console, plan: Plan) -> None:
     console.print(table)
     if troubled and not any(task.before for task in plan.pending):
         console.print(f"{_count(len(troubled), 'run')} diverged or failed; --retry does them again.", style="yellow")
+    _show_tuning(console, plan)
     if not plan.pending:
         console.print(f"All of {_count(len(plan.runs), 'run')} are done.")
         return
@@ -179,6 +194,39 @@ def show_plan(console: Console, plan: Plan) -> None:
         markup=False,
         highlight=False,
     )
+
+
+def _show_tuning(console: Console, plan: Plan) -> None:
+    """Say what is searched before the runs, or what was found."""
+    lines = []
+    if (todo := plan.tuning) is not None:
+        trials, done = len(todo.searches) * todo.trials, len(todo.searches) * todo.trials - todo.left
+        about = "" if plan.searching is None else f", about {_duration(plan.searching)}"
+        lines.append(
+            f"Tuning first: {_count(trials, 'trial')}, {todo.trials} a search{f', {done} of them done' if done else ''}"
+            f"{about}. Each trains on {len(todo.data.train)} training examples and is judged by the loss on "
+            f"{len(todo.data.test)} held out from them; the evaluation split is not used."
+        )
+        lines += [f"  {_shared(search.arms)}: {_ranges(search)}" for search in todo.searches]
+        idle = [arm.name for arm in plan.spec.arms if not plan.spec.searched(arm)]
+        lines += [f"  {_shared(idle)}: nothing to search"] if idle else []
+    elif plan.tuned is not None:
+        lines.append(f"Tuned, with {_count(plan.tuned.trials, 'trial')} a search:")
+        lines += [f"  {_shared(item.arms)}: {_values(item.best)}" for item in plan.tuned.outcomes]
+    for line in lines:
+        console.print(line, markup=False, highlight=False)
+
+
+def _ranges(search: Search) -> str:
+    return "; ".join(f"{name} {found}" for name, found in search.ranges.items())
+
+
+def _values(trial: Trial) -> str:
+    return "; ".join(f"{name} {value:.3g}" for name, value in trial.values.items())
+
+
+def _shared(arms: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(arms[:-1]), arms[-1])))
 
 
 def _settings(arm: ArmSpec) -> str:
@@ -211,6 +259,10 @@ def _duration(seconds: float, most: float | None = None) -> str:
 def _label(planned: PlannedRun) -> str:
     condition = f", {planned.condition}" if planned.condition else ""
     return f"{planned.arm}{condition}, seed {planned.config.seed}"
+
+
+def _trial(planned: PlannedRun) -> str:
+    return f"{planned.arm}, trial {planned.index + 1}"
 
 
 def show_result(console: Console, analysis: Analysis) -> None:

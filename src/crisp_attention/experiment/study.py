@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +15,15 @@ from typing import TYPE_CHECKING, Protocol
 from crisp_attention.experiment import report
 from crisp_attention.experiment.conclusions.analysis import Analysis, analyse
 from crisp_attention.experiment.data import dataset
-from crisp_attention.experiment.execution import execute
+from crisp_attention.experiment.execution import execute, tuning
+from crisp_attention.experiment.execution.tuning import TuningPlan
 from crisp_attention.experiment.execution.worker import Event, Task
 from crisp_attention.experiment.results.record import Record
 from crisp_attention.experiment.results.store import Examples, Store
+from crisp_attention.experiment.results.tuning import Tuning
 from crisp_attention.experiment.specification.runs import Fingerprints, PlannedRun, expand
 from crisp_attention.experiment.specification.spec import ExperimentSpec
+from crisp_attention.experiment.specification.tuned import apply, probes
 from crisp_attention.experiment.training import model
 
 if TYPE_CHECKING:
@@ -40,13 +45,15 @@ class Plan:
         data: All data of the experiment.
         prints: Of both.
         records: What is there already, by run id.
-        runs: All runs of the experiment, each once.
+        runs: All runs of the experiment, each once; as they were asked for until `tuning` is done.
         pending: Those still to do.
         begun: How many of these were interrupted and have a checkpoint.
         division: Workers and threads.
         seconds: What a run takes, by arm and condition; empty if nothing is pending, and without those
             that could not be timed.
         examples: The evaluation texts, to be kept; None if nothing is pending.
+        tuning: What is to be searched before the runs; None if nothing is.
+        tuned: What was found; None if nothing is searched, or not found yet.
     """
 
     spec: ExperimentSpec
@@ -61,16 +68,33 @@ class Plan:
     division: execute.Division
     seconds: Mapping[Cell, float]
     examples: Examples | None
+    tuning: TuningPlan | None = None
+    tuned: Tuning | None = None
 
     @property
     def remaining(self) -> float | None:
         """Seconds until all is done, the workers sharing the runs in order; None if nobody can tell."""
+        cells = ((task.run.arm, task.run.condition) for task in self.pending)
+        return self._shared(cells, self.division.jobs)
+
+    @property
+    def searching(self) -> float | None:
+        """Seconds of it until the search is done, a trial being as long as a run; None if nobody can tell."""
+        if self.tuning is None:
+            return 0.0
+        condition, spec = self.spec.primary_condition, self.spec
+        assert spec.tune is not None
+        cells = [(arm, condition) for arm, done in self.tuning.done.items() for _ in range(done, self.tuning.trials)]
+        seconds = self._shared(cells, self.tuning.division.jobs)
+        return None if seconds is None else seconds * (spec.tune.epochs or spec.training.epochs) / spec.training.epochs
+
+    def _shared(self, cells: Iterable[Cell], jobs: int) -> float | None:
         if not self.seconds:
             return None
         slowest = max(self.seconds.values())
-        free = [0.0] * self.division.jobs
-        for task in self.pending:
-            heapq.heapreplace(free, free[0] + self.seconds.get((task.run.arm, task.run.condition), slowest))
+        free = [0.0] * jobs
+        for cell in cells:
+            heapq.heapreplace(free, free[0] + self.seconds.get(cell, slowest))
         return max(free)
 
 
@@ -79,6 +103,9 @@ class Display(Protocol):
 
     def announce(self, message: str) -> None:
         """Say what happens next."""
+
+    def tuning(self, plan: Plan) -> AbstractContextManager[Callable[[PlannedRun | None, Event], None]]:
+        """Show the trials of a plan while they are trained; yields the receiver of events."""
 
     def training(self, plan: Plan) -> AbstractContextManager[Callable[[PlannedRun | None, Event], None]]:
         """Show the runs of a plan while they are trained; yields the receiver of events."""
@@ -101,14 +128,18 @@ def prepare(spec: ExperimentSpec, folder: Path, display: Display, jobs: int | No
     checkpoint = model.resolve(spec.model, display.announce)
     found = dataset.load_experiment(spec, display.announce)
     prints = Fingerprints(checkpoint.fingerprint, *found.prints())
-    planned = list(expand(spec, prints))
     store.require(spec, prints)
-    records = store.load_all(planned)
-    runs = tuple({run.config.run_id: run for run in reversed(planned)}.values())[::-1]
-    pending = [Task(run) for run in runs if run.config.run_id not in records]
-    if retry:
-        again = ((run, records.get(run.config.run_id)) for run in runs)
-        pending += [Task(run, record) for run, record in again if record is not None and record.status != "finished"]
+    tuned = store.tuning(spec)
+    search = None
+    if spec.tune is not None and tuned is None:
+        carved = dataset.carve(found.conditions[spec.primary_condition], spec.tune.share)
+        search = tuning.plan(spec, store, checkpoint, carved, jobs)
+    final = spec if tuned is None else apply(spec, tuned.values)
+    runs, records, pending = _todo(final, prints, store, retry)
+    if search is not None:
+        # What arms are asked for may be the same until each has its own values.
+        runs = tuple(expand(spec, prints))
+        pending = tuple(map(Task, runs))
     begun = sum(store.checkpoints(task.run.config.run_id).exists() for task in pending)
     division = execute.divide(jobs, len(pending))
     seconds: dict[Cell, float] = {}
@@ -117,12 +148,26 @@ def prepare(spec: ExperimentSpec, folder: Path, display: Display, jobs: int | No
         display.announce("Checking that every arm can be run on this model, and how fast")
         from crisp_attention.experiment.training.workbench import Workbench, preflight
 
-        preflight(checkpoint, found, spec)
+        for probe in probes(spec) if tuned is None else (final,):
+            preflight(checkpoint, found, probe)
         bench = Workbench(checkpoint, found)
         examples = bench.examples(spec.data.max_length)
         seconds = _expect(spec, pending, runs, records, division, bench)
     return Plan(
-        spec, folder, checkpoint, found, prints, records, runs, tuple(pending), begun, division, seconds, examples
+        spec=spec,
+        folder=folder,
+        checkpoint=checkpoint,
+        data=found,
+        prints=prints,
+        records=records,
+        runs=runs,
+        pending=pending,
+        begun=begun,
+        division=division,
+        seconds=seconds,
+        examples=examples,
+        tuning=search,
+        tuned=tuned,
     )
 
 
@@ -137,16 +182,41 @@ def carry_out(plan: Plan, display: Display) -> tuple[Analysis, Path]:
         The analysis and the path of the HTML report.
 
     Raises:
+        CrispError: If a trial of the search fails, or all trials of an arm diverge.
         StorageError: If the directory cannot be written; finished runs in it are kept.
     """
     store = Store(plan.folder)
     store.open(plan.spec, plan.prints)
     if plan.examples is not None:
         store.save_examples(plan.examples)
+    if plan.tuning is not None:
+        plan = _tune(plan, plan.tuning, store, display)
     if plan.pending:
         with display.training(plan) as receive:
-            execute.execute(list(plan.pending), store, plan.checkpoint, plan.data, plan.division, receive)
+            execute.execute(deque(plan.pending), store, plan.checkpoint, plan.data, plan.division, receive)
     return rebuild(plan.folder)
+
+
+def _tune(plan: Plan, search: TuningPlan, store: Store, display: Display) -> Plan:
+    """Search first: the plan of the runs with what is found."""
+    with display.tuning(plan) as receive:
+        tuned = tuning.search(search, store, receive, display.announce)
+    runs, records, pending = _todo(apply(plan.spec, tuned.values), plan.prints, store)
+    return dataclasses.replace(plan, runs=runs, records=records, pending=pending, tuning=None, tuned=tuned)
+
+
+def _todo(
+    spec: ExperimentSpec, prints: Fingerprints, store: Store, retry: bool = False
+) -> tuple[tuple[PlannedRun, ...], dict[str, Record], tuple[Task, ...]]:
+    """All runs of an experiment, each once; the records there are; and what is pending."""
+    planned = list(expand(spec, prints))
+    records = store.load_all(planned)
+    runs = tuple({run.config.run_id: run for run in reversed(planned)}.values())[::-1]
+    pending = [Task(run) for run in runs if run.config.run_id not in records]
+    if retry:
+        again = ((run, records.get(run.config.run_id)) for run in runs)
+        pending += [Task(run, record) for run, record in again if record is not None and record.status != "finished"]
+    return runs, records, tuple(pending)
 
 
 def rebuild(folder: Path) -> tuple[Analysis, Path]:

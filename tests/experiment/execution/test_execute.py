@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import multiprocessing
+from collections import deque
 
 import pytest
 
@@ -50,7 +51,7 @@ def test_a_worker_that_dies_takes_only_its_run_with_it(tmp_path, tiny_folders, c
                 assert "worker process died (exit code -9" in event.reason
 
     execute.execute(
-        [Task(run) for run in runs],
+        deque(map(Task, runs)),
         store,
         checkpoint,
         dataset.ExperimentData({"": loaded}),

@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections import Counter
+from collections import Counter, deque
 
 import numpy as np
 import pytest
@@ -219,7 +219,9 @@ def test_a_study_whose_directory_cannot_be_written_stops_at_once(tmp_path, monke
     monkeypatch.setattr(execute, "_start", lambda *_: execute._Worker(Process(), ours))
     tasks = [Task(run) for run in runs]
     with pytest.raises(StorageError, match="the disk is full"):
-        execute.execute(tasks, store, None, None, execute.Division(1, 1), lambda run, event: told.append(event.kind))
+        execute.execute(
+            deque(tasks), store, None, None, execute.Division(1, 1), lambda run, event: told.append(event.kind)
+        )
     assert told == ["ready", "unsaved"]
     assert sent == ["terminated", "waited a while", "killed", "waited"]
     assert theirs.recv() == tasks[0]

@@ -69,7 +69,7 @@ class _Worker:
 
 
 def execute(
-    tasks: list[Task],
+    queue: deque[Task],
     store: Store,
     checkpoint: Checkpoint,
     data: ExperimentData,
@@ -83,7 +83,7 @@ def execute(
     workers are stopped and what they were training goes on from its checkpoint next time.
 
     Args:
-        tasks: What to train, in order.
+        queue: What to train, in order; emptied. `on_event` may append to it when it is told how a run has ended.
         store: The run directory, opened.
         checkpoint: Where the weights are.
         data: All data of the experiment.
@@ -94,7 +94,6 @@ def execute(
         StorageError: If the run directory cannot be written.
         CrispError: If a worker cannot start.
     """
-    queue = deque(tasks)
     workers: list[_Worker] = []
 
     def hire() -> None:
