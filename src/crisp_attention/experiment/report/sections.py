@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from crisp_attention.experiment.conclusions.analysis import Analysis
-from crisp_attention.experiment.report import breadth, plots, secondary, tables
+from crisp_attention.experiment.report import breadth, plots, secondary, tables, tuning
 from crisp_attention.experiment.report.drawing import Drawing
 from crisp_attention.experiment.report.forest import forest
 from crisp_attention.experiment.report.tables import Table
@@ -92,9 +92,10 @@ def findings(analysis: Analysis) -> tuple[Section, ...]:
 
 
 def closing(analysis: Analysis) -> tuple[Section, ...]:
-    """The sections that a reader checks last: cost and every run."""
+    """The sections that a reader checks last: how settings were chosen, cost and every run."""
     return _there(
         [
+            Section("tuning", "Tuning", tuning.notes(analysis), tables=_some([tuning.searches(analysis)])),
             Section("cost", "Cost", tables=_some([secondary.cost(analysis)])),
             Section("runs", "Runs", tables=(tables.runs(analysis),)),
         ]

@@ -1,0 +1,63 @@
+"""How settings were chosen before the seeds ran: on what data, with what budget, and what was found."""
+
+from __future__ import annotations
+
+from statistics import median
+
+from crisp_attention.experiment.conclusions.analysis import Analysis
+from crisp_attention.experiment.report.tables import Table, where
+from crisp_attention.experiment.results.tuning import Tuning
+from crisp_attention.experiment.specification import tuned
+from crisp_attention.experiment.specification.spec import ExperimentSpec
+
+
+def notes(analysis: Analysis) -> tuple[str, ...]:
+    """What a reader must know of it; empty where nothing was to be tuned."""
+    spec, found = analysis.spec, analysis.tuning
+    if spec.tune is None:
+        return ()
+    if found is None:
+        return ("The settings are not found yet: no run is done.",)
+    epochs = spec.tune.epochs or spec.training.epochs
+    sentences = [
+        f"Before any seed ran, settings were searched{where(analysis)} with {spec.tune.trials} trials a search, each "
+        f"of {epochs} epoch{'s' if epochs > 1 else ''} with seed {spec.tune.seed}. A trial trained on "
+        f"{found.train_examples} examples of the training split and was judged by its loss after the last epoch on the "
+        f"other {found.validation_examples}, held out by document or text.",
+        "The evaluation split was not used. Arms that are trained alike share a search; all runs then trained on the "
+        f"whole training split. Optuna {found.optuna} proposed the trials (TPE).",
+    ]
+    return (*sentences, *_budgets(spec, found))
+
+
+def searches(analysis: Analysis) -> Table | None:
+    """One row a search and setting: where it was searched and what was found."""
+    if analysis.tuning is None:
+        return None
+    own = zip(tuned.searches(analysis.spec), analysis.tuning.outcomes, strict=True)
+    return Table(
+        "Tuning",
+        "What was searched and found, by search and setting. Losses are cross-entropy on the validation part, in nats, "
+        "of the best trial and of the median one that did not diverge: how much there was to gain.",
+        ("arms", "setting", "searched", "found", "trials", "diverged", "loss", "median loss"),
+        tuple(
+            (
+                ", ".join(outcome.arms),
+                name,
+                str(found),
+                f"{outcome.best.values[name]:.3g}",
+                str(len(outcome.trials)),
+                str(outcome.diverged),
+                f"{outcome.losses[0]:.4f}",
+                f"{median(outcome.losses):.4f}",
+            )
+            for search, outcome in own
+            for name, found in search.ranges.items()
+        ),
+        prose=("setting", "searched"),
+    )
+
+
+def _budgets(spec: ExperimentSpec, found: Tuning) -> list[str]:
+    idle = [arm.name for arm in spec.arms if arm.name not in found.values]
+    return [f"Nothing was searched for {', '.join(idle)}."] if idle else []

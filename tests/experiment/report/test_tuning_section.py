@@ -1,0 +1,109 @@
+"""How the report says in which way settings were chosen."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from crisp_attention.experiment import report
+from crisp_attention.experiment.conclusions.analysis import analyse
+from crisp_attention.experiment.report.sections import closing
+from crisp_attention.experiment.results.store import Store
+from crisp_attention.experiment.specification.runs import expand
+from crisp_attention.experiment.specification.spec import parse, to_plain
+from crisp_attention.experiment.specification.tuned import apply
+from record_builders import ARMS, PLACEBO, PRINTS, draws, finished, made_up_tuning, make_spec, prints_of
+
+TUNE = {"trials": 5, "epochs": 1, "learning_rate": {"low": 1e-5, "high": 1e-3}, "sparsity": [0.25, 0.625]}
+ARMS = [*map(dict, ARMS), dict(PLACEBO)]
+
+
+def directory(folder, spec, *, found=True):
+    """A finished study that was tuned."""
+    store = Store(folder)
+    store.open(spec, prints_of(spec))
+    if found:
+        tuning = made_up_tuning(spec)
+        store.save_tuning(tuning)
+        outcome = draws({"topk-50": 0.9})
+        for run in expand(apply(spec, tuning.values), prints_of(spec)):
+            store.save(*finished(run, outcome(run.arm, run.index)))
+    return store
+
+
+def section(analysis):
+    (found,) = [item for item in closing(analysis) if item.anchor == "tuning"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    return directory(tmp_path_factory.mktemp("tuned"), make_spec(tune=TUNE, arms=ARMS))
+
+
+def test_every_search_states_its_budget_its_ranges_and_what_it_found(tuned):
+    (table,) = section(analyse(tuned)).tables
+    assert table.header == ("arms", "setting", "searched", "found", "trials", "diverged", "loss", "median loss")
+    assert table.rows == (
+        ("dense, dense-again", "learning_rate", "1e-05 to 0.001", "0.001", "5", "1", "0.3750", "0.5000"),
+        ("topk-50", "learning_rate", "1e-05 to 0.001", "0.001", "5", "1", "0.3750", "0.5000"),
+        ("topk-50", "sparsity", "0.25, 0.625", "0.625", "5", "1", "0.3750", "0.5000"),
+        ("percentile-80", "learning_rate", "1e-05 to 0.001", "0.001", "5", "1", "0.3750", "0.5000"),
+        ("percentile-80", "sparsity", "0.25, 0.625", "0.625", "5", "1", "0.3750", "0.5000"),
+    )
+
+
+def test_the_pages_say_on_what_settings_were_chosen(tuned):
+    report.write(analyse(tuned), tuned.folder)
+    for name in ("report.md", "report.html"):
+        text = " ".join(re.sub(r"<[^>]*>", "", (tuned.folder / name).read_text(encoding="utf-8")).split())
+        assert "5 trials a search, each of 1 epoch with seed 100000" in text
+        assert (
+            "48 examples of the training split and was judged by its loss after the last epoch on the other 12" in text
+        )
+        assert "The evaluation split was not used." in text
+        assert "Optuna 5.0.0 proposed" in text
+        assert "Nothing was searched for" not in text
+
+
+def test_the_report_asks_for_the_experiment_as_it_was_asked_for(tuned):
+    analysis = analyse(tuned)
+    assert analysis.spec == make_spec(tune=TUNE, arms=ARMS)
+    assert analysis.arms[1].spec.attention.sparsity == 0.5
+    record = analysis.arms[1].records[0]
+    assert record.config["attention"]["sparsity"] == 0.625
+    assert all(len(arm.records) == analysis.spec.seeds for arm in analysis.arms)
+
+
+def test_before_anything_is_found_the_report_says_so(tmp_path):
+    store = directory(tmp_path, make_spec(tune=TUNE, arms=ARMS), found=False)
+    found = section(analyse(store))
+    assert found.notes == ("The settings are not found yet: no run is done.",)
+    assert found.tables == ()
+    assert report.write(analyse(store), tmp_path).exists()
+
+
+def test_a_study_without_it_has_no_such_section(tmp_path):
+    store = Store(tmp_path)
+    store.open(make_spec(), PRINTS)
+    assert "tuning" not in [item.anchor for item in closing(analyse(store))]
+
+
+def test_arms_without_a_search_are_named_and_an_unequal_budget_is_a_caution(tmp_path):
+    arms = [ARMS[0] | {"tune": []}, *ARMS[1:3]]
+    analysis = analyse(directory(tmp_path, make_spec(tune=TUNE, arms=arms)))
+    assert section(analysis).notes[-1] == "Nothing was searched for dense."
+    unequal = "Only one of the two arms of the primary contrast was tuned: their budgets are not equal."
+    assert unequal in analysis.cautions
+    equal = [ARMS[0], ARMS[1], ARMS[2] | {"tune": []}]
+    assert unequal not in analyse(directory(tmp_path / "equal", make_spec(tune=TUNE, arms=equal))).cautions
+
+
+def test_where_data_vary_the_condition_of_the_search_is_named(tmp_path):
+    vary = {"train_examples": [40, 60]}
+    spec = parse(to_plain(make_spec(tune=TUNE, arms=ARMS, seeds=2)) | {"vary": vary}, "test")
+    analysis = analyse(directory(tmp_path, spec))
+    assert "settings were searched at train_examples=60 with" in section(analysis).notes[0]
+    configs = [record.config for arm in analysis.by_condition["train_examples=40"] for record in arm.records.values()]
+    assert {config["training"]["learning_rate"] for config in configs} == {0.001}
