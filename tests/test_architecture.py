@@ -159,6 +159,13 @@ def test_published_numbers_rebuild_without_torch(room):
         queue += local(names)
 
 
+def test_optuna_is_imported_by_the_search_alone_and_only_when_it_searches():
+    searching = f"{PACKAGE}.experiment.execution.tuning"
+    for module in MODULES:
+        assert ("optuna" in imports(module)) == (module == searching), module
+        assert not {"optuna", "sqlalchemy"} & {name.split(".")[0] for name in imports(module, top_level=True)}, module
+
+
 def test_importing_the_package_loads_nothing_heavy():
     code = f"""
 import sys, {PACKAGE}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import crisp_attention as crisp
-from crisp_attention.experiment.specification import spec
+from crisp_attention.experiment.specification import spec, tune
 from crisp_attention.schedule import KINDS
 from crisp_attention.traits import RULES
 
@@ -26,6 +26,7 @@ SECTIONS = (
     spec.PrimarySpec,
     spec.TrainingSpec,
     spec.VarySpec,
+    tune.TuneSpec,
 )
 
 
@@ -64,6 +65,16 @@ def test_the_example_specification_is_one():
     content = re.search(r"```toml\n(name = .*?)```", EXPERIMENT, re.DOTALL)
     assert content
     assert spec.parse(tomllib.loads(content[1]), "docs/experiment.md").seeds == 10
+
+
+def test_the_example_of_tuning_is_one():
+    content = re.search(r"```toml\n(\[tune\].*?)```", EXPERIMENT, re.DOTALL)
+    assert content
+    around = {"name": "x", "model": "minilm-l6", "primary": {"arm": "topk-50"}, "data": {"source": "trec"}}
+    asked = spec.parse(around | tomllib.loads(content[1]), "docs/experiment.md")
+    searched = {arm.name: list(asked.searched(arm)) for arm in asked.arms}
+    assert searched["dense-dropout"] == ["learning_rate", "attention_dropout"]
+    assert searched["dense"] == searched["topk-50"] == ["learning_rate"]
 
 
 @pytest.mark.parametrize(
