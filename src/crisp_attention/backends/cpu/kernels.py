@@ -69,7 +69,7 @@ def backward_scratch(shape, width):  # type: ignore[no-untyped-def]
     return (
         *(np.empty(keys * width, np.float32) for _ in range(4)),
         *(np.zeros(width, np.float32) for _ in range(3)),
-        np.ones(keys + LANES, np.float32),
+        *(np.ones(keys + LANES, np.float32) for _ in range(2)),
         np.empty(queries, np.int64),
     )
 
@@ -310,7 +310,7 @@ def backward(
     dq_flat, dq_b, dq_h, dq_n = dq
     dk_flat, dk_b, dk_g, dk_n = dk
     dv_flat, dv_b, dv_g, dv_n = dv
-    rows_k, rows_v, sums_k, sums_v, row_q, row_g, row_dq, factors, order = scratch
+    rows_k, rows_v, sums_k, sums_v, row_q, row_g, row_dq, factors, d_scores, order = scratch
     in_place = depth == width and v_depth == width
     for task in range(first_task, batch * groups, step):
         b, g = task // groups, task % groups
@@ -331,17 +331,20 @@ def backward(
                 if lowest > 0:
                     state = mix(uint32(matrix ^ uint32(i)))
                     dropout_factors(columns, begin, amount, state, lowest, dropout_factor, factors)
+                else:
+                    for slot in range(amount):
+                        factors[slot] = 1.0
                 if in_place:
                     row_gradients(
                         weights, columns, begin, amount, factors, delta, g_flat, g_at, q_flat, q_at, rows_k, rows_v,
-                        sums_k, sums_v, dq_flat, dq_at, width, factor,
+                        sums_k, sums_v, dq_flat, dq_at, width, factor, d_scores,
                     )  # fmt: skip
                     continue
                 copy(g_flat, g_at, row_g, 0, v_depth)
                 copy(q_flat, q_at, row_q, 0, depth)
                 row_gradients(
                     weights, columns, begin, amount, factors, delta, row_g, 0, row_q, 0, rows_k, rows_v, sums_k, sums_v,
-                    row_dq, 0, width, factor,
+                    row_dq, 0, width, factor, d_scores,
                 )  # fmt: skip
                 copy(row_dq, 0, dq_flat, dq_at, depth)
         for j in range(keys):

@@ -534,54 +534,66 @@ def row_gradients(
     dq_at: Any,
     width: Any,
     scale: Any,
+    d_scores: Any,
 ) -> Any:
     """Gradients of one query's attention over its survivors, which begin at `begin`.
 
     With g the gradient of the output, m the dropout factor of a pair and p its probability:
     dp = m g.v - delta, ds = p dp scale; d_query = sum ds k; d_keys += ds q; d_values += p m g.
+    The factors m become p m, and d_scores holds ds.
     """
     signature = types.void(
         _floats, _columns, types.int64, types.int64, _floats, types.float32, _floats, types.int64, _floats,
-        types.int64, _floats, _floats, _floats, _floats, _floats, types.int64, types.int64, types.float32,
+        types.int64, _floats, _floats, _floats, _floats, _floats, types.int64, types.int64, types.float32, _floats,
     )  # fmt: skip
 
     def codegen(context: Any, builder: Any, sig: Any, args: Sequence[Any]) -> Any:
         write = _Writer(context, builder)
         p, columns_ = (write.data(sig.args[at], args[at], args[2]) for at in (0, 1))
-        factors_ = write.data(sig.args[4], args[4])
+        factors_, ds, count_ = write.data(sig.args[4], args[4]), write.data(sig.args[18], args[18]), args[3]
         g, q, dq = (write.data(sig.args[at], args[at], args[at + 1]) for at in (6, 8, 14))
         k, v, dk, dv = (write.data(sig.args[at], args[at]) for at in range(10, 14))
 
         def body(vectors: int) -> None:
-            sums = write.variables(write.floats(0.0), vectors)
-            for variable in sums:
-                builder.store(write.floats(0.0), variable)
+            # Three passes over the survivors: each keeps in registers what it uses again, and none waits for a
+            # sum before it can go on to the next survivor.
             parts = range(vectors)
-            with _loop(builder, args[3]) as step:
-                column = builder.load(write.at(columns_, step.index))
-                probability = builder.load(write.at(p, step.index))
-                factor = builder.load(write.at(factors_, step.index))
-                of_value = write.row(v, column, vectors)
+            of_g, of_q = ([write.load(write.at(row, LANES * part)) for part in parts] for row in (g, q))
+            with _loop(builder, count_) as step:
+                of_value = write.row(v, builder.load(write.at(columns_, step.index)), vectors)
                 products = [write.floats(0.0)] * min(2, vectors)
                 for part in parts:
                     lane = part % len(products)
                     value = write.load(write.at(of_value, LANES * part))
-                    products[lane] = write.fma(write.load(write.at(g, LANES * part)), value, products[lane])
+                    products[lane] = write.fma(of_g[part], value, products[lane])
                 whole = products[0] if len(products) == 1 else builder.fadd(*products)
+                probability = builder.load(write.at(p, step.index))
+                factor = builder.load(write.at(factors_, step.index))
                 dp = builder.fsub(builder.fmul(factor, write.total(whole)), args[5])
-                ds = write.splat(builder.fmul(builder.fmul(probability, dp), args[17]))
-                weight = write.splat(builder.fmul(probability, factor))
-                of_key, of_dk, of_dv = (write.row(x, column, vectors) for x in (k, dk, dv))
+                builder.store(builder.fmul(builder.fmul(probability, dp), args[17]), write.at(ds, step.index))
+                builder.store(builder.fmul(probability, factor), write.at(factors_, step.index))
+            sums = write.variables(write.floats(0.0), vectors)
+            for variable in sums:
+                builder.store(write.floats(0.0), variable)
+            with _loop(builder, count_) as step:
+                column = builder.load(write.at(columns_, step.index))
+                of_key, of_dk = write.row(k, column, vectors), write.row(dk, column, vectors)
+                factor = write.splat(builder.load(write.at(ds, step.index)))
                 for part in parts:
-                    write.multiply_add(ds, write.load(write.at(of_key, LANES * part)), sums[part])
-                for target, factor_, source in ((of_dk, ds, q), (of_dv, weight, g)):
-                    # Read all before writing any: LLVM does not know that rows do not overlap.
-                    before = [write.load(write.at(target, LANES * part)) for part in parts]
-                    added = [write.fma(factor_, write.load(write.at(source, LANES * n)), before[n]) for n in parts]
-                    for part in parts:
-                        write.store(added[part], write.at(target, LANES * part))
+                    write.multiply_add(factor, write.load(write.at(of_key, LANES * part)), sums[part])
+                add_row(of_dk, factor, of_q)
             for part in parts:
                 write.store(builder.load(sums[part]), write.at(dq, LANES * part))
+            with _loop(builder, count_) as step:
+                of_dv = write.row(dv, builder.load(write.at(columns_, step.index)), vectors)
+                add_row(of_dv, write.splat(builder.load(write.at(factors_, step.index))), of_g)
+
+        def add_row(target: Any, factor: Any, row: list[Any]) -> None:
+            # Read all before writing any: LLVM does not know that rows do not overlap.
+            before = [write.load(write.at(target, LANES * part)) for part in range(len(row))]
+            added = [write.fma(factor, part, there) for part, there in zip(row, before, strict=True)]
+            for part, value in enumerate(added):
+                write.store(value, write.at(target, LANES * part))
 
         write.by_width(args[16], body)
         return context.get_dummy_value()
