@@ -274,6 +274,7 @@ def show_audit(console: Console, report: AuditReport) -> None:
         report: What `crisp.audit` returned.
     """
     colours = {"ok": "green", "failed": "bold red", "not applicable": "dim"}
+    console.print(Text(f"\nAudit of {report.model}, with rule topk whichever rule is asked for:"))
     table = RichTable(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("check", overflow="fold")
     table.add_column("outcome", overflow="fold")
