@@ -291,6 +291,20 @@ def test_the_terminals_summary_has_a_row_an_arm(result):
     assert rows["dense"]["sparse"] == "0.0%"
 
 
+@pytest.mark.parametrize("seeds", [5, 6])
+def test_figures_that_few_seeds_cannot_carry_are_left_out(tmp_path, seeds):
+    spec = make_spec(arms=ARMS, vary={"label_noise": [0.0, 0.4]}, seeds=seeds)
+    found = analyse(fill_in_full(tmp_path, spec, draws({"dense": 0.5, "topk-50": 0.6})))
+    contrast = dict(zip(tables.contrasts(found).header, tables.contrasts(found).rows[0], strict=True))
+    shown = [contrast[name] for name in ("95% interval", "on these examples", "TOST p", "detectable")]
+    shown += [row[6] for row in secondary.outcomes(found).rows]
+    shown += [row[4] for row in breadth.condition_tables(found)[2].rows]
+    shown += [tables.summary(found).rows[1][5]]
+    assert {cell == tables.MISSING for cell in shown} == {seeds < 6}
+    assert {"interval" in row[2] for row in secondary.pattern(found).rows[2:] if "points" in row[2]} <= {seeds >= 6}
+    assert tables.MISSING not in (contrast["p"], contrast["P(better)"])
+
+
 def test_provenance_lists_whatever_differs_between_runs(tmp_path):
     spec = make_spec(seeds=2)
     other = provenance(packages={"crisp-attention": "0.1", "torch": "9.9"}, git={"commit": "f" * 40, "dirty": True})

@@ -7,7 +7,7 @@ from matplotlib.ticker import NullLocator
 
 from crisp_attention.experiment.conclusions.analysis import Analysis
 from crisp_attention.experiment.report.drawing import Drawing, canvas, colour, finish
-from crisp_attention.experiment.report.forest import forest, shown_interval
+from crisp_attention.experiment.report.forest import forest
 from crisp_attention.experiment.report.plots import legend_below, line_styles
 from crisp_attention.experiment.report.tables import (
     MISSING,
@@ -16,6 +16,7 @@ from crisp_attention.experiment.report.tables import (
     contrast_table,
     interval,
     level,
+    of_enough,
     p,
     runs_of,
     signed,
@@ -47,7 +48,7 @@ def condition_plot(analysis: Analysis) -> Drawing | None:
             places = np.array([value for value, _ in own]) * (1 + 0.02 * (number - len(arms) / 2))
             axes.plot(places, [item.difference for _, item in own], **style)
             for place, (_, item) in zip(places, own, strict=True):
-                found = shown_interval(item)
+                found = of_enough(item, item.interval)
                 if found is not None:
                     axes.vlines(place, found.low, found.high, color=style["color"], linewidth=1.4)
         if vary.key == "train_examples":
@@ -113,7 +114,7 @@ def condition_tables(analysis: Analysis) -> list[Table]:
                 str(item.seeds),
                 signed(item.slope),
                 item.unit,
-                interval(item.interval),
+                interval(of_enough(item, item.interval)),
                 p(item.p_value),
                 p(item.p_holm),
             )
