@@ -72,6 +72,9 @@ def test_a_new_experiment_is_all_to_do_and_nothing_is_written(spec, tmp_path, in
     assert "8 runs to do, one after another" in text
     assert "about 26 min" in text
     assert "Ctrl-C is safe" in text
+    noted = {"": dataclasses.replace(plan.data.conditions[""], notes=("Three rows were dropped.",))}
+    noted = dataclasses.replace(plan, data=dataclasses.replace(plan.data, conditions=noted))
+    assert "Three rows were dropped." in shown(noted)
 
 
 def test_what_is_done_tells_how_long_the_rest_takes(spec, tmp_path, instant):

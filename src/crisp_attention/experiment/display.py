@@ -159,6 +159,10 @@ def show_plan(console: Console, plan: Plan) -> None:
             f"{len(plan.data.test)} test examples, {_count(spec.training.epochs, 'epoch')}.",
         )
     )
+    first, *others = plan.data.conditions.values()
+    for note in first.notes:
+        if all(note in other.notes for other in others):
+            console.print(note, style="dim", markup=False, highlight=False)
     troubled = [record for record in plan.records.values() if record.status != "finished"]
     # In a narrow terminal an arm's name has to do.
     told = ["what it is"] if console.width >= _WIDE_ENOUGH else []
