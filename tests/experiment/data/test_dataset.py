@@ -393,6 +393,16 @@ def test_another_source_keeps_none_of_the_settings_that_are_the_first_ones_own(t
     assert np.array_equal(split.labels, plain.labels)
 
 
+def test_columns_of_another_source_can_be_named(tmp_path):
+    file = write(tmp_path, "films.csv", ROWS)
+    odd = write(tmp_path, "odd.csv", [(n % 2, f"book {n}", "same") for n in range(60)], ("mark", "said", "label"))
+    own = {"name": "odd", "source": odd, "text": "said", "label": "mark"}
+    split = dataset_module.load_experiment(make_spec(data={"source": file}, evaluations=[own])).evaluations["odd"]
+    assert all(int(text.split()[1]) % 2 == label for text, label in zip(split.texts, split.labels, strict=True))
+    with pytest.raises(DataError, match=r"odd\.csv has no text column 'sayd'. Did you mean 'said'"):
+        dataset_module.load_experiment(make_spec(data={"source": file}, evaluations=[own | {"text": "sayd"}]))
+
+
 def test_another_source_that_does_not_fit_is_refused(tmp_path):
     file = write(tmp_path, "films.csv", ROWS)
     stars = write(tmp_path, "stars.csv", [(text, int(label) + 1) for text, label in ROWS])

@@ -225,6 +225,7 @@ def test_every_arm_is_run_at_each_value_of_what_varies(vary, names):
         ({"primary": {"arm": "topk-50", "condition": "label_noise=0"}}, r"there is no \[vary\]"),
         ({"evaluations": [{"name": "x"}]}, "needs either typos or source"),
         ({"evaluations": [{"name": "x", "typos": 0.1, "source": "tweets"}]}, "needs either typos or source"),
+        ({"evaluations": [{"name": "x", "typos": 0.1, "text": "said"}]}, "text must name columns of source"),
         ({"evaluations": [{"name": "test", "typos": 0.1}]}, "differ, and from 'test' and 'train'"),
         ({"evaluations": [{"name": "x", "typos": 0.1}] * 2}, "names of evaluations must differ"),
         ({"evaluations": [{"name": "x", "typo": 0.1}]}, "Did you mean 'typos'"),

@@ -255,8 +255,7 @@ def _evaluation(item: EvaluationSpec, spec: DataSpec, dataset: Dataset, announce
         texts = tuple(mistype(text, item.typos) for text in dataset.test.texts)
         pairs = dataset.test.pairs and tuple(mistype(text, item.typos) for text in dataset.test.pairs)
         return Split(texts, pairs, dataset.test.labels)
-    # Columns are those of the other source, found by their usual names.
-    columns = dict.fromkeys(("subset", "text", "text_pair", "label", "test"))
+    columns = {"text": item.text, "text_pair": item.text_pair, "label": item.label, "subset": None, "test": None}
     own = {"source": item.source, "test_examples": item.test_examples, "train_examples": None, "label_noise": 0.0}
     other = load(spec.model_copy(update={**columns, **own}), announce)
     theirs, ours = _form(other.test), _form(dataset.test)

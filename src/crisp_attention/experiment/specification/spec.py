@@ -201,12 +201,18 @@ class EvaluationSpec(_Section):
         None, description="share of the test split's letters that are mistyped"
     )
     source: str | None = Field(None, description="a data set with the same classes, whose test split is evaluated")
+    text: str | None = Field(None, description="column of that data set's text (default: found by its usual names)")
+    text_pair: str | None = Field(None, description="column of a second text, for sentence pairs")
+    label: str | None = Field(None, description="column of the label (default: found by its usual names)")
     test_examples: Annotated[int, Field(ge=1)] | None = Field(None, description="of that data set (default: all)")
 
     @model_validator(mode="after")
     def _check_one(self) -> EvaluationSpec:
         if (self.typos is None) == (self.source is None):
             raise ValueError(f"evaluation {self.name!r} needs either typos or source")
+        columns = [key for key in ("text", "text_pair", "label") if getattr(self, key) is not None]
+        if self.source is None and columns:
+            raise ValueError(f"{' and '.join(columns)} must name columns of source, which is missing")
         return self
 
 
