@@ -253,6 +253,16 @@ def test_figures_that_few_seeds_cannot_carry_are_left_out(tmp_path, seeds):
     assert tables.MISSING not in (contrast["p"], contrast["P(better)"])
 
 
+def test_arms_that_differ_by_more_than_sparsity_share_no_line(tmp_path):
+    """A line between a percentile that counts padding and one that does not would say that sparsity made the gap."""
+    naive = {"name": "naive-50", "sparsity": 0.5, "rule": "percentile", "count_padding": True, "padding": "max_length"}
+    store = fill(tmp_path, make_spec(seeds=1, arms=[*ARMS, naive]), EVEN)
+    write(store)
+    picture = (tmp_path / "figures" / "by-sparsity.svg").read_text(encoding="utf-8")
+    assert {"topk", "percentile-80", "naive-50"} <= set(re.findall(r">([\w-]+)</text>", picture))
+    assert ">percentile</text>" not in picture
+
+
 def test_provenance_lists_whatever_differs_between_runs(tmp_path):
     spec = make_spec(seeds=2)
     other = provenance(packages={"crisp-attention": "0.1", "torch": "9.9"}, git={"commit": "f" * 40, "dirty": True})

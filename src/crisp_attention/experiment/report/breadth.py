@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.ticker import NullLocator
 
@@ -22,7 +24,8 @@ from crisp_attention.experiment.report.tables import (
     signed,
     where,
 )
-from crisp_attention.experiment.statistics import EQUIVALENCE_MARGIN
+from crisp_attention.experiment.specification.spec import VarySpec
+from crisp_attention.experiment.statistics import EQUIVALENCE_MARGIN, Array
 
 _AXES = {"train_examples": "training examples", "label_noise": "share of wrong training labels"}
 
@@ -44,8 +47,7 @@ def condition_plot(analysis: Analysis) -> Drawing | None:
                 for item in found
                 if item.arm == arm.name
             ]
-            # A little apart, so that intervals of several arms do not hide each other.
-            places = np.array([value for value, _ in own]) * (1 + 0.02 * (number - len(arms) / 2))
+            places = _apart([value for value, _ in own], number - (len(arms) - 1) / 2, vary)
             axes.plot(places, [item.difference for _, item in own], **style)
             for place, (_, item) in zip(places, own, strict=True):
                 found = of_enough(item, item.interval)
@@ -71,6 +73,14 @@ def condition_plot(analysis: Analysis) -> Drawing | None:
             f"seeds and examples. The band is what counts as equivalent, {EQUIVALENCE_MARGIN:g} points either way.",
             f"{said}.",
         )
+
+
+def _apart(values: Sequence[float], step: float, vary: VarySpec) -> Array:
+    """Places on the axis of what is varied, a little apart so that intervals of several arms do not hide each other."""
+    places = np.asarray(values, dtype=np.float64)
+    if vary.key == "train_examples":  # on a logarithmic axis
+        return places * np.float64(1.02) ** step
+    return places + 0.012 * step * (vary.values[-1] - vary.values[0])
 
 
 def condition_tables(analysis: Analysis) -> list[Table]:

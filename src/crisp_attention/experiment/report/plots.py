@@ -25,6 +25,9 @@ from crisp_attention.experiment.results.record import Record
 from crisp_attention.experiment.statistics import Array
 
 _Points = tuple[Sequence[float] | Array, Sequence[float] | Array]
+_OTHERS = "other arms"
+_APART = 5.0
+"""Points of realised sparsity below which a picture of accuracy by sparsity would magnify rounding."""
 _SHARES = (-3, 103)
 """Limits of an axis of percentages, whose ends are not to lie on the frame."""
 
@@ -69,17 +72,19 @@ def gap(analysis: Analysis) -> Drawing | None:
 
 
 def by_sparsity(analysis: Analysis) -> Drawing | None:
-    """Test accuracy over realised sparsity, one line a rule; None unless a rule has several sparsities."""
+    """Test accuracy over realised sparsity, one line a rule; None unless there are several sparsities."""
     arms = [arm for arm in finished(analysis) if arm.realised("test") is not None]
-    rules: dict[str, list[ArmResult]] = {}
+    kinds: dict[tuple[str, str], list[ArmResult]] = {}
     for arm in arms:
         config = _in_evaluation(arm)
         # Only what is trained as it is evaluated: a line is to differ by sparsity alone.
         if config is not None and arm.spec.evaluate is None:
-            rules.setdefault(config.rule, []).append(arm)
+            others = {name: value for name, value in config.changes().items() if name not in config.strength}
+            kinds.setdefault((config.rule, repr((others, arm.spec.padding, arm.spec.training))), []).append(arm)
+    rules = {_label(rule, own, [kind[0] for kind in kinds]): own for (rule, _), own in kinds.items()}
     dense = [arm for arm in arms if not arm.spec.attention.removes and arm.spec.evaluate is None]
-    levels = {round(100 * (arm.realised("test") or 0)) for own in rules.values() for arm in own}
-    if len(levels) < 2:
+    levels = [100 * (arm.realised("test") or 0) for own in rules.values() for arm in own]
+    if not levels or max(levels) - min(levels) < _APART:
         return None
     with canvas(3.6) as (figure, axes):
         if dense:
@@ -94,20 +99,20 @@ def by_sparsity(analysis: Analysis) -> Drawing | None:
                 [100 * (arm.realised("test") or 0) for arm in own],
                 [arm.accuracies.mean() for arm in own],
                 color=series(number),
-                marker=MARKERS[number % len(MARKERS)],
+                marker=MARKERS[(number + number // MANY) % len(MARKERS)],  # colours begin again with other markers
                 linewidth=1.6,
                 label=rule,
             )
         axes.set_xlabel("realised sparsity on the test split (%)")
         axes.set_ylabel("test accuracy (%)")
-        axes.legend()
+        legend_below(figure, axes)
         listed = [arm for own in rules.values() for arm in own]
         return finish(
             figure,
             "by-sparsity",
             "Accuracy by sparsity",
             "Test accuracy over the share of pairs that was really removed. A dot is a seed, a line joins the means of "
-            "one rule.",
+            "one rule whose other settings are the same.",
             listing(
                 listed,
                 [
@@ -231,9 +236,14 @@ def finished(analysis: Analysis) -> list[ArmResult]:
     return [arm for arm in analysis.arms if arm.records]
 
 
+def _label(rule: str, arms: Sequence[ArmResult], rules: Sequence[str]) -> str:
+    """What a line is called: by its rule, or by its arms where there are several lines of that rule."""
+    return rule if rules.count(rule) == 1 else ", ".join(arm.name for arm in arms)
+
+
 def line_styles(analysis: Analysis, arms: Sequence[ArmResult]) -> list[dict[str, Any]]:
     """Colour, marker and label of each arm's line; of many arms all but the primary contrast's are grey."""
-    styles = []
+    styles: list[dict[str, Any]] = []
     places = {arm.name: number for number, arm in enumerate(analysis.arms)}
     matters = (analysis.spec.primary.baseline, analysis.spec.primary.arm)
     for arm in arms:
@@ -241,7 +251,8 @@ def line_styles(analysis: Analysis, arms: Sequence[ArmResult]) -> list[dict[str,
         if len(analysis.arms) > MANY:
             number = matters.index(arm.name) if arm.name in matters else -1
         if number < 0:
-            styles.append({"color": colour("line"), "zorder": 1})
+            named = any(style.get("label") == _OTHERS for style in styles)
+            styles.append({"color": colour("line"), "zorder": 1} | ({} if named else {"label": _OTHERS}))
         else:
             styles.append({"color": series(number), "marker": MARKERS[number % len(MARKERS)], "label": arm.name})
     return styles
@@ -277,7 +288,9 @@ def _lines(
     with canvas(3.2) as (figure, axes):
         for arm, style in zip(arms, line_styles(analysis, arms), strict=True):
             axes.plot(*points(arm), **style)
-        axes.set_ylim(*limits)
+        low, high = limits
+        # Room for the markers of lines that run along the top.
+        axes.set_ylim(low, 1.08 * axes.dataLim.ymax if high is None else high)
         axes.set_xlabel(labels[0])
         axes.set_ylabel(labels[1])
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
