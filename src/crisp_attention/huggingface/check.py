@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
+from crisp_attention.backends import Detail
 from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError, UnsupportedModelError
 from crisp_attention.huggingface.inputs import Inputs, working_inputs
@@ -263,6 +264,8 @@ def _is_padded(call: AttentionCall, inputs: Inputs) -> bool:
 
 class _Recorder:
     """Takes a monitor's place during a probe."""
+
+    detail = Detail.SUMMARY
 
     def __init__(self) -> None:
         self.calls: list[AttentionCall] = []
