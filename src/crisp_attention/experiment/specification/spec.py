@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError, CrispError, nearest
+from crisp_attention.experiment.specification.mistakes import told
 from crisp_attention.traits import RULES
 
 _ATTENTION_FIELDS = tuple(item.name for item in dataclasses.fields(SparsityConfig))
@@ -335,11 +336,7 @@ def parse(content: Mapping[str, Any], origin: str) -> ExperimentSpec:
     try:
         return ExperimentSpec.model_validate(content)
     except ValidationError as error:
-        found = error.errors()
-        # An arm that is refused is not counted either, which would be told as a mistake of its own.
-        refused = any(item["loc"][0] == "arms" and len(item["loc"]) > 1 for item in found if item["loc"])
-        told = [item for item in found if not (refused and item["loc"] == ("arms",))]
-        raise ConfigurationError(f"{origin}: " + " ".join(_explain(item, content) for item in told)) from None
+        raise ConfigurationError(f"{origin}: {told(error, content, _known_keys)}") from None
     except CrispError as error:
         raise ConfigurationError(f"{origin}: {error}") from None
 
@@ -407,35 +404,6 @@ def _told(attention: SparsityConfig) -> dict[str, Any]:
         return {}
     told = attention.changes().keys() | attention.strength.keys()
     return {name: value for name, value in attention.to_dict().items() if name in told}
-
-
-def _explain(item: Any, content: Any) -> str:
-    owner, key = _place(item["loc"], content)
-    if item["type"] == "extra_forbidden":
-        of = f" of {owner}" if owner else ""
-        return f"Unknown key {key!r}{of}. {nearest(str(item['loc'][-1]), _known_keys(item['loc']))}"
-    if item["type"] == "missing":
-        return f"Missing key {key!r}{f' of {owner}' if owner else ''}."
-    place = ", ".join(part for part in (owner, key) if part)
-    message = item["msg"].removeprefix("Value error, ").rstrip(".")
-    given = "" if item["type"] == "value_error" else f", got {item['input']!r}"
-    return f"{place}: {message}{given}." if place else f"{message}."
-
-
-def _place(location: tuple[str | int, ...], content: Any) -> tuple[str, str]:
-    """Where in a specification: an arm or an evaluation by its name, if it has one, and the key in it."""
-    keys = [str(part) for part in location]
-    noun = {"arms": "arm", "evaluations": "evaluation"}.get(keys[0]) if len(keys) > 1 else None
-    if noun is None:
-        return "", ".".join(keys)
-    try:
-        table = content[location[0]][location[1]]
-        name = table["name"]
-    except (LookupError, TypeError):
-        return "", ".".join(keys)
-    # What is written directly in an arm's table is gathered under this key.
-    gathered = keys[2:3] == ["attention"] and "attention" not in table
-    return f"{noun} {name!r}", ".".join(keys[3:] if gathered else keys[2:])
 
 
 def _known_keys(location: tuple[str | int, ...]) -> list[str]:
