@@ -44,7 +44,7 @@ EXPERIMENT_FLOORS = [
     ["report"],
     ["training"],
     ["execution", "inspection"],
-    ["study"],
+    ["outlook", "study"],
     ["display"],
 ]
 # The modules of the experiment that need torch when they are loaded.

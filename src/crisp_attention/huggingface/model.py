@@ -178,9 +178,17 @@ def load(auto_class: type[Any], path: str | os.PathLike[str], *, inputs: Inputs 
         **kwargs: Passed to `from_pretrained`.
 
     Raises:
-        ConfigurationError: If the checkpoint has no settings, so that it would come back dense.
+        ConfigurationError: If there is no such checkpoint, or it has no settings, so that it would come back dense.
     """
-    model = auto_class.from_pretrained(path, **kwargs)
+    try:
+        model = auto_class.from_pretrained(path, **kwargs)
+    except OSError as error:
+        if os.path.exists(path):
+            raise
+        raise ConfigurationError(
+            f"There is no folder {os.fspath(path)!r}, and as a model's name it could not be had from the Hugging Face "
+            f"hub ({type(error).__name__}). Expected what save_pretrained wrote."
+        ) from error
     if getattr(model.config, SETTINGS, None) is None:
         raise ConfigurationError(
             f"{os.fspath(path)!r} was saved without {SETTINGS!r} settings, so it would load dense (a PEFT adapter "
