@@ -19,14 +19,17 @@ from crisp_attention.backends.cpu.simd import (
     ROWS,
     clear,
     copy,
+    copy_columns,
     dot,
     dropout_factors,
     gather,
+    lanes_of_bits,
     largest_of,
     panel_scores,
     row_gradients,
     scale,
     softmax,
+    transpose,
     weighted_sum,
 )
 from crisp_attention.backends.cpu.threshold import COMPILED, level_of, memory_of_levels
@@ -60,6 +63,7 @@ def forward_scratch(shape, width, by_row, other):  # type: ignore[no-untyped-def
         np.empty(queries, np.int64),
         np.empty(taken, np.int64),
         memory_of_levels(),
+        lanes_of_bits(),
     )
 
 
@@ -83,18 +87,20 @@ def mix(state):  # type: ignore[no-untyped-def]
 
 
 @njit(**COMPILED)  # type: ignore[untyped-decorator]
-def _pack_keys(flat, base, step, columns, count, panels, depth, factor, packed):  # type: ignore[no-untyped-def]
+def _pack_keys(flat, base, step, columns, count, panels, depth, factor, packed, places):  # type: ignore[no-untyped-def]
     """Keys of one head, scaled, in panels `[panels, depth, PANEL]`, padded with zeros."""
-    for panel in range(panels):
-        for lane in range(PANEL):
-            j, to = panel * PANEL + lane, panel * depth * PANEL + lane
-            if j < count:
-                source = base + columns[j] * step
-                for d in range(depth):
-                    packed[to + d * PANEL] = flat[source + d] * factor
-            else:
-                for d in range(depth):
-                    packed[to + d * PANEL] = 0.0
+    for first in range(0, panels * PANEL, LANES):
+        to = first // PANEL * depth * PANEL + first % PANEL
+        if first + LANES <= count and depth % LANES == 0:
+            for lane in range(LANES):
+                places[lane] = base + columns[first + lane] * step
+            transpose(flat, places, depth // LANES, factor, packed, to)
+            continue
+        for lane in range(LANES):
+            exists = first + lane < count
+            source = base + columns[first + lane] * step if exists else 0
+            for d in range(depth):
+                packed[to + d * PANEL + lane] = flat[source + d] * factor if exists else 0.0
 
 
 @njit(**COMPILED)  # type: ignore[untyped-decorator]
@@ -193,7 +199,7 @@ def forward(
     v_flat, v_b, v_g, v_n = v
     out_flat, out_b, out_h, out_n = out
     (
-        columns, packed_keys, packed_values, scores, ranks, weights, survivors, factors, row_out, order, places, memory,
+        columns, packed_keys, packed_values, scores, ranks, weights, survivors, factors, row_out, order, places, memory, table,
     ) = scratch  # fmt: skip
     taken = ROWS * GROUPS
     blocks = (queries + taken - 1) // taken
@@ -210,7 +216,7 @@ def forward(
         # No row of scores begins a multiple of 1024 bytes after another: processors that tell places apart by
         # their last bits would wait for one to be written before they read the other.
         used = panels * PANEL if panels % 16 else (panels + 1) * PANEL
-        _pack_keys(k_flat, b * k_b + g * k_g, k_n, columns, count, panels, depth, factor, packed_keys)
+        _pack_keys(k_flat, b * k_b + g * k_g, k_n, columns, count, panels, depth, factor, packed_keys, places)
         _pack_rows(v_flat, b * v_b + g * v_g, v_n, keys, v_depth, width, packed_values)
         # Queries that count come first, so that a head's threshold is found over the beginning of its scores.
         ranked_rows = _order(query_valid, b, queries, counts_padded, order)
@@ -248,7 +254,7 @@ def forward(
                             level = head_level
                             if level > -np.inf:
                                 level = min(level, level_of(ranks, at, used, min_keep, memory))
-                        amount = gather(scores, at, ranks, at, used, level, columns, weights, survivors)
+                        amount = gather(scores, at, ranks, at, used, level, columns, table, weights, survivors)
                         for slot in range(amount, (amount + LANES - 1) // LANES * LANES):
                             weights[slot] = -np.inf
                         if amount > 0:
@@ -264,8 +270,7 @@ def forward(
                         if stores:
                             starts[b, h, first + lane] = filled
                             if needs <= capacity:
-                                for slot in range(amount):
-                                    columns_out[base + filled + slot] = survivors[slot]
+                                copy_columns(survivors, columns_out, base + filled, amount)
                                 copy(weights, 0, weights_out, base + filled, amount)
                                 filled += amount
                         if lowest > 0:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -31,13 +32,14 @@ GROUPS = 4
 WIDTHS = (16, 32, 48, 64, 96, 128)
 """Head widths with loops of their own; others are padded with zeros to the next."""
 
-_I1, _I32, _I64, _F32 = ir.IntType(1), ir.IntType(32), ir.IntType(64), ir.FloatType()
+_I8, _I16, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _VI, _VF = ir.VectorType(_I32, LANES), ir.VectorType(_F32, LANES)
 _CONTRACT = ("contract",)
 
 _floats = types.Array(types.float32, 1, "C")
 _columns = types.Array(types.uint16, 1, "C")
 _places = types.Array(types.int64, 1, "C")
+_table = types.Array(types.uint64, 1, "C")
 
 
 class _Writer:
@@ -178,6 +180,20 @@ def copy(typingctx: Any, source: Any, from_at: Any, to: Any, to_at: Any, count: 
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def copy_columns(typingctx: Any, source: Any, to: Any, to_at: Any, count: Any) -> Any:
+    """Copy columns from the beginning of one array."""
+    signature = types.void(_columns, _columns, types.int64, types.int64)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Sequence[Any]) -> Any:
+        write = _Writer(context, builder)
+        source_, to_ = write.data(sig.args[0], args[0]), write.data(sig.args[1], args[1], args[2])
+        cgutils.raw_memcpy(builder, to_, source_, args[3], ir.Constant(_I64, 2), align=2)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def clear(typingctx: Any, values: Any, count: Any) -> Any:
     """Set floats to zero."""
     signature = types.void(_floats, types.int64)
@@ -186,6 +202,43 @@ def clear(typingctx: Any, values: Any, count: Any) -> Any:
         write = _Writer(context, builder)
         size = builder.mul(args[1], ir.Constant(_I64, 4))
         cgutils.memset(builder, write.data(sig.args[0], args[0]), size, 0)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def transpose(typingctx: Any, source: Any, places: Any, vectors: Any, factor: Any, to: Any, to_at: Any) -> Any:
+    """Eight rows, scaled, as columns of a panel.
+
+    Args of the compiled function:
+        source: Where the rows lie; places: where each begins, int64 `[LANES]`.
+        vectors: Length of a row in vectors.
+        factor: What they are multiplied by.
+        to: From to_at on `[vectors * LANES, PANEL]`, of which `LANES` columns are written.
+    """
+    signature = types.void(_floats, _places, types.int64, types.float32, _floats, types.int64)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Sequence[Any]) -> Any:
+        write = _Writer(context, builder)
+        source_, places_ = write.data(sig.args[0], args[0]), write.data(sig.args[1], args[1])
+        to_, factor_ = write.data(sig.args[4], args[4], args[5]), write.splat(args[3])
+        starts = [write.at(source_, builder.load(write.at(places_, row))) for row in range(LANES)]
+        with _loop(builder, args[2]) as step:
+            at = builder.mul(step.index, ir.Constant(_I64, LANES))
+            block = [builder.fmul(write.load(write.at(start, at)), factor_) for start in starts]
+            for distance in (1, 2, 4):  # swap halves of pairs of rows that lie so far apart
+                for row in range(LANES):
+                    if row & distance:
+                        continue
+                    one, other = block[row], block[row | distance]
+                    first = [x if not x & distance else LANES + (x ^ distance) for x in range(LANES)]
+                    second = [x | distance if not x & distance else LANES + x for x in range(LANES)]
+                    block[row] = builder.shuffle_vector(one, other, ir.Constant(_VI, first))
+                    block[row | distance] = builder.shuffle_vector(one, other, ir.Constant(_VI, second))
+            below = write.at(to_, builder.mul(at, ir.Constant(_I64, PANEL)))
+            for row, value in enumerate(block):
+                write.store(value, write.at(below, row * PANEL))
         return context.get_dummy_value()
 
     return signature, codegen
@@ -317,6 +370,15 @@ def moments(typingctx: Any, values: Any, start: Any, count: Any) -> Any:
     return signature, codegen
 
 
+def lanes_of_bits() -> Any:
+    """For each set of lanes, a byte, its lanes in order, as eight bytes in a uint64: the table of `gather`."""
+    table = np.zeros((256, LANES), np.uint8)
+    for bits in range(256):
+        lanes = [lane for lane in range(LANES) if bits >> lane & 1]
+        table[bits, : len(lanes)] = lanes
+    return table.view(np.uint64).reshape(256)
+
+
 @intrinsic  # type: ignore[untyped-decorator]
 def gather(
     typingctx: Any,
@@ -327,52 +389,40 @@ def gather(
     count: Any,
     level: Any,
     columns: Any,
+    table: Any,
     to: Any,
     survivors: Any,
 ) -> Any:
     """Collect scores and columns where the rank is not below a level and the score not -inf; how many there are.
 
-    `count` is a multiple of `PANEL`. A bit for each pair says which survive, so that the work grows with these.
+    `count` is a multiple of `LANES`; `survivors` has room for a vector more. Places are looked up for eight pairs
+    at once in the table of `lanes_of_bits`: which pairs survive cannot be guessed, so that branches would be slow.
     """
     signature = types.int64(
-        _floats, types.int64, _floats, types.int64, types.int64, types.float32, _columns, _floats, _columns
+        _floats, types.int64, _floats, types.int64, types.int64, types.float32, _columns, _table, _floats, _columns
     )
 
     def codegen(context: Any, builder: Any, sig: Any, args: Sequence[Any]) -> Any:
         write = _Writer(context, builder)
         scores_, ranks_ = write.data(sig.args[0], args[0], args[1]), write.data(sig.args[2], args[2], args[3])
-        columns_, to_, survivors_ = (write.data(sig.args[at], args[at]) for at in (6, 7, 8))
+        columns_, table_, to_, survivors_ = (write.data(sig.args[at], args[at]) for at in (6, 7, 8, 9))
         level_, lowest = write.splat(args[5]), write.floats(-math.inf)
-        bits = ir.IntType(PANEL)
+        bytes_, shorts = ir.VectorType(_I8, LANES), ir.VectorType(_I16, LANES)
         (found,) = write.variables(ir.Constant(_I64, 0))
         builder.store(ir.Constant(_I64, 0), found)
-        remaining = cgutils.alloca_once(builder, bits)
-        with _loop(builder, builder.udiv(args[4], ir.Constant(_I64, PANEL))) as step:
-            first = builder.mul(step.index, ir.Constant(_I64, PANEL))
-            survive = bits(0)
-            for part in range(0, PANEL, LANES):
-                at = builder.add(first, ir.Constant(_I64, part))
-                high_enough = builder.fcmp_unordered(">=", write.load(write.at(ranks_, at)), level_)
-                there = builder.fcmp_unordered("!=", write.load(write.at(scores_, at)), lowest)
-                lanes = builder.bitcast(builder.and_(high_enough, there), ir.IntType(LANES))
-                survive = builder.or_(survive, builder.shl(builder.zext(lanes, bits), bits(part)))
-            builder.store(survive, remaining)
-            ask, take, done = (builder.append_basic_block(name) for name in ("ask", "take", "done"))
-            builder.branch(ask)
-            builder.position_at_end(ask)
-            builder.cbranch(builder.icmp_unsigned("!=", builder.load(remaining), bits(0)), take, done)
-            builder.position_at_end(take)
-            left = builder.load(remaining)
-            trailing = ir.FunctionType(bits, [bits, _I1])
-            count_zeros = cgutils.get_or_insert_function(builder.module, trailing, f"llvm.cttz.i{PANEL}")
-            lane = builder.call(count_zeros, [left, ir.Constant(_I1, 1)])
-            source, slot = builder.add(first, builder.zext(lane, _I64)), builder.load(found)
-            builder.store(builder.load(write.at(scores_, source)), write.at(to_, slot))
-            builder.store(builder.load(write.at(columns_, source)), write.at(survivors_, slot))
-            builder.store(builder.add(slot, ir.Constant(_I64, 1)), found)
-            builder.store(builder.and_(left, builder.sub(left, bits(1))), remaining)
-            builder.branch(ask)
-            builder.position_at_end(done)
+        with _loop(builder, builder.udiv(args[4], ir.Constant(_I64, LANES))) as step:
+            first, slot = builder.mul(step.index, ir.Constant(_I64, LANES)), builder.load(found)
+            high_enough = builder.fcmp_unordered(">=", write.load(write.at(ranks_, first)), level_)
+            there = builder.fcmp_unordered("!=", write.load(write.at(scores_, first)), lowest)
+            bits = builder.zext(builder.bitcast(builder.and_(high_enough, there), _I8), _I64)
+            lanes = builder.load(builder.bitcast(write.at(table_, bits), bytes_.as_pointer()), align=8)
+            places = builder.add(builder.zext(lanes, shorts), write.splat(builder.trunc(first, _I16), shorts))
+            builder.store(places, builder.bitcast(write.at(survivors_, slot), shorts.as_pointer()), align=2)
+            builder.store(builder.add(slot, write.call("llvm.ctpop.i64", _I64, bits)), found)
+        with _loop(builder, builder.load(found)) as step:
+            place = builder.zext(builder.load(write.at(survivors_, step.index)), _I64)
+            builder.store(builder.load(write.at(scores_, place)), write.at(to_, step.index))
+            builder.store(builder.load(write.at(columns_, place)), write.at(survivors_, step.index))
         return builder.load(found)
 
     return signature, codegen
