@@ -7,10 +7,9 @@ cached on disk. Computes in float32; results do not depend on the number of thre
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,8 +19,8 @@ from torch.autograd.function import once_differentiable
 from crisp_attention import noise
 from crisp_attention.backends.call import Call, Computed, Detail
 from crisp_attention.backends.cpu import kernels, pool
-from crisp_attention.backends.cpu.simd import LANES, WIDTHS
-from crisp_attention.rules.selection import Pairs, Threshold
+from crisp_attention.backends.cpu.writer import LANES, WIDTHS
+from crisp_attention.rules.selection import Pairs, Selection, Threshold
 
 _MOST_KEYS = 2**16  # a survivor's key is stored in 16 bits
 
@@ -85,15 +84,15 @@ class _Plan:
     @classmethod
     def of(cls, call: Call) -> _Plan:
         """Read a call that is not refused."""
-        assert call.selection is not None and isinstance(call.selection.form, Threshold)
-        form, pairs, shape = call.selection.form, call.pairs, call.pairs.shape
+        selection, pairs, shape = cast(Selection, call.selection), call.pairs, call.pairs.shape
+        form = cast(Threshold, selection.form)
         batch, heads, queries, _ = shape
         by_row = form.scope == "row"
         # Padded queries take no part in a head's threshold, unless the rule's pool is every valid pair.
         counts_padded = by_row or pairs.query_valid is None or form.pool is None or form.pool is pairs.valid
         keep = form.keep.expand(batch, heads, queries if by_row else 1, 1)[..., 0]
-        if call.selection.heads is not None:
-            keep = keep.masked_fill(~call.selection.heads[:, None], kernels.EVERYTHING)
+        if selection.heads is not None:
+            keep = keep.masked_fill(~selection.heads[:, None], kernels.EVERYTHING)
         # One threshold a head: padded queries survive by the same one, and each query by its best keys.
         room = keep.clamp(max=shape[3]).sum(-1) if by_row else (keep[..., 0] + queries * form.min_keep)
         room = room + (0 if by_row else _uncounted(pairs))
@@ -217,7 +216,7 @@ class _Attention(torch.autograd.Function):
         return out, kept, entropy
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, *stored = ctx.saved_tensors
         plan: _Plan = ctx.plan

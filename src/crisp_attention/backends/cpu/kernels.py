@@ -6,39 +6,38 @@ example. It holds no lock of Python's, so that threads share a call; each task's
 Letters: B batch, H heads, G key/value heads, Q queries, K keys, D head width, S survivors of the call.
 """
 
-# Annotations mean nothing to the compiler here, and types of arguments are told by the signatures' docstrings.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, uint32
+from numba import uint32
 
-from crisp_attention.backends.cpu.simd import (
-    GROUPS,
-    LANES,
-    PANEL,
-    ROWS,
+from crisp_attention.backends.cpu.compiling import compiled
+from crisp_attention.backends.cpu.scoring import (
     clear,
     copy,
     copy_columns,
     dot,
-    dropout_factors,
     gather,
     lanes_of_bits,
-    largest_of,
     panel_scores,
+    transpose,
+)
+from crisp_attention.backends.cpu.threshold import level_of, memory_of_levels
+from crisp_attention.backends.cpu.weighting import (
+    dropout_factors,
+    largest_of,
     row_gradients,
     scale,
     softmax,
-    transpose,
     weighted_sum,
 )
-from crisp_attention.backends.cpu.threshold import COMPILED, level_of, memory_of_levels
+from crisp_attention.backends.cpu.writer import GROUPS, LANES, PANEL, ROWS
 
 EVERYTHING = 2**62
 """A count of survivors that no head reaches: its heads are dense."""
 
 
-def forward_scratch(shape, width, by_row, other):  # type: ignore[no-untyped-def]
+def forward_scratch(shape, width, by_row, other):
     """What one thread's `forward` works in.
 
     Args:
@@ -67,7 +66,7 @@ def forward_scratch(shape, width, by_row, other):  # type: ignore[no-untyped-def
     )
 
 
-def backward_scratch(shape, width):  # type: ignore[no-untyped-def]
+def backward_scratch(shape, width):
     """What one thread's `backward` works in."""
     _, _, _, queries, keys, _, _ = shape
     return (
@@ -78,16 +77,16 @@ def backward_scratch(shape, width):  # type: ignore[no-untyped-def]
     )
 
 
-@njit(**COMPILED)  # type: ignore[untyped-decorator]
-def mix(state):  # type: ignore[no-untyped-def]
+@compiled
+def mix(state):
     """`noise.mix` of one uint32."""
     for _ in range(2):
         state = uint32(uint32(state ^ uint32(state >> uint32(16))) * uint32(0x45D9F3B))
     return uint32(state ^ uint32(state >> uint32(16)))
 
 
-@njit(**COMPILED)  # type: ignore[untyped-decorator]
-def _pack_keys(flat, base, step, columns, count, panels, depth, factor, packed, places):  # type: ignore[no-untyped-def]
+@compiled
+def _pack_keys(flat, base, step, columns, count, panels, depth, factor, packed, places):
     """Keys of one head, scaled, in panels `[panels, depth, PANEL]`, padded with zeros."""
     for first in range(0, panels * PANEL, LANES):
         to = first // PANEL * depth * PANEL + first % PANEL
@@ -103,8 +102,8 @@ def _pack_keys(flat, base, step, columns, count, panels, depth, factor, packed, 
                 packed[to + d * PANEL + lane] = flat[source + d] * factor if exists else 0.0
 
 
-@njit(**COMPILED)  # type: ignore[untyped-decorator]
-def _pack_rows(flat, base, step, rows, depth, width, packed):  # type: ignore[no-untyped-def]
+@compiled
+def _pack_rows(flat, base, step, rows, depth, width, packed):
     """Rows of one head, `[rows, width]`, padded with zeros."""
     for n in range(rows):
         copy(flat, base + n * step, packed, n * width, depth)
@@ -112,8 +111,8 @@ def _pack_rows(flat, base, step, rows, depth, width, packed):  # type: ignore[no
             packed[n * width + d] = 0.0
 
 
-@njit(**COMPILED)  # type: ignore[untyped-decorator]
-def _order(query_valid, b, queries, counts_padded, order):  # type: ignore[no-untyped-def]
+@compiled
+def _order(query_valid, b, queries, counts_padded, order):
     """Queries in the order in which they are taken, those that count first; how many do."""
     front = 0
     for i in range(queries):
@@ -129,8 +128,8 @@ def _order(query_valid, b, queries, counts_padded, order):  # type: ignore[no-un
     return front
 
 
-@njit(**COMPILED)  # type: ignore[untyped-decorator]
-def _finish_scores(scores, at, i, b, h, count, stride, columns, valid, by_pair, bias, has_bias):  # type: ignore[no-untyped-def]
+@compiled
+def _finish_scores(scores, at, i, b, h, count, stride, columns, valid, by_pair, bias, has_bias):
     """Add the bias to a row of raw scores and hide what is invalid and what only fills up a panel."""
     if has_bias:
         for j in range(count):
@@ -143,8 +142,8 @@ def _finish_scores(scores, at, i, b, h, count, stride, columns, valid, by_pair, 
                 scores[at + j] = -np.inf
 
 
-@njit(**COMPILED)  # type: ignore[untyped-decorator]
-def _rank(scores, s_at, ranks, r_at, i, b, h, count, stride, columns, largest, ranking, ranked, forced, forces):  # type: ignore[no-untyped-def]
+@compiled
+def _rank(scores, s_at, ranks, r_at, i, b, h, count, stride, columns, largest, ranking, ranked, forced, forces):
     """What a row's keys are ranked by, where it is not their scores."""
     for j in range(count):
         if scores[s_at + j] == -np.inf:
@@ -160,12 +159,12 @@ def _rank(scores, s_at, ranks, r_at, i, b, h, count, stride, columns, largest, r
         ranks[r_at + j] = -np.inf
 
 
-@njit(**COMPILED)  # type: ignore[untyped-decorator]
+@compiled
 def forward(
     shape, q, k, v, factor, valid, by_key, by_pair, query_valid, counts_padded, bias, has_bias, ranking, ranked,
     largest, forced, forces, by_row, keep, min_keep, dropout_state, lowest, dropout_factor, width, offsets, columns_out,
     weights_out, starts, stores, out, kept, entropy, summarises, needed, scratch, first_task, step,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     """Attention of every `step`-th task from `first_task` on.
 
     Args:
@@ -192,6 +191,8 @@ def forward(
         out: The output.
         kept: Int64 `[B, H]`, survivors of queries that count; entropy: float32 `[B, H, Q]`; if `summarises`.
         needed: Int64 `[B * H]`, the room that each head's survivors take, to be compared with what it had.
+        scratch: Of `forward_scratch`, for this thread alone.
+        first_task: Which task to begin with, and step.
     """
     batch, heads, groups, queries, keys, depth, v_depth = shape
     q_flat, q_b, q_h, q_n = q
@@ -199,7 +200,8 @@ def forward(
     v_flat, v_b, v_g, v_n = v
     out_flat, out_b, out_h, out_n = out
     (
-        columns, packed_keys, packed_values, scores, ranks, weights, survivors, factors, row_out, order, places, memory, table,
+        columns, packed_keys, packed_values, scores, ranks, weights, survivors, factors, row_out, order, places, memory,
+        table,
     ) = scratch  # fmt: skip
     taken = ROWS * GROUPS
     blocks = (queries + taken - 1) // taken
@@ -279,9 +281,7 @@ def forward(
                             for slot in range(amount):
                                 weights[slot] *= factors[slot]
                         if v_depth == width:
-                            weighted_sum(
-                                weights, survivors, amount, packed_values, width, out_flat, out_at + i * out_n
-                            )
+                            weighted_sum(weights, survivors, amount, packed_values, width, out_flat, out_at + i * out_n)
                         else:
                             weighted_sum(weights, survivors, amount, packed_values, width, row_out, 0)
                             copy(row_out, 0, out_flat, out_at + i * out_n, v_depth)
@@ -294,17 +294,19 @@ def forward(
                 kept[b, h] = counted
 
 
-@njit(**COMPILED)  # type: ignore[untyped-decorator]
+@compiled
 def backward(
     shape, q, k, v, out, gradient, factor, query_valid, counts_padded, dropout_state, lowest, dropout_factor, width,
     offsets, columns, weights, starts, dq, dk, dv, scratch, first_task, step,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     """Gradients of every `step`-th task from `first_task` on.
 
     Args:
         shape: As in `forward`, and q, k, v, out, factor, query_valid, counts_padded, width and what concerns
             dropout; gradient (the loss's by the output), dq, dk and dv likewise.
         offsets: What `forward` stored, with columns, weights and starts.
+        scratch: Of `backward_scratch`, for this thread alone.
+        first_task: As in `forward`.
     """
     batch, heads, groups, queries, keys, depth, v_depth = shape
     q_flat, q_b, q_h, q_n = q

@@ -10,23 +10,22 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit, uint32
+from numba import uint32
 
-from crisp_attention.backends.cpu.simd import count_not_below, moments
+from crisp_attention.backends.cpu.compiling import compiled
+from crisp_attention.backends.cpu.scoring import count_not_below, moments
 
-# Without Numba's reference counts, which would be most of the work where sequences are short: kernels allocate nothing.
-COMPILED = {"cache": True, "nogil": True, "_nrt": False}
 _PATIENCE = 10  # levels tried by interpolation before bisection takes over
 
 
-def memory_of_levels():  # type: ignore[no-untyped-def]
+def memory_of_levels():
     """Scratch of `level_of`: one element as float32 and as uint32, and the quantile that was asked for last."""
     element = np.empty(1, np.float32)
     return element, element.view(np.uint32), np.full(4, -1.0)
 
 
-@njit(**COMPILED)  # type: ignore[untyped-decorator]
-def level_of(values, start, count, k, memory):  # type: ignore[no-untyped-def]
+@compiled
+def level_of(values, start, count, k, memory):
     """The highest level that at least k values are not below, or one with exactly k of them.
 
     Either way the survivors `not value < level` are those of the k-th largest value. NaN counts as the largest.
@@ -77,8 +76,8 @@ def level_of(values, start, count, k, memory):  # type: ignore[no-untyped-def]
     return _by_bisection(values, start, count, k, low, high, memory)
 
 
-@njit(**COMPILED)  # type: ignore[untyped-decorator]
-def _by_bisection(values, start, count, k, low, high, memory):  # type: ignore[no-untyped-def]
+@compiled
+def _by_bisection(values, start, count, k, low, high, memory):
     """As `level_of`, between two levels of which the lower one is known to be low enough."""
     if np.isinf(high) and count_not_below(values, start, count, high) >= k:
         return high
@@ -96,8 +95,8 @@ def _by_bisection(values, start, count, k, low, high, memory):  # type: ignore[n
     return _float_of(below, memory)
 
 
-@njit(**COMPILED)  # type: ignore[untyped-decorator]
-def _ordered(value, memory):  # type: ignore[no-untyped-def]
+@compiled
+def _ordered(value, memory):
     """A whole number that orders floats as they are ordered."""
     floats, integers, _ = memory
     floats[0] = value
@@ -105,16 +104,19 @@ def _ordered(value, memory):  # type: ignore[no-untyped-def]
     return raw if raw < 2**31 else np.int64(2**31) - raw
 
 
-@njit(**COMPILED)  # type: ignore[untyped-decorator]
-def _float_of(ordered, memory):  # type: ignore[no-untyped-def]
+@compiled
+def _float_of(ordered, memory):
     floats, integers, _ = memory
     integers[0] = uint32(ordered if ordered >= 0 else np.int64(2**31) - ordered)
     return floats[0]
 
 
-@njit(**COMPILED)  # type: ignore[untyped-decorator]
-def _upper_quantile(share):  # type: ignore[no-untyped-def]
-    """The z that a standard normal variable exceeds with this probability, to about 5e-4 (Abramowitz, Stegun 26.2.23)."""
+@compiled
+def _upper_quantile(share):
+    """The z that a standard normal variable exceeds with this probability, to about 5e-4.
+
+    Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.2.23.
+    """
     tail = min(share, 1.0 - share)
     t = math.sqrt(-2.0 * math.log(tail))
     z = t - (2.515517 + t * (0.802853 + t * 0.010328)) / (1.0 + t * (1.432788 + t * (0.189269 + t * 0.001308)))
