@@ -14,12 +14,12 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from crisp_attention import noise
 from crisp_attention.backends.call import Call, Computed, Detail
 from crisp_attention.backends.cpu import kernels, pool
 from crisp_attention.backends.cpu.writer import LANES, WIDTHS
+from crisp_attention.errors import ConfigurationError
 from crisp_attention.rules.selection import Pairs, Selection, Threshold
 
 _MOST_KEYS = 2**16  # a survivor's key is stored in 16 bits
@@ -216,8 +216,12 @@ class _Attention(torch.autograd.Function):
         return out, kept, entropy
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise ConfigurationError(
+                "create_graph=True asks for second derivatives, which backend='cpu' does not compute. Use "
+                "backend='reference'."
+            )
         query, key, value, out, *stored = ctx.saved_tensors
         plan: _Plan = ctx.plan
         shape = _shape(query, key, value)

@@ -22,7 +22,7 @@ from crisp_attention.backends.cpu.scoring import (
     panel_scores,
     transpose,
 )
-from crisp_attention.backends.cpu.threshold import level_of, memory_of_levels
+from crisp_attention.backends.cpu.threshold import level_of, lowest_not_below, memory_of_levels
 from crisp_attention.backends.cpu.weighting import (
     dropout_factors,
     largest_of,
@@ -287,6 +287,8 @@ def forward(
                             copy(row_out, 0, out_flat, out_at + i * out_n, v_depth)
                 if stage == 0:
                     head_level = level_of(ranks, 0, ranked_rows * used, keep[b, h, 0], memory)
+                    if ranked_rows < queries:
+                        head_level = lowest_not_below(ranks, 0, ranked_rows * used, head_level)
             if stores:
                 starts[b, h, queries] = filled
             needed[b * heads + h] = needs

@@ -77,6 +77,21 @@ def level_of(values, start, count, k, memory):
 
 
 @compiled
+def lowest_not_below(values, start, count, level):
+    """The lowest value that is not below a level: the threshold itself, for values beside those it was found among.
+
+    -inf stays, as it says that everything survives.
+    """
+    if level == -np.inf:
+        return level
+    lowest = np.float32(np.inf)
+    for at in range(start, start + count):
+        if level <= values[at] < lowest:
+            lowest = values[at]
+    return lowest
+
+
+@compiled
 def _by_bisection(values, start, count, k, low, high, memory):
     """As `level_of`, between two levels of which the lower one is known to be low enough."""
     if np.isinf(high) and count_not_below(values, start, count, high) >= k:
