@@ -15,6 +15,7 @@ from torch import distributed
 from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
 import crisp_attention as crisp
+from crisp_attention.backends import Detail
 
 PROCESSES, EXAMPLES = 2, 8
 HALFWAY = {"kind": "linear"}
@@ -29,6 +30,8 @@ TRAINED = {"rule": "random", "sparsity": 0.8, "schedule": {"kind": "cubic", "end
 
 class Watcher:
     """Keeps every keep mask."""
+
+    detail = Detail.WEIGHTS
 
     def __init__(self) -> None:
         self.masks: list[torch.Tensor] = []

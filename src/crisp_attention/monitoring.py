@@ -8,13 +8,20 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from crisp_attention.backends import Detail
 from crisp_attention.operator import AttentionOutput
 
 Key = TypeVar("Key")
 
 
 class Monitor(Protocol):
-    """Anything that wants to see every attention call of a model."""
+    """Anything that wants to see every attention call of a model.
+
+    Attributes:
+        detail: What it looks at. Weights and survivors are stored only where somebody does.
+    """
+
+    detail: Detail
 
     def record(self, layer: str, training: bool, out: AttentionOutput) -> None:
         """See one call of the module named `layer`, in training or evaluation mode."""
@@ -29,6 +36,8 @@ class SparsityMonitor:
         watch_entropy: Whether entropy is summed too. It takes another pass over the weights, so that
             one may want it for some steps only.
     """
+
+    detail = Detail.SUMMARY
 
     def __init__(self, watch_entropy: bool = True) -> None:
         self.watch_entropy = watch_entropy

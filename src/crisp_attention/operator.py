@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from crisp_attention import backends
-from crisp_attention.backends import reference
+from crisp_attention.backends import Call, Choice, Computed, Detail
 from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError
 from crisp_attention.masks import causal_refusal, hides_future, read_pairs
@@ -48,36 +48,62 @@ class PairCounts(NamedTuple):
 
 @dataclass(frozen=True)
 class AttentionOutput:
-    """What `attention(..., return_details=True)` returns.
+    """What `attention(..., return_details=True)` returns, and what monitors see.
 
     Attributes:
         output: `[B, H, Q, Dv]`.
-        weights: Attention weights after dropout, `[B, H, Q, K]`.
-        probabilities: The weights before dropout.
-        survivors: The keep mask as the backend left it; None if no pair was masked at all.
         pairs: The pairs there were to choose from.
+        computed: What the backend gave.
+        choice: Which backend that was, and why.
     """
 
     output: Tensor
-    weights: Tensor
-    probabilities: Tensor
-    survivors: Tensor | None
     pairs: Pairs
+    computed: Computed
+    choice: Choice
+
+    @property
+    def weights(self) -> Tensor:
+        """Attention weights after dropout, `[B, H, Q, K]`.
+
+        Raises:
+            ConfigurationError: If nobody asked for them and they were not stored.
+        """
+        return _seen(self.computed.weights, "weights")
+
+    @property
+    def probabilities(self) -> Tensor:
+        """The weights before dropout.
+
+        Raises:
+            ConfigurationError: As `weights`.
+        """
+        return _seen(self.computed.probabilities, "probabilities")
 
     @property
     def keep(self) -> Tensor:
-        """Keep mask, bool `[B, H, Q, K]`, True = the score survived."""
-        if self.survivors is None:
+        """Keep mask, bool `[B, H, Q, K]`, True = the score survived.
+
+        Raises:
+            ConfigurationError: As `weights`.
+        """
+        if self.computed.keep is None:
             return torch.ones_like(self.weights, dtype=torch.bool)
-        return self.survivors.expand(self.weights.shape)
+        return self.computed.keep.expand(self.weights.shape)
 
     @property
     def counts(self) -> PairCounts:
-        """Kept and valid pairs per example and head, `[B, H]`; padded queries not counted."""
-        keep = self.keep
-        if self.pairs.query_valid is not None:
-            keep = keep & self.pairs.query_valid[:, None, :, None]
-        kept = keep.sum(dim=(-2, -1))
+        """Kept and valid pairs per example and head, `[B, H]`; padded queries not counted.
+
+        Raises:
+            ConfigurationError: If nobody asked for more than the output.
+        """
+        kept = self.computed.kept
+        if kept is None:
+            keep = self.keep
+            if self.pairs.query_valid is not None:
+                keep = keep & self.pairs.query_valid[:, None, :, None]
+            kept = keep.sum(dim=(-2, -1))
         return PairCounts(kept, self.pairs.counted_per_head[..., 0, 0].expand_as(kept))
 
     @property
@@ -85,11 +111,25 @@ class AttentionOutput:
         """Entropy of each query's attention in nats, before dropout, `[B, H, Q]`.
 
         NaN for queries that count nowhere: padding, and those without a valid key.
+
+        Raises:
+            ConfigurationError: If nobody asked for more than the output.
         """
-        weights = self.probabilities.detach()
-        entropy = -(weights * weights.clamp(min=torch.finfo(weights.dtype).tiny).log()).sum(dim=-1)
+        entropy = self.computed.entropy
+        if entropy is None:
+            weights = self.probabilities.detach()
+            entropy = -(weights * weights.clamp(min=torch.finfo(weights.dtype).tiny).log()).sum(dim=-1)
         counted = self.pairs.counted
         return entropy if counted is None else entropy.masked_fill(~counted.any(dim=-1), torch.nan)
+
+
+def _seen(stored: Tensor | None, what: str) -> Tensor:
+    if stored is None:
+        raise ConfigurationError(
+            f"The {what} of this call were not stored, as nobody asked for them. A monitor says what it wants to see "
+            "(detail = Detail.WEIGHTS), attention takes return_details=True, Transformers output_attentions=True."
+        )
+    return stored
 
 
 def attention(
@@ -139,12 +179,13 @@ def attention(
             is a pure function of its inputs. Dropout draws from torch's global stream, so that
             sparse and dense arms stay paired.
         backend: "auto", or a name that is used or refused, never replaced.
-        return_details: Return an `AttentionOutput` instead of the output alone.
+        return_details: Return an `AttentionOutput` instead of the output alone; only "reference" stores what it
+            shows.
         **settings: Other fields of `SparsityConfig` that concern one call: `heads`, `min_keep`,
             `keep_first`, `keep_self`, `gradient` and the rule's own.
 
     Returns:
-        `[B, H, Q, Dv]` in q's dtype, or an `AttentionOutput`. Queries without a valid key give zeros.
+        `[B, H, Q, Dv]` in q's dtype, or an `AttentionOutput` with the weights. Queries without a valid key give zeros.
 
     Raises:
         ConfigurationError: If a shape, dtype, setting or combination cannot be served.
@@ -185,6 +226,7 @@ def attention(
         stream=stream,
         training=training,
         backend=backend,
+        detail=Detail.WEIGHTS if return_details else Detail.OUTPUT,
     )
     return result if return_details else result.output
 
@@ -205,6 +247,7 @@ def attend(
     stream: Tensor | None = None,
     training: bool = False,
     backend: str = "auto",
+    detail: Detail = Detail.OUTPUT,
 ) -> AttentionOutput:
     """`attention` on arguments already validated: the one way from a model to a backend.
 
@@ -223,11 +266,8 @@ def attend(
         stream: Random stream of a randomised rule.
         training: Whether a randomised rule draws anew for each example.
         backend: As in `attention`.
+        detail: What somebody wants to see beside the output.
     """
-    backends.choose(backend)
-    groups = q.shape[1] // k.shape[1]
-    if groups > 1:
-        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
     selection = None
     if config is not None:
         selection = select(config, pairs, sparsity=sparsity, stream=stream, training=training)
@@ -235,7 +275,7 @@ def attend(
             raise ConfigurationError(
                 f"Rule {config.rule!r} replaces the softmax, which attention sinks are a part of; it cannot have both."
             )
-    computed = reference.attention(
+    call = Call(
         q,
         k,
         v,
@@ -245,9 +285,12 @@ def attend(
         scale=1.0 / math.sqrt(q.shape[-1]) if scale is None else scale,
         softcap=softcap,
         sinks=sinks,
-        dropout_p=dropout_p,
+        dropout=backends.draw_dropout(dropout_p, q.device),
+        detail=detail,
     )
-    return AttentionOutput(computed.output, computed.weights, computed.probabilities, computed.keep, pairs)
+    choice = backends.choose(backend, call)
+    computed = choice.attention(call)
+    return AttentionOutput(computed.output, pairs, computed, choice)
 
 
 def _warn_of_a_single_key(sparsity: float) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from crisp_attention.backends import Detail
 from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError
 from crisp_attention.monitoring import Monitor
@@ -57,6 +58,7 @@ class ModelState:
         layers: The layers that share it.
         homes: The configuration objects that its settings are written to.
         excluded: Names of submodules that stay dense, as was asked for.
+        backend: What computes sparse attention: "auto" or a name. Of this machine and session, so never saved.
     """
 
     config: SparsityConfig
@@ -75,6 +77,7 @@ class ModelState:
     layers: list[LayerState] = field(default_factory=list)
     homes: list[Any] = field(default_factory=list)
     excluded: tuple[str, ...] = ()
+    backend: str = "auto"
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is made outside of the blocks that are open around the original."""
@@ -82,7 +85,7 @@ class ModelState:
 
     def take_back(self, before: ModelState) -> None:
         """Return to the settings of a copy that `dataclasses.replace` made before they were changed."""
-        for name in ("config", "restore", "progress", "driven", "layers", "homes", "excluded"):
+        for name in ("config", "restore", "progress", "driven", "layers", "homes", "excluded", "backend"):
             setattr(self, name, getattr(before, name))
 
     def stand_at(self, progress: float) -> None:
@@ -200,6 +203,7 @@ class LayerState:
         softcap: float | None = None,
         sinks: Tensor | None = None,
         dropout_p: float = 0.0,
+        detail: Detail = Detail.OUTPUT,
     ) -> AttentionOutput:
         """`operator.attend` as this layer is at this moment, seen by whoever watches.
 
@@ -214,6 +218,7 @@ class LayerState:
             softcap: As in `operator.attend`.
             sinks: As in `operator.attend`.
             dropout_p: Applied as given.
+            detail: What the caller wants to see; whoever watches may want more.
         """
         config = self.begin(training)
         if config is not None and config.rule == "random" and training:
@@ -232,6 +237,8 @@ class LayerState:
             dropout_p=dropout_p,
             stream=self._stream(config, training),
             training=training,
+            backend="auto" if config is None else self.model.backend,
+            detail=max(detail, *(monitor.detail for monitor in self.model.monitors), Detail.OUTPUT),
         )
         for monitor in self.model.monitors:
             monitor.record(self.name, training, out)

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 
 import crisp_attention as crisp
 from crisp_attention.state import attending
+from paired_dropout import paired_dropout
 
 RULES = ["percentile", "topk", "random"]
 
@@ -38,8 +39,8 @@ def test_sparsity_zero_equals_the_stock_model(model):
         torch.testing.assert_close(logits(model, **batch()), stock, atol=1e-6, rtol=0)
 
 
-def test_sparsity_zero_trains_like_the_stock_model(model):
-    """Same dropout stream, same gradients: a dense arm is the stock model."""
+def test_sparsity_zero_trains_like_the_stock_model(model, monkeypatch):
+    """Same dropout, same gradients: a dense arm is the stock model."""
     gradients = []
     for sparse in (False, True):
         if sparse:
@@ -47,7 +48,8 @@ def test_sparsity_zero_trains_like_the_stock_model(model):
         model.train()
         model.zero_grad()
         torch.manual_seed(0)
-        model(**batch(), labels=torch.tensor([0, 1, 0])).loss.backward()
+        with paired_dropout(monkeypatch):
+            model(**batch(), labels=torch.tensor([0, 1, 0])).loss.backward()
         gradients.append([parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None])
     for stock, ours in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, stock, atol=1e-6, rtol=1e-4)
@@ -149,6 +151,12 @@ AutoModelForSequenceClassification.from_pretrained({str(tmp_path)!r})
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "crisp" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["missing", "missing/below"])
+def test_load_says_that_a_folder_is_missing(tmp_path, name):
+    with pytest.raises(crisp.ConfigurationError, match=rf"There is no folder .*{name}'"):
+        crisp.load(AutoModelForSequenceClassification, tmp_path / name)
 
 
 def test_load_refuses_a_checkpoint_without_settings(tiny_folders):

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 import crisp_attention as crisp
+from crisp_attention.backends import Detail
 from crisp_attention.state import layers
 
 LINEAR = {"kind": "linear"}
@@ -258,6 +259,8 @@ def test_realised_sparsity_counts_a_checkpointed_forward_and_its_recomputation_a
     seen = []
 
     class Watcher:
+        detail = Detail.OUTPUT
+
         def record(self, name, training, out):
             seen.append((name, float(layer.sparsity(layer.active(True), True))))
 

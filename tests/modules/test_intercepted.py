@@ -13,6 +13,7 @@ from torch.nn import functional as F
 import crisp_attention as crisp
 from crisp_attention.modules.intercept import InterceptedAttention
 from crisp_attention.state import LayerState, ModelState, attach
+from paired_dropout import paired_dropout
 
 
 class Attention(nn.Module):
@@ -62,14 +63,15 @@ X = torch.randn(2, 8, 16, generator=torch.Generator().manual_seed(0))
 
 @pytest.mark.parametrize("mask", [None, "float", "causal"])
 @pytest.mark.parametrize("drop", [0.0, 0.3])
-def test_sparsity_zero_is_the_layer_as_it_is_written(mask, drop):
+def test_sparsity_zero_is_the_layer_as_it_is_written(mask, drop, monkeypatch):
     module = served(sparsity=0.0, drop=drop)
     call = {None: {}, "float": {"attn_mask": torch.randn(8, 8)}, "causal": {"is_causal": True}}[mask]
     torch.manual_seed(1)
     stock = Attention.forward(module, X, **call) if not drop else None
     if drop:
         module.__class__ = Attention
-        stock = module(X, **call)
+        with paired_dropout(monkeypatch):
+            stock = module(X, **call)
         module.__class__ = Sparse
     torch.manual_seed(1)
     with crisp.monitor(module) as monitor:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import crisp_attention as crisp
+from paired_dropout import paired_dropout
 
 WIDTH, HEADS = 16, 4
 
@@ -82,6 +83,7 @@ def test_dense_equals_stock_for_all_arguments(
         "need_weights": need_weights,
         "average_attn_weights": average,
     }
+    weights_shape = (queries, keys + options["add_bias_kv"] + options["add_zero_attn"])
     results, layouts = [], []
     for sparse in (False, True):
         if sparse:
@@ -94,7 +96,8 @@ def test_dense_equals_stock_for_all_arguments(
                 output, weights = module(q, k, v, **call)
             assert monitor.mean(training) == 0.0
         else:
-            output, weights = module(q, k, v, **call)
+            with pytest.MonkeyPatch.context() as patch, paired_dropout(patch, lambda x: x.shape[-2:] == weights_shape):
+                output, weights = module(q, k, v, **call)
         gradients = torch.autograd.grad(output.square().sum(), [*inputs, *module.parameters()], allow_unused=True)
         results.append([output, weights, *gradients])
         layouts.append(output.stride())

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import crisp_attention as crisp
+from paired_dropout import paired_dropout
 
 WIDTH, HEADS = 16, 4
 
@@ -158,7 +159,7 @@ def test_the_whole_transformer_with_causal_decoder():
         model(source, target, **call)
 
 
-def test_training_drops_the_same_weights_as_stock():
+def test_a_dense_training_step_is_stocks(monkeypatch):
     """Dense and sparse arms stay paired: at sparsity 0, watched, a step is the stock model's."""
     layer, x = encoder_layer(dropout=0.2), torch.randn(2, 8, WIDTH)
     gradients = []
@@ -167,7 +168,8 @@ def test_training_drops_the_same_weights_as_stock():
             crisp.sparsify(layer, sparsity=0.0)
         layer.zero_grad()
         torch.manual_seed(1)
-        layer(x, src_key_padding_mask=padding_mask()).square().sum().backward()
+        with paired_dropout(monkeypatch):
+            layer(x, src_key_padding_mask=padding_mask()).square().sum().backward()
         gradients.append([parameter.grad.clone() for parameter in layer.parameters()])
     for stock, ours in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, stock, atol=1e-4, rtol=1e-4)

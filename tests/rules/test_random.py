@@ -7,7 +7,6 @@ import torch
 from cases import survivors
 from crisp_attention.config import SparsityConfig
 from crisp_attention.rules import Pairs, select
-from crisp_attention.rules.controls import _mix
 
 CPU = torch.device("cpu")
 
@@ -99,17 +98,6 @@ def test_examples_share_a_draw_in_evaluation_only():
     training = survivors(config, torch.zeros(pairs.shape), pairs, training=True)
     assert torch.equal(evaluation[0], evaluation[1])
     assert not any(torch.equal(training[i], training[j]) for i in range(3) for j in range(i))
-
-
-def test_the_hash_is_that_of_the_docstring_on_32_bits():
-    def mixed(value):
-        for _ in range(2):
-            value = ((value ^ value >> 16) * 0x45D9F3B) % 2**32
-        return value ^ value >> 16
-
-    values = [0, 1, 2, 12_345, 2**16, 2**31, 2**32 - 1]
-    assert _mix(torch.tensor(values)).tolist() == [mixed(value) for value in values]
-    assert _mix(torch.arange(2**16)).unique().numel() == 2**16
 
 
 def test_noise_is_exact_in_fp32():

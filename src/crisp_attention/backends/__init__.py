@@ -1,25 +1,22 @@
-"""How attention is computed. No backend imports another; `reference` is the specification."""
+"""How attention is computed. No backend imports another; `reference` is the specification.
+
+A backend is a module with two functions: `refusal` says why it cannot serve a call (None if it can), and
+`attention` serves it. One that is asked for by name serves or refuses; only "auto" chooses.
+"""
 
 from __future__ import annotations
 
-from crisp_attention.errors import ConfigurationError, nearest
+from crisp_attention.backends.call import Call, Computed, Detail, Dropout, draw_dropout
+from crisp_attention.backends.choice import BACKENDS, Choice, choose, require_known
 
-__all__ = ["BACKENDS", "choose"]
-
-BACKENDS = ("reference",)
-
-
-def choose(name: str) -> str:
-    """Resolve a requested backend to one that serves; 'auto' takes the best available.
-
-    Args:
-        name: "auto" or the name of a backend. A named one is used or refused, never replaced.
-
-    Raises:
-        ConfigurationError: If the name is unknown.
-    """
-    if name == "auto":
-        return "reference"
-    if name not in BACKENDS:
-        raise ConfigurationError(f"Unknown backend {name!r}. {nearest(name, ['auto', *BACKENDS])}")
-    return name
+__all__ = [
+    "BACKENDS",
+    "Call",
+    "Choice",
+    "Computed",
+    "Detail",
+    "Dropout",
+    "choose",
+    "draw_dropout",
+    "require_known",
+]

@@ -8,73 +8,41 @@ Letters: B batch, H heads, N tokens (Q queries, K keys), D head width.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from crisp_attention.backends.call import Call, Computed
 from crisp_attention.rules.normalizers import masked_softmax
 from crisp_attention.rules.ranking import kth_best_key, kth_largest, rescue, with_forced
 from crisp_attention.rules.selection import Blocks, Mask, Normalizer, Pairs, Selection, Threshold, keep_count
 
 
-class Attention(NamedTuple):
-    """What attention computed.
-
-    Attributes:
-        output: `[B, H, Q, Dv]`, in the input's dtype.
-        weights: After dropout, `[B, H, Q, K]`.
-        probabilities: The same before dropout.
-        keep: Bool `[B, H, Q, K]`, the survivors; None if every pair survives.
-    """
-
-    output: Tensor
-    weights: Tensor
-    probabilities: Tensor
-    keep: Tensor | None
+def refusal(call: Call) -> str | None:
+    """Nothing is refused."""
+    return None
 
 
-def attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    pairs: Pairs,
-    selection: Selection | None,
-    bias: Tensor | None,
-    scale: float,
-    softcap: float | None,
-    sinks: Tensor | None,
-    dropout_p: float,
-) -> Attention:
+def attention(call: Call) -> Computed:
     """Scores, selection, softmax, dropout, weighted sum.
-
-    Args:
-        query: `[B, H, Q, D]`.
-        key: `[B, H, K, D]`.
-        value: `[B, H, K, Dv]`.
-        pairs: The valid pairs.
-        selection: Which of them survive; None keeps all (dense attention).
-        bias: Added to the scaled scores before they are ranked, broadcastable to `[B, H, Q, K]`.
-        scale: Factor on q.k.
-        softcap: Bounds the scaled scores, see `score`.
-        sinks: One logit a head, broadcastable to `[B, H, Q, 1]`, see `softmax`.
-        dropout_p: Probability of dropping an attention weight after the softmax; 0 in evaluation.
 
     Returns:
         Output, weights and survivors. A query without a valid key has zero weights, a zero output
         and zero gradients.
     """
-    scores = score(query, key, bias=bias, scale=scale, softcap=softcap)
-    if selection is None:
-        probabilities, keep = softmax(scores, pairs.valid, sinks), pairs.valid
+    groups = call.query.shape[1] // call.key.shape[1]
+    key, value = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (call.key, call.value))
+    scores = score(call.query, key, bias=call.bias, scale=call.scale, softcap=call.softcap)
+    if call.selection is None:
+        probabilities, keep = softmax(scores, call.pairs.valid, call.sinks), call.pairs.valid
     else:
-        probabilities, keep = sparse_probabilities(scores, pairs, selection, sinks)
+        probabilities, keep = sparse_probabilities(scores, call.pairs, call.selection, call.sinks)
     weights = probabilities.to(value.dtype)
-    if dropout_p > 0.0:
-        weights = F.dropout(weights, p=dropout_p)
-    return Attention(weights @ value, weights, probabilities, keep)
+    if call.dropout is not None:
+        weights = weights.masked_fill(~call.dropout.survivors(call.pairs.shape), 0.0) * call.dropout.factor
+    return Computed(weights @ value, weights=weights, probabilities=probabilities, keep=keep)
 
 
 def score(query: Tensor, key: Tensor, *, bias: Tensor | None, scale: float, softcap: float | None = None) -> Tensor:

@@ -47,7 +47,8 @@ class Plan:
         records: What is there already, by run id.
         runs: All runs of the experiment, each once; as they were asked for until `tuning` is done.
         pending: Those still to do.
-        begun: How many of these were interrupted and have a checkpoint.
+        elsewhere: How many of these another process is training now.
+        begun: How many of the others were interrupted and have a checkpoint.
         division: Workers and threads.
         seconds: What a run takes, by arm and condition; empty if nothing is pending, and without those
             that could not be timed.
@@ -64,6 +65,7 @@ class Plan:
     records: Mapping[str, Record]
     runs: tuple[PlannedRun, ...]
     pending: tuple[Task, ...]
+    elsewhere: int
     begun: int
     division: execute.Division
     seconds: Mapping[Cell, float]
@@ -82,11 +84,24 @@ class Plan:
         """Seconds of it until the search is done, a trial being as long as a run; None if nobody can tell."""
         if self.tuning is None:
             return 0.0
-        condition, spec = self.spec.primary_condition, self.spec
-        assert spec.tune is not None
-        cells = [(arm, condition) for arm, done in self.tuning.done.items() for _ in range(done, self.tuning.trials)]
+        cells = [
+            (arm, self.spec.primary_condition)
+            for arm, done in self.tuning.done.items()
+            for _ in range(done, self.tuning.trials)
+        ]
         seconds = self._shared(cells, self.tuning.division.jobs)
-        return None if seconds is None else seconds * (spec.tune.epochs or spec.training.epochs) / spec.training.epochs
+        return None if seconds is None else seconds * self._epochs_of_a_trial
+
+    def seconds_a_trial(self, arm: str) -> float | None:
+        """What a trial of an arm takes; None if nobody can tell."""
+        seconds = self.seconds.get((arm, self.spec.primary_condition))
+        return None if seconds is None else seconds * self._epochs_of_a_trial
+
+    @property
+    def _epochs_of_a_trial(self) -> float:
+        """As a share of those of a run."""
+        epochs = self.spec.training.epochs
+        return 1.0 if self.spec.tune is None else (self.spec.tune.epochs or epochs) / epochs
 
     def _shared(self, cells: Iterable[Cell], jobs: int) -> float | None:
         if not self.seconds:
@@ -140,7 +155,8 @@ def prepare(spec: ExperimentSpec, folder: Path, display: Display, jobs: int | No
         # What arms are asked for may be the same until each has its own values.
         runs = tuple(expand(spec, prints))
         pending = tuple(map(Task, runs))
-    begun = sum(store.checkpoints(task.run.config.run_id).exists() for task in pending)
+    idle = [task.run.config.run_id for task in pending if not store.in_training(task.run.config.run_id)]
+    begun = sum(store.checkpoints(run_id).exists() for run_id in idle)
     division = execute.divide(jobs, len(pending))
     seconds: dict[Cell, float] = {}
     examples = None
@@ -162,6 +178,7 @@ def prepare(spec: ExperimentSpec, folder: Path, display: Display, jobs: int | No
         records=records,
         runs=runs,
         pending=pending,
+        elsewhere=len(pending) - len(idle),
         begun=begun,
         division=division,
         seconds=seconds,

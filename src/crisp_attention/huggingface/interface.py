@@ -6,6 +6,7 @@ at all, and padding would be attended in silence.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+from transformers.utils.output_capturing import _active_collector
 
+from crisp_attention.backends import Detail
 from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError, UnsupportedArgumentError, UnsupportedModelError
 from crisp_attention.huggingface.persistence import IMPLEMENTATION, layer_state
@@ -91,8 +94,8 @@ def crisp_attention_forward(
         **kwargs: Refused unless known not to matter.
 
     Returns:
-        The output `[B, Q, H, D]` and the weights `[B, H, Q, K]` (None where dense attention ran in
-        a fused kernel).
+        The output `[B, Q, H, D]` and the weights `[B, H, Q, K]` (None where nobody wants to see them and
+        what computed the output did not store them).
 
     Raises:
         UnsupportedArgumentError: If an argument would have to be dropped.
@@ -112,8 +115,8 @@ def crisp_attention_forward(
         raise causal_refusal(config)
     if indices is not None:
         attention_mask = _within(indices, attention_mask, query, key, causal)
-    watched = bool(layer.model.monitors) or bool(kwargs.get("output_attentions"))
-    if config is None and not dropout and not watched and softcap is None and sinks is None:
+    shown = _weights_are_shown(module, kwargs)
+    if config is None and not (dropout or shown or layer.model.monitors) and softcap is None and sinks is None:
         return sdpa_attention_forward(
             module,
             query,
@@ -146,8 +149,18 @@ def crisp_attention_forward(
         softcap=softcap,
         sinks=sinks.view(1, -1, 1, 1) if sinks is not None and sinks.dim() == 1 else sinks,
         dropout_p=dropout,
+        detail=Detail.WEIGHTS if shown else Detail.OUTPUT,
     )
-    return out.output.transpose(1, 2).contiguous(), out.weights
+    return out.output.transpose(1, 2).contiguous(), out.computed.weights
+
+
+def _weights_are_shown(module: nn.Module, arguments: Mapping[str, Any]) -> bool:
+    """Whether the model's output will hold the weights: asked for in the call or the configuration, or captured."""
+    if arguments.get("output_attentions") or getattr(getattr(module, "config", None), "output_attentions", False):
+        return True
+    # Not every model hands the argument down to its attention.
+    captured = _active_collector.get()
+    return bool(captured) and any("attentions" in key for key in captured)
 
 
 def _is_causal(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from crisp_attention.backends import Detail
 from crisp_attention.config import SparsityConfig
 from crisp_attention.monitoring import accumulate
 from crisp_attention.operator import AttentionOutput
@@ -56,6 +57,8 @@ class StepRecorder:
     Attributes:
         watch_entropy: Whether entropy is summed at present; it takes another pass over the weights.
     """
+
+    detail = Detail.SUMMARY
 
     def __init__(self, layers: Mapping[str, LayerState]) -> None:
         self.watch_entropy = False

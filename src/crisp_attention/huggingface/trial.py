@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from crisp_attention.backends import Detail
 from crisp_attention.config import SparsityConfig
 from crisp_attention.huggingface.check import evaluation
 from crisp_attention.masks import hides_future
@@ -50,6 +51,8 @@ class Call:
 
 class CallRecorder:
     """A monitor that measures every call of a rule by query."""
+
+    detail = Detail.WEIGHTS
 
     def __init__(self, config: SparsityConfig) -> None:
         self.calls: list[Call] = []

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from crisp_attention.backends import Detail
 from crisp_attention.errors import ConfigurationError, UnsupportedArgumentError
 from crisp_attention.modules.masks import multihead_masks, require_servable
 from crisp_attention.modules.sparse import SparseModule, active, as_stock
@@ -97,7 +98,16 @@ class SparseMultiheadAttention(SparseModule, nn.MultiheadAttention):
         )
         require_servable(active(self), pairs, causal=is_causal, extra_keys=extra_keys)
         dropout_p = self.dropout if self.training else 0.0
-        out = layer.attend(q, k, v, training=self.training, pairs=pairs, bias=bias, dropout_p=dropout_p)
+        out = layer.attend(
+            q,
+            k,
+            v,
+            training=self.training,
+            pairs=pairs,
+            bias=bias,
+            dropout_p=dropout_p,
+            detail=Detail.WEIGHTS if need_weights else Detail.OUTPUT,
+        )
         # [Q, B, E] in memory as stock's, or a dropout that follows would drop other elements.
         output = F.linear(out.output.permute(2, 0, 1, 3).flatten(2), self.out_proj.weight, self.out_proj.bias)
         weights = None

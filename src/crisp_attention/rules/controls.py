@@ -7,11 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from crisp_attention import noise
 from crisp_attention.rules.ranking import with_forced
 from crisp_attention.rules.selection import Pairs, Threshold
 from crisp_attention.rules.threshold import percentile, topk
-
-_NOISE_VALUES = 2**24
 
 
 def random(
@@ -46,11 +45,11 @@ def random(
         vary_in_batch: Draw anew for each example of the batch (training). False (evaluation) gives
             all examples the same draw, so that results do not depend on batch mates.
     """
-    noise = _noise(pairs, stream, vary_in_batch)
+    drawn = _noise(pairs, stream, vary_in_batch)
     if scope == "pair":
-        return _each_alone(pairs, noise, sparsity, min_keep, forced)
+        return _each_alone(pairs, drawn, sparsity, min_keep, forced)
     rule = topk if scope == "row" else percentile
-    return rule(pairs, sparsity=sparsity, min_keep=min_keep, forced=forced, count_padding=count_padding, ranking=noise)
+    return rule(pairs, sparsity=sparsity, min_keep=min_keep, forced=forced, count_padding=count_padding, ranking=drawn)
 
 
 def bottomk(pairs: Pairs, *, sparsity: float | Tensor, min_keep: int, forced: Tensor | None = None) -> Threshold:
@@ -88,38 +87,25 @@ def drop_topk(pairs: Pairs, *, drop: int, min_keep: int, forced: Tensor | None =
 
 
 def _each_alone(
-    pairs: Pairs, noise: Tensor, sparsity: float | Tensor, min_keep: int, forced: Tensor | None
+    pairs: Pairs, drawn: Tensor, sparsity: float | Tensor, min_keep: int, forced: Tensor | None
 ) -> Threshold:
     """The pairs whose noise is not among the lowest share, as a threshold on it: each row keeps as many as it has."""
     # A whole number, so that the comparison in fp32 is exact.
-    lowest = torch.ceil(torch.as_tensor(sparsity, dtype=torch.float64) * _NOISE_VALUES)
-    survives = with_forced(noise, forced) >= lowest
+    lowest = torch.ceil(torch.as_tensor(sparsity, dtype=torch.float64) * noise.LEVELS)
+    survives = with_forced(drawn, forced) >= lowest
     if pairs.valid is not None:
         survives = survives & pairs.valid
     keep = survives.sum(dim=-1, keepdim=True).maximum(pairs.valid_per_row.clamp(max=min_keep))
-    return Threshold("row", keep, None, pairs.valid, min_keep, noise, forced=forced)
+    return Threshold("row", keep, None, pairs.valid, min_keep, drawn, forced=forced)
 
 
 def _noise(pairs: Pairs, stream: Tensor, vary_in_batch: bool) -> Tensor:
     """Uniform float32 noise: whole numbers below 2^24, `[B, H, Q, K]`."""
     batch, heads, queries, keys = pairs.shape
-    head = torch.arange(heads, device=pairs.device).view(1, heads, 1, 1)
-    stream = stream.to(pairs.device)
-    state = _mix((stream ^ (stream >> 32)) & 0xFFFFFFFF)
+    state = noise.fold(stream.to(pairs.device))
     if vary_in_batch:
-        example = torch.arange(pairs.first + 1, pairs.first + batch + 1, device=pairs.device)
-        state = _mix(state ^ example.view(batch, 1, 1, 1))
-    state = _mix(state ^ head)
-    state = _mix(state ^ pairs.query_position[:, None, :, None])
-    state = _mix(state ^ pairs.key_position[:, None, None, :])
-    return (state >> 8).to(torch.float32).expand(batch, heads, queries, keys)
-
-
-def _mix(state: Tensor) -> Tensor:
-    """A bijective 32-bit integer hash held in int64 (no product exceeds 63 bits).
-
-    Two rounds of xor-shift-multiply with the well-known multiplier 0x45d9f3b, and a last xor-shift.
-    """
-    for _ in range(2):
-        state = ((state ^ (state >> 16)) * 0x45D9F3B) & 0xFFFFFFFF
-    return state ^ (state >> 16)
+        example = torch.arange(pairs.first + 1, pairs.first + batch + 1, dtype=torch.int32, device=pairs.device)
+        state = noise.mix(state ^ example.view(batch, 1, 1, 1))
+    state = noise.mix(state ^ torch.arange(heads, dtype=torch.int32, device=pairs.device).view(1, heads, 1, 1))
+    drawn = noise.pairwise(state, pairs.query_position[:, None, :, None], pairs.key_position[:, None, None, :])
+    return drawn.to(torch.float32).expand(batch, heads, queries, keys)

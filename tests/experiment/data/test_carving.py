@@ -74,10 +74,9 @@ def test_the_sources_documents_are_kept_in_mind(monkeypatch):
     assert held_out
     assert not held_out & trained_on
     assert not (held_out | trained_on) & set(whole.test.groups)
-    assert carved.notes == (
-        "One was dropped.",
-        f"{len(carved.test)} of 200 training examples were held out for validation.",
-    )
+    note = f"{len(carved.test)} of 200 training examples were held out for validation."
+    assert carved.notes == (*whole.notes, note)
+    assert whole.notes[0] == "One was dropped."
 
 
 @pytest.mark.parametrize(("share", "side"), [(1e-6, "validation part of 0"), (1 - 1e-6, "training part of 0")])

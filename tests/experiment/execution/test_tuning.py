@@ -374,14 +374,15 @@ def test_another_process_is_waited_for_and_what_it_found_is_taken(tmp_path, mach
     lock, told = store.lock("tuning"), []
     todo = tuning.plan(spec, store, CHECKPOINT, carve(data(), 0.2), 1)
 
-    def sleep(seconds):
+    def announce(message):
         """While we wait, the other process ends."""
+        told.append(message)
         Store(tmp_path / "mine").save_tuning(found)
         lock.release()
 
-    monkeypatch.setattr(tuning.time, "sleep", sleep)
+    monkeypatch.setattr(tuning, "_POLL_SECONDS", 0.01)
     machine.trained.clear()
-    assert tuning.search(todo, store, lambda *_: None, told.append) == found
+    assert tuning.search(todo, store, lambda *_: None, announce) == found
     assert told == ["Another process is tuning; waiting for what it finds"]
     assert machine.trained == []
 

@@ -34,16 +34,19 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from crisp_attention.errors import ConfigurationError, RecordError, StorageError
-from crisp_attention.experiment.results.record import READABLE, SCHEMA, Arrays, Record
+from crisp_attention.experiment.results.identity import describe, difference
+from crisp_attention.experiment.results.record import READABLE, Arrays, Record
 from crisp_attention.experiment.results.tuning import Tuning
 from crisp_attention.experiment.specification.runs import Fingerprints, PlannedRun, expand
-from crisp_attention.experiment.specification.spec import ExperimentSpec, parse, to_plain
+from crisp_attention.experiment.specification.spec import ExperimentSpec, parse
 from crisp_attention.experiment.specification.tuned import apply
 
 _STUDY = "study.json"
 _EXAMPLES = "examples.json"
 _TUNING = "tuning.json"
 _HINT = "Choose another --out, or move that directory away."
+# Who only looks whether a run is locked holds it for an instant, which must not keep anybody from training it.
+_PATIENCE = 0.1
 _REMEDIES = {
     errno.ENOSPC: "Make room on its disk",
     errno.EDQUOT: "Make room in your quota",
@@ -92,9 +95,9 @@ class Store:
                 with another number of trials.
         """
         if (self.folder / _STUDY).exists():
-            existing, wanted = self._read_study(), _study(spec, prints)
+            existing, wanted = self._read_study(), describe(spec, prints)
             if existing["identity"] != wanted["identity"]:
-                raise RecordError(f"{self.folder} holds another experiment ({_difference(existing, wanted)}). {_HINT}")
+                raise RecordError(f"{self.folder} holds another experiment ({difference(existing, wanted)}). {_HINT}")
             self.tuning(spec)
         elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             raise RecordError(f"{self.folder} exists and is not a run directory (it has no {_STUDY}). {_HINT}")
@@ -113,7 +116,7 @@ class Store:
             StorageError: If it cannot be written.
         """
         self.require(spec, prints)
-        study = _study(spec, prints)
+        study = describe(spec, prints)
         with self.writing():
             self._lay_out()
             with FileLock(self.folder / "locks" / "study.lock"):
@@ -334,12 +337,24 @@ class Store:
         """
         lock = FileLock(self.folder / "locks" / f"{run_id}.lock")
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=_PATIENCE, poll_interval=_PATIENCE / 5)
         except Timeout:
             return None
         except OSError as error:
             raise self.unwritable(error) from error
         return lock
+
+    def in_training(self, run_id: str) -> bool:
+        """Whether a process is training a run now; writes nothing."""
+        if not (self.folder / "locks" / f"{run_id}.lock").exists():
+            return False
+        try:
+            lock = self.lock(run_id)
+        except StorageError:  # nobody trains in a directory that cannot be written
+            return False
+        if lock is not None:
+            lock.release()
+        return lock is None
 
     def _sweep(self) -> None:
         """Remove what processes that were killed left behind: halves of files, checkpoints of finished runs."""
@@ -383,39 +398,6 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         Path(scratch).unlink(missing_ok=True)
         raise
-
-
-def _study(spec: ExperimentSpec, prints: Fingerprints) -> dict[str, Any]:
-    # One fingerprint where nothing varies, as the first release wrote it.
-    data = prints.data[""] if spec.vary is None else dict(prints.data)
-    study = {
-        "schema": SCHEMA,
-        "spec": to_plain(spec),
-        "model": prints.model,
-        "data": data,
-        "identity": _identity(spec, prints.model, data, prints.evaluations),
-        "seeds_asked": [spec.seeds],
-    }
-    return study | ({"evaluations": dict(prints.evaluations)} if prints.evaluations else {})
-
-
-def _identity(spec: ExperimentSpec, model: str, data: str | dict[str, str], evaluations: Mapping[str, str]) -> str:
-    content = spec.identity()
-    # Content counts, not the place it was read from.
-    del content["model"], content["data"]["source"], content["data"]["test"]
-    for item in content.get("evaluations", []):
-        item["source"] = evaluations[item["name"]]
-    canonical = json.dumps([content, model, data], sort_keys=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """The first places where two studies differ, for an error message."""
-    places = [key for key in ("model", "data") if old[key] != new[key]]
-    ignored = {"name", "description", "choices", "seeds", "model"}
-    before, after = old["spec"], new["spec"]
-    places += [key for key in sorted({*before, *after} - ignored) if before.get(key) != after.get(key)]
-    return "different " + ", ".join(dict.fromkeys(places)) if places else "different specification"
 
 
 def _first(error: Exception) -> str:

@@ -10,6 +10,7 @@ from scipy.special import log_softmax
 from torch import Tensor
 from transformers import PreTrainedModel, Trainer
 
+from crisp_attention.backends import Detail
 from crisp_attention.experiment.data.batching import EncodedSplit, by_length
 from crisp_attention.experiment.results.record import LengthBin, Score
 from crisp_attention.operator import AttentionOutput
@@ -31,6 +32,8 @@ class PairsByExample:
         pairs: Int64 `[N, 2]` in the split's order, kept and valid; None where a layer's batch is not
             the examples (windows of images), so that its pairs belong to none of them.
     """
+
+    detail = Detail.SUMMARY
 
     def __init__(self) -> None:
         self.pairs: Array | None = None

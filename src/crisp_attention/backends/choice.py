@@ -1,0 +1,111 @@
+"""Which backend serves a call, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from crisp_attention.backends import reference
+from crisp_attention.backends.call import Call, Computed
+from crisp_attention.errors import ConfigurationError, nearest
+
+BACKENDS = ("reference", "cpu")
+
+# The compiled backend of a type of device; what it is compiled with, and the extra that brings it.
+_OF_DEVICE = {"cpu": "cpu"}
+_COMPILERS = {"cpu": ("numba", "cpu")}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A backend for a call.
+
+    Attributes:
+        name: Its name.
+        reason: Why it was chosen, as half a sentence.
+        attention: What computes the call.
+    """
+
+    name: str
+    reason: str
+    attention: Callable[[Call], Computed]
+
+
+def require_known(name: str) -> None:
+    """Raise `ConfigurationError` unless a name is "auto" or that of a backend."""
+    if name != "auto" and name not in BACKENDS:
+        raise ConfigurationError(f"Unknown backend {name!r}. {nearest(name, ['auto', *BACKENDS])}")
+
+
+def choose(name: str, call: Call) -> Choice:
+    """The backend that serves a call.
+
+    "auto" takes the compiled backend of the call's device if it is installed and serves the call, and the
+    reference otherwise: within compiled or exported graphs and torch.func transforms, for float64, for
+    whoever wants to see the weights, for what the compiled one does not implement.
+
+    Args:
+        name: "auto" or the name of a backend. A named one is used or refused, never replaced.
+        call: The call.
+
+    Raises:
+        ConfigurationError: If the name is unknown, its extra is not installed, or it cannot serve the call.
+    """
+    require_known(name)
+    if name == "auto":
+        return _automatic(call)
+    reason = _refusal(name, call)
+    if reason is not None:
+        raise ConfigurationError(
+            f"backend={name!r} cannot serve this call: {reason}. backend='auto' takes one that can."
+        )
+    return Choice(name, "it was asked for", _module(name).attention)
+
+
+def _automatic(call: Call) -> Choice:
+    if torch.compiler.is_compiling():
+        return _reference("the call is part of a compiled graph")
+    device = call.query.device.type
+    name = _OF_DEVICE.get(device)
+    if name is None:
+        return _reference(f"there is no other for device {device!r}")
+    # Anything else than plain tensors (functorch's, fake ones) has no memory that a kernel could read.
+    if type(call.query) not in (Tensor, nn.Parameter) or torch._C._functorch.peek_interpreter_stack() is not None:
+        return _reference("the call is part of a transform")
+    if call.query.dtype == torch.float64:
+        return _reference("float64 is for checking")
+    reason = _refusal(name, call)
+    if reason is not None:
+        return _reference(f"{name!r} cannot serve it: {reason}")
+    return Choice(name, "it is the fastest that serves the call", _module(name).attention)
+
+
+def _reference(reason: str) -> Choice:
+    return Choice("reference", reason, reference.attention)
+
+
+def _refusal(name: str, call: Call) -> str | None:
+    """Why a backend cannot serve a call; None if it can."""
+    if name in _COMPILERS:
+        compiler, extra = _COMPILERS[name]
+        if not _installed(compiler):
+            return f"{compiler} is not installed (pip install 'crisp-attention[{extra}]')"
+    reason: str | None = _module(name).refusal(call)
+    return reason
+
+
+@cache
+def _installed(package: str) -> bool:
+    return find_spec(package) is not None
+
+
+def _module(name: str) -> ModuleType:
+    # By name and late: compiled backends bring optional dependencies.
+    return import_module(f"crisp_attention.backends.{name}")
