@@ -359,10 +359,10 @@ def bench(
     import torch
 
     from crisp_attention.bench import results
-    from crisp_attention.bench.measure import Plan, measure
+    from crisp_attention.bench.measure import Plan, device_of, measure
     from crisp_attention.bench.variants import chosen
 
-    where = _device(device)
+    where = device_of(device)
     if threads is not None:
         if threads < 1:
             raise ConfigurationError(f"--threads must be at least 1, got {threads}.")
@@ -389,21 +389,6 @@ def bench(
     if out is not None:
         for path in results.save(out, plan, timings):
             console.print(f"Written: {path}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _device(name: str) -> Any:
-    """A torch device that exists."""
-    import torch
-
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise ConfigurationError(f"--device must be cpu or cuda, got {name!r}.")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigurationError("--device cuda: torch sees no GPU here.")
-    return device
 
 
 def _run(

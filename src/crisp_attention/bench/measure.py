@@ -86,6 +86,23 @@ class Timing:
         return statistics.median(self.ratios)
 
 
+def device_of(name: str) -> torch.device:
+    """A device that exists.
+
+    Raises:
+        ConfigurationError: If it is neither a processor nor a GPU that torch sees.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ConfigurationError(f"--device must be cpu or cuda, got {name!r}.")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError("--device cuda: torch sees no GPU here.")
+    return device
+
+
 def limit(sparsity: float) -> float:
     """The least share of dense attention's arithmetic that exact selection leaves in a training step.
 
