@@ -33,7 +33,9 @@ def refusal(call: Call) -> str | None:
     if not tiles.INTERPRETED and torch.version.hip is None and torch.cuda.get_device_capability(q.device) < (8, 0):
         return "the GPU's compute capability is below 8.0"
     if q.dtype not in _DTYPES or not q.dtype == k.dtype == v.dtype:
-        return f"it takes one of float16, bfloat16 and float32 for all of q, k and v, not {q.dtype}, {k.dtype}, {v.dtype}"
+        return (
+            f"it takes one of float16, bfloat16 and float32 for all of q, k and v, not {q.dtype}, {k.dtype}, {v.dtype}"
+        )
     if q.shape[3] not in _WIDTHS or v.shape[3] not in _WIDTHS:
         return f"heads are 16, 32, 64 or 128 wide for it, not {q.shape[3]} (values {v.shape[3]})"
     if call.detail >= Detail.WEIGHTS:
@@ -93,7 +95,7 @@ class _Attention(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, call: Call
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         shape, keys = call.pairs.shape, key.shape[2]
-        split = tiles.plan(max(query.shape[3], value.shape[3]), query.dtype, keys)
+        split = tiles.plan(query.dtype, keys)
         valid, causal = call.pairs.valid, call.pairs.causal
         inputs = tiles.Inputs(
             query=tiles.tokens(query),
@@ -113,12 +115,18 @@ class _Attention(torch.autograd.Function):
         if call.dropout is not None:
             dropped = tiles.Dropped(call.dropout.seed, call.dropout.lowest, call.dropout.factor)
         summary = call.detail >= Detail.SUMMARY
-        done = flash.forward(
-            inputs, rule, dropped, split, alive, causal=causal, largest=largest, summary=summary
-        )
+        done = flash.forward(inputs, rule, dropped, split, alive, causal=causal, largest=largest, summary=summary)
         ctx.save_for_backward(query, key, value, done.output, done.log_sum)
         # What the graph neither made nor is asked about; the tensors above come back through it.
-        ctx.rest = (inputs._replace(query=None, key=None, value=None), rule, dropped, split, done.alive, causal, largest)
+        ctx.rest = (
+            inputs._replace(query=None, key=None, value=None),
+            rule,
+            dropped,
+            split,
+            done.alive,
+            causal,
+            largest,
+        )
         if done.kept is not None and done.entropy is not None:
             ctx.mark_non_differentiable(done.kept, done.entropy)
         return done.output, done.kept, done.entropy

@@ -237,7 +237,7 @@ def _query_gradient_kernel(
     WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     CAUSAL: tl.constexpr, LARGEST: tl.constexpr,
 ):  # fmt: skip
-    """dQ of a tile of queries, and each row's mean gradient of its weights, which dK and dV need too."""
+    """Gradients of a tile of queries, and each row's mean gradient of its weights, which dK and dV need too."""
     example, head, first_row = place(inputs, ROWS)
     rows = first_row + tl.arange(0, ROWS)
     stop = stop_column(inputs, example, first_row, ROWS, CAUSAL)
@@ -276,7 +276,7 @@ def _key_gradient_kernel(
     WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     LARGEST: tl.constexpr,
 ):  # fmt: skip
-    """dK and dV of a tile of keys, over all queries of all heads that share them."""
+    """Gradients of a tile of keys and values, over all queries of all heads that share them."""
     tiles = tl.cdiv(inputs.keys, COLUMNS)
     row_tiles = tl.cdiv(inputs.queries, ROWS)
     program = tl.program_id(0)

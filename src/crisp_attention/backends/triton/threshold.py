@@ -203,12 +203,10 @@ def _search_kernel(
             total += tl.sum(there.to(tl.int32), 1)
             top = tl.maximum(top, tl.max(images, 1))
             bottom = tl.minimum(bottom, tl.min(tl.where(there, images, 2**31 - 1), 1))
-            held = held + (images,)  # noqa: RUF005 - the language has no unpacking
+            held = held + (images,)  # type: ignore[assignment]  # noqa: RUF005 - the language has no unpacking
     else:
         for first_column in range(0, stop, COLUMNS):
-            images = _image_tile(
-                query, inputs, rule, pool, example, head, rows, first_column, WIDTH, COLUMNS, LARGEST
-            )
+            images = _image_tile(query, inputs, rule, pool, example, head, rows, first_column, WIDTH, COLUMNS, LARGEST)
             there = images != OUTSIDE
             total += tl.sum(there.to(tl.int32), 1)
             top = tl.maximum(top, tl.max(images, 1))
@@ -224,30 +222,31 @@ def _search_kernel(
     reached = tl.where(wanted == 1, 1, total)
     seek = (wanted > 1) & (wanted < total)
     unsettled = seek & (_middle(low, high) > low)
-    while tl.max(unsettled.to(tl.int32), 0) > 0:
-        middle = _middle(low, high)
-        if HELD:
-            count = tl.zeros([ROWS], tl.int32)
-            for tile in tl.static_range(HELD):
-                count += tl.sum((held[tile] >= middle[:, None]).to(tl.int32), 1)
-            low, high, reached = _narrow(low, high, reached, middle, _over(count, WHOLE), wanted)
-        else:
-            # Scores cost more than comparing them, so that each pass settles two bits.
-            lower, upper = _middle(low, middle), _middle(middle, high)
-            count = tl.zeros([ROWS], tl.int32)
-            count_lower = tl.zeros([ROWS], tl.int32)
-            count_upper = tl.zeros([ROWS], tl.int32)
-            for first_column in range(0, stop, COLUMNS):
-                images = _image_tile(
-                    query, inputs, rule, pool, example, head, rows, first_column, WIDTH, COLUMNS, LARGEST
-                )
-                count += tl.sum((images >= middle[:, None]).to(tl.int32), 1)
-                count_lower += tl.sum((images >= lower[:, None]).to(tl.int32), 1)
-                count_upper += tl.sum((images >= upper[:, None]).to(tl.int32), 1)
-            low, high, reached = _narrow(low, high, reached, middle, _over(count, WHOLE), wanted)
-            low, high, reached = _narrow(low, high, reached, lower, _over(count_lower, WHOLE), wanted)
-            low, high, reached = _narrow(low, high, reached, upper, _over(count_upper, WHOLE), wanted)
-        unsettled = seek & (reached != wanted) & (_middle(low, high) > low)
+    for _ in range(32):
+        if tl.max(unsettled.to(tl.int32), 0) > 0:
+            middle = _middle(low, high)
+            if HELD:
+                count = tl.zeros([ROWS], tl.int32)
+                for tile in tl.static_range(HELD):
+                    count += tl.sum((held[tile] >= middle[:, None]).to(tl.int32), 1)
+                low, high, reached = _narrow(low, high, reached, middle, _over(count, WHOLE), wanted)
+            else:
+                # Scores cost more than comparing them, so that each pass settles two bits.
+                lower, upper = _middle(low, middle), _middle(middle, high)
+                count = tl.zeros([ROWS], tl.int32)
+                count_lower = tl.zeros([ROWS], tl.int32)
+                count_upper = tl.zeros([ROWS], tl.int32)
+                for first_column in range(0, stop, COLUMNS):
+                    images = _image_tile(
+                        query, inputs, rule, pool, example, head, rows, first_column, WIDTH, COLUMNS, LARGEST
+                    )
+                    count += tl.sum((images >= middle[:, None]).to(tl.int32), 1)
+                    count_lower += tl.sum((images >= lower[:, None]).to(tl.int32), 1)
+                    count_upper += tl.sum((images >= upper[:, None]).to(tl.int32), 1)
+                low, high, reached = _narrow(low, high, reached, middle, _over(count, WHOLE), wanted)
+                low, high, reached = _narrow(low, high, reached, lower, _over(count_lower, WHOLE), wanted)
+                low, high, reached = _narrow(low, high, reached, upper, _over(count_upper, WHOLE), wanted)
+            unsettled = seek & (reached != wanted) & (_middle(low, high) > low)
     found = tl.where(wanted > total, float("-inf"), from_image(low))
     found = tl.where(wanted <= 0, float("inf"), found)
     tl.store(tau + (example * inputs.heads + head) * inputs.queries + rows, found, mask=rows < inputs.queries)

@@ -131,18 +131,18 @@ class Plan(NamedTuple):
         return -(-queries // self.rows), -(-keys // self.columns)
 
 
-def plan(width: int, dtype: torch.dtype, keys: int) -> Plan:
+def plan(dtype: torch.dtype, keys: int) -> Plan:
     """The tiles of a call: by a table, since what is timed would differ from run to run.
 
     Args:
-        width: The larger of D and Dv.
         dtype: Of queries, keys and values.
         keys: K.
     """
-    # Products in fp32 run on ordinary registers, and tiles of twice the bytes fill the shared memory.
-    side = 32 if dtype == torch.float32 or width > 128 else 64
+    # Products in fp32 are unrolled on ordinary registers, and their tiles have twice the bytes.
+    if dtype == torch.float32:
+        return Plan(32, 32, 4, 1 if keys <= 32 else 0)
+    side, warps = 64, 4
     tiles = triton.next_power_of_2(-(-keys // side))
-    warps = 4
     # A thread has 255 registers; half of them may hold scores.
     fits = 128 * 32 * warps // side**2
     if tiles == 2 * fits:
