@@ -161,6 +161,11 @@ def prints_of(spec: ExperimentSpec) -> Fingerprints:
     return Fingerprints(MODEL, data, {item.name: f"data of {item.name}" for item in spec.evaluations})
 
 
+def ids_of(spec: ExperimentSpec) -> list[str]:
+    """Ids of all runs where nothing varies, in order."""
+    return [run.config.run_id for run in expand(spec, PRINTS)]
+
+
 def fill_runs(folder: Path, spec: ExperimentSpec, result: Callable[[PlannedRun], Any]) -> Store:
     """A run directory; `result` gives per planned run a record and its arrays, or None (not done)."""
     store, prints = Store(folder), prints_of(spec)

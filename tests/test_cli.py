@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import crisp_attention
 import tiny_study
 
 CRISP = [sys.executable, "-m", "crisp_attention.cli"]
@@ -52,7 +53,7 @@ def results(folder: Path) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("command", [[], ["reproduce"], ["run"], ["report"], ["check"], ["inspect"], ["data"]], ids=str)
-def test_help_has_examples_and_loads_nothing_heavy(command):
+def test_help_loads_nothing_heavy_fits_a_narrow_terminal_and_shows_an_example_a_line(command):
     code = f"""
 import sys
 sys.argv = ["crisp", *{command!r}, "--help"]
@@ -64,10 +65,16 @@ except SystemExit as end:
 heavy = {{"torch", "transformers", "numpy", "pandas", "matplotlib", "datasets", "scipy"}}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    environment = ENVIRONMENT | {"COLUMNS": "60"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
     assert "Usage" in done.stdout
-    assert not command or "crisp " + command[0] in done.stdout
+    assert max(map(len, lines)) <= 60
+    assert "<bool>" not in done.stdout
+    examples = [line.strip() for line in done.stdout.partition("Examples:")[2].partition("╭")[0].splitlines()]
+    assert all(line.startswith(f"crisp {command[0]}") for line in filter(None, examples))
+    assert any(examples) == bool(command)
 
 
 def test_data_lists_and_shows(csv_file):
@@ -80,10 +87,26 @@ def test_data_lists_and_shows(csv_file):
     assert "negative" in shown.stdout
 
 
+def test_data_takes_what_a_source_needs_beside_its_name(tmp_path):
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("one,other,verdict\n" + "a film,the plot,same\na plot,a film,other\n" * 20, encoding="utf-8")
+    named = ["--text", "one", "--text-pair", "other", "--label", "verdict", "--test", pairs]
+    shown = crisp("data", pairs, *named)
+    assert shown.returncode == 0, shown.stderr
+    assert re.search(r"same +20 +20", shown.stdout)
+    refused = crisp("data", pairs, "--text", "one", "--text-pair", "othre", "--label", "verdict")
+    assert refused.returncode == 2
+    assert "no text_pair column 'othre'" in refused.stderr
+
+
+def test_the_version_is_told():
+    assert crisp("--version").stdout.split() == ["crisp-attention", crisp_attention.__version__]
+
+
 def test_text_and_label_name_columns_of_a_data_set(tmp_path):
     done = crisp("reproduce", "--text", "review", cwd=tmp_path)
     assert done.returncode == 2
-    assert "--dataset, which is missing" in done.stderr
+    assert "--text must go with --dataset, which is missing" in done.stderr
     (tmp_path / "films.csv").write_text("review,stars\ngood,1\nbad,0\n", encoding="utf-8")
     done = crisp("reproduce", "--dataset", "films.csv", "--text", "revew", cwd=tmp_path)
     assert done.returncode == 2
@@ -95,6 +118,8 @@ def test_check_prints_each_layer(tiny_folders):
     done = crisp("check", tiny_folders["distilbert"], "--sparsity", 0.5, "--rule", "percentile")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("of 0.500 requested") == 2
+    assert "with rule topk whichever rule is asked for" in done.stdout
+    assert re.search(r"restore +ok +largest difference after densify: 0\.0e\+00", done.stdout)
 
 
 @pytest.mark.parametrize("columns", ["40", "100", "200"])

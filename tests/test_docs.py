@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -16,17 +17,18 @@ from crisp_attention.traits import RULES
 
 ROOT = Path(__file__).parent.parent
 OPERATOR = (ROOT / "docs" / "operator.md").read_text(encoding="utf-8")
-EXPERIMENT = (ROOT / "docs" / "experiment.md").read_text(encoding="utf-8")
-SECTIONS = (
-    spec.ArmSpec,
-    spec.ArmTrainingSpec,
-    spec.DataSpec,
-    spec.EvaluationSpec,
-    spec.ExperimentSpec,
-    spec.PrimarySpec,
-    spec.TrainingSpec,
-    spec.VarySpec,
-)
+EXPERIMENT = "\n" + (ROOT / "docs" / "experiment.md").read_text(encoding="utf-8")
+# The line after which each table of a specification has its table of keys.
+PLACES = {
+    spec.ExperimentSpec: "# The experiment: data, arms, conditions",
+    spec.PrimarySpec: "`[primary]`:",
+    spec.DataSpec: "## Data",
+    spec.TrainingSpec: "## Training",
+    spec.ArmSpec: "## Arms",
+    spec.ArmTrainingSpec: "An arm's own `training = { ... }` may set:",
+    spec.VarySpec: "## Conditions",
+    spec.EvaluationSpec: "## Further evaluations",
+}
 
 
 @pytest.mark.parametrize("name", sorted(RULES))
@@ -48,11 +50,25 @@ def test_every_schedule_is_explained(kind):
     assert f"`{kind}`" in OPERATOR
 
 
-@pytest.mark.parametrize(
-    ("section", "name"), [(section.__name__, name) for section in SECTIONS for name in section.model_fields]
-)
-def test_every_key_of_a_specification_is_explained(section, name):
-    assert re.search(rf"`[^`\n]*\b{name}\b[^`\n]*`", EXPERIMENT), f"docs/experiment.md says nothing of {name}"
+def part(start):
+    """A part of the page on experiments, from a line to the next heading; the page's head is its first part."""
+    return EXPERIMENT.partition(f"\n{start}\n")[2].partition("\n## ")[0]
+
+
+@pytest.mark.parametrize(("section", "start"), PLACES.items(), ids=[section.__name__ for section in PLACES])
+def test_every_key_of_a_specification_has_a_row_with_its_default(section, start):
+    rows = [re.split(r" *\| *", row)[1:3] for row in part(start).splitlines() if row.startswith("|")]
+    for name, field in section.model_fields.items():
+        told = [default for keys, default in rows if re.search(rf"`\[*{name}\]*`", keys)]
+        assert told, f"docs/experiment.md has no row for {section.__name__}.{name}"
+        if field.is_required() and name != "attention":
+            assert told[0] == "required", f"{section.__name__}.{name} is required"
+        elif isinstance(field.default, str | int | float | tuple):
+            default = list(field.default) if isinstance(field.default, tuple) else field.default
+            assert told[0] == f"`{json.dumps(default)}`"
+        else:
+            assert told[0]
+            assert told[0] != "required", f"{section.__name__}.{name} may be left out"
 
 
 @pytest.mark.parametrize("name", sorted(spec.presets()))

@@ -7,8 +7,9 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
+from crisp_attention import __version__
 from crisp_attention.errors import ConfigurationError, CrispError
 from crisp_attention.traits import RULES
 
@@ -24,6 +25,7 @@ try:
     import typer
     from rich.console import Console
     from rich.markup import escape
+    from typer.core import TyperCommand, TyperGroup
 except ModuleNotFoundError as missing:  # the core installs without the command line
     sys.exit(_needs_extra(missing))
 
@@ -31,48 +33,101 @@ except ModuleNotFoundError as missing:  # the core installs without the command 
 if TYPE_CHECKING:
     from crisp_attention.experiment.specification.spec import ExperimentSpec
 
+
+def _without_types_of_flags(options: list[Any]) -> list[Any]:
+    """Options as the help shows them: a flag takes no value, so none is named."""
+    for option in options:
+        if getattr(option, "is_flag", False):
+            option.metavar = ""
+    return options
+
+
+class _Command(TyperCommand):
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _without_types_of_flags(super().get_params(ctx))
+
+
+class _Group(TyperGroup):
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _without_types_of_flags(super().get_params(ctx))
+
+
 app = typer.Typer(
     name="crisp",
+    cls=_Group,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    help="Let a Transformer attend to less, and find out honestly whether it helps.",
 )
 
-Seeds = Annotated[int | None, typer.Option(min=1, max=1000, help="Runs per arm. Fewer than 6 give no verdict.")]
-Out = Annotated[Path | None, typer.Option(help="Run directory (default: runs/NAME). The same command resumes in it.")]
-Jobs = Annotated[
-    int | None, typer.Option(min=1, help="Runs side by side; the cores are split between them (default: one a core).")
+Model = Annotated[str, typer.Argument(help="minilm-l6 (packaged), a folder, or a hub name.", show_default=False)]
+Seeds = Annotated[int | None, typer.Option(metavar="N", help="Runs per arm. Fewer than 6 give no verdict.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="Run directory (default: runs/NAME). The same command resumes in it."),
 ]
-Text = Annotated[str | None, typer.Option(help="Column of the text (default: found by its usual names).")]
-Label = Annotated[str | None, typer.Option(help="Column of the label (default: found by its usual names).")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop; writes nothing.")]
+Jobs = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Runs side by side; the cores are split between them (default: one a core)."),
+]
+Text = Annotated[str | None, typer.Option(metavar="COLUMN", help="The text (default: found by its usual names).")]
+TextPair = Annotated[
+    str | None, typer.Option(metavar="COLUMN", help="The second text of a pair (default: by its usual names, or none).")
+]
+Label = Annotated[str | None, typer.Option(metavar="COLUMN", help="The label (default: found by its usual names).")]
+Subset = Annotated[str | None, typer.Option(metavar="NAME", help="Configuration of a hub data set.")]
+Test = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="The evaluation split (default: the source's own, or carved from it)."),
+]
 Retry = Annotated[bool, typer.Option("--retry", help="Do diverged and failed runs again.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop; writes nothing.")]
 
 
-@app.command()
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"crisp-attention {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def crisp(
+    _: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    """Let a Transformer attend to less, and find out honestly whether it helps."""
+
+
+@app.command(cls=_Command)
 def reproduce(
     preset: Annotated[
         str | None,
         typer.Option(
-            help="quick: minutes, offline. paper: the published setting, needs the hub. controls, small-data, "
-            "label-noise, robustness, images: what each asks, its description says. "
-            "Default: quick, or images for a model without weights."
+            metavar="NAME",
+            help="quick: minutes, offline. paper: the published setting, needs the hub. Others: controls, small-data, "
+            "label-noise, robustness, images. Default: quick, or images for a model without weights.",
         ),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="minilm-l6 (packaged), tiny-vit (from scratch), a folder, or a hub name."),
+        typer.Option(metavar="NAME", help="minilm-l6 (packaged), tiny-vit (from scratch), a folder, or a hub name."),
     ] = None,
     dataset: Annotated[
         str | None,
         typer.Option(
-            help="A packaged data set, a GLUE folder, a folder of images, a CSV/TSV/JSONL/Parquet file, or a hub name."
+            metavar="NAME",
+            help="A packaged data set, a GLUE folder, a folder of images, a file (CSV, TSV, JSONL, Parquet), or a hub "
+            "name.",
         ),
     ] = None,
     text: Text = None,
+    text_pair: TextPair = None,
     label: Label = None,
+    subset: Subset = None,
+    test: Test = None,
     seeds: Seeds = None,
     out: Out = None,
     jobs: Jobs = None,
@@ -81,22 +136,20 @@ def reproduce(
 ) -> None:
     """Run the paper's experiment: dense attention against three sparsities.
 
+    Prints the plan first: what is to do, what is done already, how long it will take.
+
     Examples:
       crisp reproduce
-
       crisp reproduce --dry-run
-
       crisp reproduce --seeds 10
-
-      crisp reproduce --dataset reviews.csv --text review --label stars
-
-      crisp reproduce --preset paper --model minilm-l6 --dataset path/to/SST-2
-
+      crisp reproduce --dataset reviews.csv --label stars
+      crisp reproduce --preset paper --dataset SST-2
       crisp reproduce --model tiny-vit --dataset digits
     """
     from crisp_attention.experiment.specification.spec import preset as find
     from crisp_attention.experiment.training.model import ARCHITECTURES
 
+    parts = {"text": text, "text_pair": text_pair, "label": label, "subset": subset, "test": test}
     preset = preset or ("images" if model in ARCHITECTURES else "quick")
     spec = find(preset)
     if model is not None:
@@ -104,17 +157,17 @@ def reproduce(
     if dataset is not None:
         from crisp_attention.experiment.data.dataset import fit_limits
 
-        own = {"source": dataset, "subset": None, "text": text, "label": label}
+        own = {"source": dataset, **parts}
         spec = spec.model_copy(update={"data": spec.data.model_copy(update=own)})
         spec = fit_limits(spec, lambda message: typer.echo(message))
-    elif text is not None or label is not None:
-        raise ConfigurationError("--text and --label name columns of --dataset, which is missing.")
+    elif given := [f"--{name.replace('_', '-')}" for name, value in parts.items() if value is not None]:
+        raise ConfigurationError(f"{' and '.join(given)} must go with --dataset, which is missing.")
     named = [Path(name).name for name in (model, dataset) if name is not None]
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join([preset, *named]))[:60]
     _run(spec.model_copy(update={"name": name}), seeds, out, jobs, retry, dry_run)
 
 
-@app.command()
+@app.command(cls=_Command)
 def run(
     spec: Annotated[Path, typer.Argument(help="Experiment in TOML.", show_default=False)],
     seeds: Seeds = None,
@@ -125,11 +178,10 @@ def run(
 ) -> None:
     """Run an experiment of your own: any arms x seeds, on your data; resumable.
 
-    Prints the plan first: what there is to do, what is done already, how long it will take.
+    Prints the plan first: what is to do, what is done already, how long it will take.
 
     Examples:
       crisp run experiment.toml --dry-run
-
       crisp run experiment.toml --seeds 10
     """
     from crisp_attention.experiment.specification.spec import read
@@ -137,11 +189,13 @@ def run(
     _run(read(spec), seeds, out, jobs, retry, dry_run)
 
 
-@app.command()
+@app.command(cls=_Command)
 def report(folder: Annotated[Path, typer.Argument(help="Run directory, as runs/quick.", show_default=False)]) -> None:
     """Rebuild statistics, tables, plots and pages from the records alone.
 
-    Example:
+    Trains nothing and needs no torch.
+
+    Examples:
       crisp report runs/quick
     """
     from crisp_attention.experiment import study
@@ -153,22 +207,26 @@ def report(folder: Annotated[Path, typer.Argument(help="Run directory, as runs/q
     console.print(f"Report: {page}", markup=False, highlight=False, soft_wrap=True)
 
 
-@app.command()
+@app.command(cls=_Command)
 def check(
-    model: Annotated[str, typer.Argument(help="minilm-l6 (packaged), a folder, or a hub name.", show_default=False)],
+    model: Model,
     sparsity: Annotated[
-        float | None, typer.Option(help="Share of scores to remove, in [0, 1); the rule's own default if not given.")
+        float | None,
+        typer.Option(metavar="SHARE", help="Share of scores to remove, in [0, 1) (default: the rule's own)."),
     ] = None,
-    rule: Annotated[str, typer.Option(help=f"Which scores survive: {', '.join(RULES)}.")] = "topk",
+    rule: Annotated[str, typer.Option(metavar="RULE", help=f"Which scores survive: {', '.join(RULES)}.")] = "topk",
 ) -> None:
     """Is a model served correctly, does sparsity reach every layer, and what does it realise?
 
-    Prints each layer and then the audit: every promise measured on a copy of the model. Exit code 0
-    if the model is served, with or without limits, 1 if the audit finds something wrong, 2 if it
-    cannot be made sparse at all.
+    First each layer under the rule asked for, then the audit: every promise, measured on a copy.
 
-    Example:
-      crisp check minilm-l6 --rule percentile
+    The audit is of the model, not of the rule: it is made with rule topk whichever is asked for.
+
+    Exit code 0: served, with or without limits. 1: the audit finds something wrong. 2: it cannot be made sparse.
+
+    Examples:
+      crisp check minilm-l6
+      crisp check minilm-l6 --rule percentile --sparsity 0.9
     """
     from crisp_attention.config import SparsityConfig
 
@@ -199,26 +257,33 @@ def check(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(cls=_Command)
 def inspect(
-    model: Annotated[str, typer.Argument(help="minilm-l6 (packaged), a folder, or a hub name.", show_default=False)],
+    model: Model,
     text: Annotated[str, typer.Argument(help="What the model reads, in quotes.", show_default=False)],
-    pair: Annotated[str | None, typer.Option(help="A second text, for models of sentence pairs.")] = None,
+    pair: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="A second text, for models of sentence pairs.")
+    ] = None,
     rule: Annotated[
         str | None,
-        typer.Option(help=f"Which scores survive (default: as the model was saved, else topk): {', '.join(RULES)}."),
+        typer.Option(
+            metavar="RULE",
+            help=f"Which scores survive (default: as the model was saved, else topk): {', '.join(RULES)}.",
+        ),
     ] = None,
     sparsity: Annotated[
-        float | None, typer.Option(help="Share of scores removed at first, in [0, 1); the page's slider moves it.")
+        float | None,
+        typer.Option(metavar="SHARE", help="Share of scores removed at first, in [0, 1); the page's slider moves it."),
     ] = None,
-    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("attention.html"),
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The page to write.")] = Path("attention.html"),
 ) -> None:
     """Write an interactive page of a model's attention to one text: every head, dense beside sparse.
 
-    Examples:
-      crisp inspect minilm-l6 "a sentence"
+    One file that needs no network.
 
-      crisp inspect minilm-l6 "One sentence." --pair "And another." --rule percentile --sparsity 0.9
+    Examples:
+      crisp inspect minilm-l6 "a sentence" --rule percentile
+      crisp inspect minilm-l6 "One." --pair "Another."
     """
     from crisp_attention.experiment.inspection import inspect as look
     from crisp_attention.experiment.report.attention import render_attention
@@ -230,20 +295,24 @@ def inspect(
     Console().print(f"Attention page: {out}", markup=False, highlight=False, soft_wrap=True)
 
 
-@app.command()
+@app.command(cls=_Command)
 def data(
     name: Annotated[str | None, typer.Argument(help="A packaged data set, a folder, a file, or a hub name.")] = None,
     text: Text = None,
+    text_pair: TextPair = None,
     label: Label = None,
+    subset: Subset = None,
+    test: Test = None,
 ) -> None:
     """List the packaged data sets, or show what one source looks like.
 
+    Shows classes, sizes and an example of each, and what was dropped.
+
     Examples:
       crisp data
-
       crisp data trec
-
       crisp data reviews.csv --text review --label stars
+      crisp data glue --subset mrpc
     """
     from crisp_attention.experiment.data.sources import PACKAGED
     from crisp_attention.experiment.display import show_dataset, show_packaged
@@ -255,7 +324,8 @@ def data(
     from crisp_attention.experiment.data.dataset import load
     from crisp_attention.experiment.specification.spec import DataSpec
 
-    show_dataset(console, load(DataSpec(source=name, text=text, label=label)))
+    source = DataSpec(source=name, text=text, text_pair=text_pair, label=label, subset=subset, test=test)
+    show_dataset(console, load(source))
 
 
 def _run(

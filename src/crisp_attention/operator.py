@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from crisp_attention import backends
-from crisp_attention.backends import Call, Computed, Detail
+from crisp_attention.backends import Call, Choice, Computed, Detail
 from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError
 from crisp_attention.masks import causal_refusal, hides_future, read_pairs
@@ -54,11 +54,13 @@ class AttentionOutput:
         output: `[B, H, Q, Dv]`.
         pairs: The pairs there were to choose from.
         computed: What the backend gave.
+        choice: Which backend that was, and why.
     """
 
     output: Tensor
     pairs: Pairs
     computed: Computed
+    choice: Choice
 
     @property
     def weights(self) -> Tensor:
@@ -286,8 +288,9 @@ def attend(
         dropout=backends.draw_dropout(dropout_p, q.device),
         detail=detail,
     )
-    computed = backends.choose(backend, call).attention(call)
-    return AttentionOutput(computed.output, pairs, computed)
+    choice = backends.choose(backend, call)
+    computed = choice.attention(call)
+    return AttentionOutput(computed.output, pairs, computed, choice)
 
 
 def _warn_of_a_single_key(sparsity: float) -> None:

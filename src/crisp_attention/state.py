@@ -58,7 +58,7 @@ class ModelState:
         layers: The layers that share it.
         homes: The configuration objects that its settings are written to.
         excluded: Names of submodules that stay dense, as was asked for.
-        backend: What computes attention: "auto" or a name. Of this machine and session, so never saved.
+        backend: What computes sparse attention: "auto" or a name. Of this machine and session, so never saved.
     """
 
     config: SparsityConfig
@@ -237,7 +237,7 @@ class LayerState:
             dropout_p=dropout_p,
             stream=self._stream(config, training),
             training=training,
-            backend=self.model.backend,
+            backend="auto" if config is None else self.model.backend,
             detail=max(detail, *(monitor.detail for monitor in self.model.monitors), Detail.OUTPUT),
         )
         for monitor in self.model.monitors:

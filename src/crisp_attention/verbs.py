@@ -29,7 +29,7 @@ class Home:
     """How a kind of model is made sparse.
 
     Attributes:
-        sparsify: Model, configuration, then `inputs`, `exclude` and settings by keyword; the model.
+        sparsify: Model, configuration, then `inputs`, `backend`, `exclude` and settings by keyword; the model.
         densify: Model to the same model.
         check: Model and inputs to a report.
         excludes: Whether its sparsify takes `exclude`.
@@ -78,6 +78,7 @@ def sparsify(
     *,
     inputs: Inputs | None = None,
     exclude: Iterable[str] = (),
+    backend: str = "auto",
     **settings: Any,
 ) -> Model:
     """Make every attention layer of a model sparse, in place.
@@ -100,6 +101,8 @@ def sparsify(
         inputs: Keyword arguments of a forward pass for the check; needed where a Transformers model
             takes other than token ids or images. A plain module is tried out only if they are given.
         exclude: Names of submodules of a plain module that stay dense, with all that they hold.
+        backend: What computes sparse attention on this machine; it is not saved. "auto" takes the fastest that is
+            installed and serves a call; a named one ("reference", "cpu") serves or raises. `check` tells which.
         **settings: Fields of `SparsityConfig`, in place of `config`.
 
     Returns:
@@ -115,7 +118,7 @@ def sparsify(
     if exclude and not home.excludes:
         raise ConfigurationError("exclude names parts of a plain module; for a Transformers model use layers=....")
     parts = {"exclude": exclude} if home.excludes else {}
-    home.sparsify(within, config, inputs=inputs, **parts, **settings)
+    home.sparsify(within, config, inputs=inputs, backend=backend, **parts, **settings)
     return model
 
 

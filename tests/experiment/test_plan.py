@@ -72,6 +72,9 @@ def test_a_new_experiment_is_all_to_do_and_nothing_is_written(spec, tmp_path, in
     assert "8 runs to do, one after another" in text
     assert "about 26 min" in text
     assert "Ctrl-C is safe" in text
+    noted = {"": dataclasses.replace(plan.data.conditions[""], notes=("Three rows were dropped.",))}
+    noted = dataclasses.replace(plan, data=dataclasses.replace(plan.data, conditions=noted))
+    assert "Three rows were dropped." in shown(noted)
 
 
 def test_what_is_done_tells_how_long_the_rest_takes(spec, tmp_path, instant):
@@ -98,6 +101,10 @@ def test_what_is_done_tells_how_long_the_rest_takes(spec, tmp_path, instant):
     (store.checkpoints(plan.pending[0].run.config.run_id) / "checkpoint-5").mkdir(parents=True)
     begun = study.prepare(spec, folder, Silent(), jobs=1)
     assert "4 runs to do (1 begun: from the last checkpoint), one after another" in " ".join(shown(begun).split())
+    lock = store.lock(plan.pending[0].run.config.run_id)  # as of the process that trains it
+    busy = study.prepare(spec, folder, Silent(), jobs=1)
+    assert "4 runs to do (1 in training in another process), one after another" in " ".join(shown(busy).split())
+    lock.release()
     again = study.prepare(spec, folder, Silent(), jobs=1, retry=True)
     assert [task.before is not None for task in again.pending] == [False] * 4 + [True]
     assert "--retry" not in shown(again)

@@ -1,84 +1,16 @@
 from __future__ import annotations
 
-import copy
 import gc
 import json
 import warnings
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
+from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback
 
 import crisp_attention as crisp
 from crisp_attention.huggingface import callback as callback_module
-from crisp_attention.huggingface.recorder import Tally, explain
-from crisp_attention.state import layers
-
-CUBIC = {"kind": "cubic", "end": 0.5}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_collections():
-    """Each training collects garbage, which takes longer than these small ones, all of it for imported modules."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
-def rows(count=32, length=12):
-    draw = torch.Generator().manual_seed(0)
-    return [
-        {"input_ids": torch.randint(5, 20, (length,), generator=draw), "labels": torch.tensor(number % 2)}
-        for number in range(count)
-    ]
-
-
-def trainer(model, folder, steps=4, callbacks=None, examples=None, kind=Trainer, **changes):
-    arguments = TrainingArguments(
-        output_dir=str(folder), **{
-            "max_steps": steps, "per_device_train_batch_size": 4, "logging_steps": 1, "report_to": [],
-            "save_strategy": "no", "disable_tqdm": True, **changes,
-        },
-    )  # fmt: skip
-    callbacks = [crisp.SparsityCallback()] if callbacks is None else callbacks
-    return kind(
-        model=model, args=arguments, train_dataset=examples or rows(), eval_dataset=rows(8), callbacks=callbacks
-    )
-
-
-def shared(model):
-    return next(iter(layers(model).values())).model
-
-
-def now(model, training=True):
-    """The sparsity of each layer at this moment."""
-    return [state.sparsity(state.active(training) or state.config, training) for state in layers(model).values()]
-
-
-def logged(run, key):
-    return [entry[key] for entry in run.state.log_history if "loss" in entry and key in entry]
-
-
-class Spy(TrainerCallback):
-    """Notes what other callbacks see."""
-
-    def __init__(self):
-        self.logs, self.seen = [], {}
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        self.logs.append(dict(logs))
-
-    def note(self, event, state, model):
-        self.seen.setdefault(event, []).append((state.global_step, shared(model).progress))
-
-    def on_step_begin(self, args, state, control, model=None, **kwargs):
-        self.note("begin", state, model)
-
-    def on_evaluate(self, args, state, control, model=None, **kwargs):
-        self.note("evaluate", state, model)
-
-    def on_save(self, args, state, control, model=None, **kwargs):
-        self.note("save", state, model)
+from small_trainings import CUBIC, Spy, logged, now, rows, shared, trainer
 
 
 def test_logs_requested_and_realised_sparsity_and_entropy(bert, tmp_path):
@@ -378,79 +310,6 @@ def test_models_within_others_are_found(bert, tiny_folders, tmp_path):
         crisp.set_progress(torch.nn.Linear(2, 2), 0.25)
 
 
-@pytest.mark.parametrize(("sparsity", "reason"), [(0.5, "chance"), (0.95, "length")])
-def test_a_draw_of_each_pair_alone_misses_by_chance_or_where_rows_are_short(sparsity, reason):
-    config = crisp.SparsityConfig(rule="random", scope="pair", sparsity=sparsity)
-    tally = Tally("layer", config, pairs=100.0, kept=40.0, asked=100.0 * sparsity, queries=10.0)
-    assert explain(tally)[0] == reason
-
-
-@pytest.mark.parametrize(
-    ("settings", "length", "sentence"),
-    [
-        (
-            {"sparsity": 0.95},
-            6,
-            r"0\.833 where 0\.950 was requested.*had 6\.0 valid keys.*0\.3 were.*min_keep=1",
-        ),
-        ({"sparsity": 0.8, "min_keep": 8}, 12, "of which 2.4 were to survive: whole keys do, at least min_keep=8"),
-        ({"sparsity": 0.6, "min_keep": 1, "rule": "topk"}, 2, "had 2.0 valid keys"),
-        ({"sparsity": 0.65, "rule": "nm"}, 12, r"0\.750 where.*m=4 can remove 0\.00, 0\.25, 0\.50, 0\.75 of each"),
-        ({"sparsity": 0.5, "rule": "block_topk"}, 12, "whole blocks of 16 keys, and queries had 12.0 valid keys"),
-        ({"sparsity": 0.8, "keep_first": 6, "min_keep": 1}, 12, "2.4 were to survive, and keep_first and.*keep 6"),
-        ({"sparsity": 0.9, "rule": "percentile"}, 60, "leaves some queries nothing; each keeps min_keep=1 keys"),
-    ],
-)
-def test_warns_once_of_a_miss_with_its_reason(bert, tmp_path, settings, length, sentence):
-    if settings.get("rule") == "percentile":
-        with torch.no_grad():  # scores are one feature of the query times another of the key: few queries take all
-            for layer in bert.bert.encoder.layer:
-                for feature, side in enumerate((layer.attention.self.query, layer.attention.self.key)):
-                    side.weight.zero_()[:, feature] = 1.0
-    crisp.sparsify(bert, **settings)
-    with pytest.warns(UserWarning, match="Up to step 1, bert.encoder.layer") as caught:
-        trainer(bert, tmp_path, examples=rows(16, length)).train()
-    said = [str(warning.message) for warning in caught if "Up to step" in str(warning.message)]
-    assert len(said) == 1
-    import re
-
-    assert re.search(sentence, said[0]), said[0]
-    assert "SparsityCallback(tolerance=...) says how far off is reported, 0.05 now." in said[0]
-
-
-def test_warns_of_padding_counted(bert, tmp_path):
-    crisp.sparsify(bert, sparsity=0.8, count_padding=True)
-    examples = [
-        {**row, "attention_mask": (torch.arange(12) < 4 + 8 * (number % 2)).long()} for number, row in enumerate(rows())
-    ]
-    with pytest.warns(UserWarning, match="count_padding=True counts padding among the removed pairs"):
-        trainer(bert, tmp_path, examples=examples).train()
-
-
-def test_warns_of_ties(bert, tmp_path):
-    with torch.no_grad():
-        for layer in bert.bert.encoder.layer:
-            layer.attention.self.query.weight.zero_()
-            layer.attention.self.query.bias.zero_()
-    crisp.sparsify(bert, sparsity=0.8)
-    with pytest.warns(UserWarning, match=r"0\.000 where 0\.800 was requested. Scores that tie"):
-        trainer(bert, tmp_path, examples=rows(32, 40), steps=1).train()
-
-
-@pytest.mark.parametrize("tolerance", [None, 0.2])
-def test_within_the_tolerance_nothing_is_said(bert, tmp_path, tolerance):
-    crisp.sparsify(bert, sparsity=0.95)  # of six keys one survives: 0.83
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="Up to step")
-        trainer(bert, tmp_path, examples=rows(16, 6), callbacks=[crisp.SparsityCallback(tolerance=tolerance)]).train()
-
-
-@pytest.mark.parametrize("tolerance", [-0.1, 5, "0.1"])
-def test_a_tolerance_is_a_share(tolerance):
-    with pytest.raises(crisp.ConfigurationError, match="tolerance must be"):
-        crisp.SparsityCallback(tolerance=tolerance)
-
-
 def test_without_a_handler_later_callbacks_and_the_history_still_get_the_values(bert, tmp_path, monkeypatch):
     monkeypatch.setattr(callback_module.inspect, "currentframe", lambda: None)
     early, late = Spy(), Spy()
@@ -459,56 +318,3 @@ def test_without_a_handler_later_callbacks_and_the_history_still_get_the_values(
     assert "realised_sparsity" not in early.logs[0]
     assert "realised_sparsity" in late.logs[0]
     assert len(logged(run, "realised_sparsity")) == 4
-
-
-STUDIES = {
-    "cubic": {"sparsity": 0.8, "schedule": CUBIC},
-    "stochastic, random": {"sparsity": 0.8, "rule": "random", "schedule": {"kind": "stochastic", "low": 0.2}},
-}
-
-
-def test_resuming_with_other_settings_warns(bert, tmp_path):
-    def start(sparsity):
-        model = crisp.sparsify(copy.deepcopy(bert), sparsity=sparsity)
-        how = {"steps": 4, "examples": rows(24), "save_steps": 2, "save_strategy": "steps"}
-        return trainer(model, tmp_path, callbacks=[crisp.SparsityCallback(tolerance=None)], **how)
-
-    start(0.8).train()
-    checkpoint = str(tmp_path / "checkpoint-2")
-    with pytest.warns(UserWarning, match=r"resumed at step 2 with other sparsity settings.*0\.8.*then.*0\.2.*now"):
-        start(0.2).train(resume_from_checkpoint=checkpoint)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*other sparsity settings")
-        start(0.8).train(resume_from_checkpoint=checkpoint)
-
-
-@pytest.mark.parametrize("study", STUDIES)
-def test_a_resumed_training_is_the_uninterrupted_one(bert, tmp_path, study):
-    """Eight steps, or four, a checkpoint, and four in a new process's place: weights equal to the last bit."""
-    ended = {}
-    fresh = copy.deepcopy(bert)
-
-    class Interrupted(TrainerCallback):
-        def on_save(self, args, state, control, **kwargs):
-            control.should_training_stop = state.global_step == 4
-
-    def start(folder, *others):
-        torch.manual_seed(0)
-        model = crisp.sparsify(copy.deepcopy(fresh), **STUDIES[study])
-        return trainer(
-            model, folder, steps=8, callbacks=[crisp.SparsityCallback(), *others], examples=rows(48), save_steps=4,
-            save_strategy="steps", gradient_accumulation_steps=2, learning_rate=1e-3,
-        )  # fmt: skip
-
-    whole = start(tmp_path / "whole")
-    whole.train()
-    start(tmp_path / "parts", Interrupted()).train()
-    resumed = start(tmp_path / "parts")
-    torch.rand(7)  # a new process stands elsewhere in the global stream
-    resumed.train(resume_from_checkpoint=str(tmp_path / "parts" / "checkpoint-4"))
-    for key in ("loss", "requested_sparsity", "realised_sparsity", "attention_entropy"):
-        assert logged(resumed, key) == logged(whole, key)
-        assert len(logged(whole, key)) == 8
-    ended = [run.model.state_dict() for run in (whole, resumed)]
-    assert all(torch.equal(ended[0][name], ended[1][name]) for name in ended[0])
-    assert shared(resumed.model).forward_index == shared(whole.model).forward_index

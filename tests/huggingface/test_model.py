@@ -153,6 +153,12 @@ AutoModelForSequenceClassification.from_pretrained({str(tmp_path)!r})
     assert "crisp" in done.stderr
 
 
+@pytest.mark.parametrize("name", ["missing", "missing/below"])
+def test_load_says_that_a_folder_is_missing(tmp_path, name):
+    with pytest.raises(crisp.ConfigurationError, match=rf"There is no folder .*{name}'"):
+        crisp.load(AutoModelForSequenceClassification, tmp_path / name)
+
+
 def test_load_refuses_a_checkpoint_without_settings(tiny_folders):
     with pytest.raises(crisp.ConfigurationError, match="saved without 'crisp_attention' settings"):
         crisp.load(AutoModelForSequenceClassification, tiny_folders["bert"])

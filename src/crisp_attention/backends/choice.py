@@ -16,11 +16,11 @@ from crisp_attention.backends import reference
 from crisp_attention.backends.call import Call, Computed
 from crisp_attention.errors import ConfigurationError, nearest
 
-BACKENDS = ("reference", "triton")
+BACKENDS = ("reference", "cpu", "triton")
 
 # The compiled backend of a type of device; what it is compiled with, and the extra that brings it.
-_OF_DEVICE: dict[str, str] = {"cuda": "triton"}
-_COMPILERS: dict[str, tuple[str, str]] = {"triton": ("triton", "gpu")}
+_OF_DEVICE = {"cpu": "cpu", "cuda": "triton"}
+_COMPILERS = {"cpu": ("numba", "cpu"), "triton": ("triton", "gpu")}
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
 from rich.panel import Panel
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -22,6 +22,7 @@ from crisp_attention.experiment.conclusions.analysis import Analysis
 from crisp_attention.experiment.conclusions.verdict import Verdict
 from crisp_attention.experiment.data.dataset import Dataset
 from crisp_attention.experiment.execution.worker import Event
+from crisp_attention.experiment.outlook import Outlook
 from crisp_attention.experiment.report import tables
 from crisp_attention.experiment.specification.runs import PlannedRun
 from crisp_attention.experiment.specification.spec import ArmSpec
@@ -65,7 +66,10 @@ class _Board:
     def __init__(self, plan: Plan, console: Console) -> None:
         self.on_change: Callable[[], None] = lambda: None
         self._console = console
-        self._started = time.monotonic()
+        expected = {
+            task.run.config.run_id: plan.seconds.get((task.run.arm, task.run.condition)) for task in plan.pending
+        }
+        self._outlook = Outlook(expected, plan.division.jobs)
         self._ended = 0
         self._total = len(plan.pending)
         self._fractions: dict[str, float] = {}
@@ -73,12 +77,13 @@ class _Board:
             TextColumn("[bold]all runs"),
             BarColumn(bar_width=None),
             TextColumn("{task.fields[ended]} of {task.fields[runs]}"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}"),
             console=console,
             expand=True,
-            speed_estimate_period=600,
         )
-        self._whole = self._study.add_task("all", total=float(self._total), ended=0, runs=self._total)
+        self._whole = self._study.add_task(
+            "all", total=float(self._total), ended=0, runs=self._total, left=self._left()
+        )
         self._runs = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -93,6 +98,7 @@ class _Board:
 
     def receive(self, planned: PlannedRun | None, event: Event) -> None:
         if planned is None:
+            self._outlook.begin(time.monotonic())
             return
         if event.kind == "progress":
             self._advance(planned, event)
@@ -100,17 +106,24 @@ class _Board:
             self._console.print(Text(f"{_label(planned)}: {event.reason}", style="yellow"), soft_wrap=True)
         elif event.kind != "unsaved":  # which ends all, with an error that says it
             self._end(planned, event)
-        self._study.update(self._whole, completed=self._ended + sum(self._fractions.values()), ended=self._ended)
+        self._study.update(
+            self._whole,
+            completed=self._ended + sum(self._fractions.values()),
+            ended=self._ended,
+            left=self._left(),
+        )
         self.on_change()
 
     def _advance(self, planned: PlannedRun, event: Event) -> None:
         self._fractions[event.run_id] = event.step / max(event.steps, 1)
+        self._outlook.advance(event.run_id, self._fractions[event.run_id])
         if event.run_id not in self._tasks:
             self._tasks[event.run_id] = self._runs.add_task(escape(_label(planned)), total=event.steps, loss=event.loss)
         self._runs.update(self._tasks[event.run_id], completed=event.step, total=event.steps, loss=event.loss)
 
     def _end(self, planned: PlannedRun, event: Event) -> None:
         self._fractions.pop(event.run_id, None)
+        self._outlook.end(event.run_id, finished=event.kind == "finished")
         task = self._tasks.pop(event.run_id, None)
         if task is not None:
             self._runs.remove_task(task)
@@ -119,14 +132,18 @@ class _Board:
         line = f"[{self._ended} of {self._total}] {_label(planned)}: {outcome}"
         if event.result:
             line += f", {event.result}"
-        if not self._console.is_terminal and self._ended < self._total:
-            left = (time.monotonic() - self._started) / self._ended * (self._total - self._ended)
-            line += f"; about {_duration(left)} left"
+        if not self._console.is_terminal and (left := self._left()):
+            line += f"; {left}"
         if event.reason:
             line += f": {event.reason}"
         self._console.print(
             Text(line, style="red" if event.kind in ("failed", "diverged") else ""), highlight=False, soft_wrap=True
         )
+
+    def _left(self) -> str:
+        """How long the rest will take, in words; empty at the end, and where nobody knows."""
+        left = self._outlook.left(time.monotonic())
+        return f"about {_duration(left)} left" if left and self._ended < self._total else ""
 
 
 def show_plan(console: Console, plan: Plan) -> None:
@@ -142,6 +159,10 @@ def show_plan(console: Console, plan: Plan) -> None:
             f"{len(plan.data.test)} test examples, {_count(spec.training.epochs, 'epoch')}.",
         )
     )
+    first, *others = plan.data.conditions.values()
+    for note in first.notes:
+        if all(note in other.notes for other in others):
+            console.print(note, style="dim", markup=False, highlight=False)
     troubled = [record for record in plan.records.values() if record.status != "finished"]
     # In a narrow terminal an arm's name has to do.
     told = ["what it is"] if console.width >= _WIDE_ENOUGH else []
@@ -172,7 +193,9 @@ def show_plan(console: Console, plan: Plan) -> None:
         return
     side = f"{division.jobs} at a time" if division.jobs > 1 else "one after another"
     about = "nobody knows how long" if plan.remaining is None else f"about {_duration(plan.remaining)}"
-    begun = f" ({plan.begun} begun: from the last checkpoint)" if plan.begun else ""
+    states = [f"{plan.elsewhere} in training in another process"] * bool(plan.elsewhere)
+    states += [f"{plan.begun} begun: from the last checkpoint"] * bool(plan.begun)
+    begun = f" ({'; '.join(states)})" if states else ""
     console.print(
         f"{_count(todo, 'run')} to do{begun}, {side}, {_count(division.threads, 'thread')} each: {about}. "
         f"Ctrl-C is safe: the same command goes on in {plan.folder}.",
@@ -274,6 +297,7 @@ def show_audit(console: Console, report: AuditReport) -> None:
         report: What `crisp.audit` returned.
     """
     colours = {"ok": "green", "failed": "bold red", "not applicable": "dim"}
+    console.print(Text(f"\nAudit of {report.model}, with rule topk whichever rule is asked for:"))
     table = RichTable(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("check", overflow="fold")
     table.add_column("outcome", overflow="fold")

@@ -42,7 +42,8 @@ class Plan:
         records: What is there already, by run id.
         runs: All runs of the experiment, each once.
         pending: Those still to do.
-        begun: How many of these were interrupted and have a checkpoint.
+        elsewhere: How many of these another process is training now.
+        begun: How many of the others were interrupted and have a checkpoint.
         division: Workers and threads.
         seconds: What a run takes, by arm and condition; empty if nothing is pending, and without those
             that could not be timed.
@@ -57,6 +58,7 @@ class Plan:
     records: Mapping[str, Record]
     runs: tuple[PlannedRun, ...]
     pending: tuple[Task, ...]
+    elsewhere: int
     begun: int
     division: execute.Division
     seconds: Mapping[Cell, float]
@@ -109,7 +111,8 @@ def prepare(spec: ExperimentSpec, folder: Path, display: Display, jobs: int | No
     if retry:
         again = ((run, records.get(run.config.run_id)) for run in runs)
         pending += [Task(run, record) for run, record in again if record is not None and record.status != "finished"]
-    begun = sum(store.checkpoints(task.run.config.run_id).exists() for task in pending)
+    idle = [task.run.config.run_id for task in pending if not store.in_training(task.run.config.run_id)]
+    begun = sum(store.checkpoints(run_id).exists() for run_id in idle)
     division = execute.divide(jobs, len(pending))
     seconds: dict[Cell, float] = {}
     examples = None
@@ -122,7 +125,19 @@ def prepare(spec: ExperimentSpec, folder: Path, display: Display, jobs: int | No
         examples = bench.examples(spec.data.max_length)
         seconds = _expect(spec, pending, runs, records, division, bench)
     return Plan(
-        spec, folder, checkpoint, found, prints, records, runs, tuple(pending), begun, division, seconds, examples
+        spec=spec,
+        folder=folder,
+        checkpoint=checkpoint,
+        data=found,
+        prints=prints,
+        records=records,
+        runs=runs,
+        pending=tuple(pending),
+        elsewhere=len(pending) - len(idle),
+        begun=begun,
+        division=division,
+        seconds=seconds,
+        examples=examples,
     )
 
 

@@ -203,7 +203,9 @@ def restoration(trial: Trial, stock: Stock) -> CheckOutcome:
     if not stock.repeatable:
         return not_applicable(name, "two passes of the dense model differ")
     figure = difference(trial.run(), stock.outputs)
-    return CheckOutcome(name, "ok" if figure == 0.0 else "failed", figure, "largest difference after densify")
+    return CheckOutcome(
+        name, "ok" if figure == 0.0 else "failed", figure, f"largest difference after densify: {figure:.1e}"
+    )
 
 
 CHECKS: tuple[Callable[[Trial, Stock], CheckOutcome], ...] = (

@@ -43,6 +43,7 @@ class AttentionCall:
         realised: Realised sparsity over valid pairs.
         causal: Whether the pair mask hides later keys from earlier queries.
         padding_seen: Whether the pair mask hides at least one key from every query of an example.
+        backend: What computed it, and why, as half a sentence.
     """
 
     layer: str
@@ -50,6 +51,7 @@ class AttentionCall:
     realised: float
     causal: bool
     padding_seen: bool
+    backend: str
 
     @property
     def cross(self) -> bool:
@@ -70,6 +72,7 @@ class LayerReport:
         realised: Share of pairs removed in those heads.
         causal: Whether later keys are hidden from earlier queries.
         cross: Whether queries and keys come from two different sequences.
+        backend: What computed it, and why, as half a sentence.
     """
 
     index: int
@@ -79,6 +82,7 @@ class LayerReport:
     realised: float
     causal: bool
     cross: bool
+    backend: str
 
     def __str__(self) -> str:
         wanted = "" if self.requested is None else f" of {self.requested:.3f} requested"
@@ -115,6 +119,8 @@ class CheckReport:
         lines = [f"{self.model}: {'ok' if self.ok else 'NOT SERVED'} ({settings}, {when[self.config.apply]})"]
         lines += [f"  {layer}" for layer in self.layers]
         lines += [f"  {name}: a pooling head, stays dense" for name in self.dense]
+        for backend in dict.fromkeys(layer.backend for layer in self.layers if layer.requested != 0.0):
+            lines.append(f"  computed by {backend}")
         return "\n".join(lines + [f"  problem: {problem}" for problem in self.problems])
 
 
@@ -171,6 +177,7 @@ def layer_reports(model: nn.Module, calls: tuple[AttentionCall, ...]) -> tuple[L
                 realised=sum(call.realised for call in own) / len(own),
                 causal=any(call.causal for call in own),
                 cross=state.cross,
+                backend=own[0].backend,
             )
         )
     return tuple(reports)
@@ -280,6 +287,7 @@ class _Recorder:
                 realised=1.0 - kept / valid if valid else 0.0,
                 causal=seen is not None and hides_future(seen),
                 padding_seen=seen is not None and not bool(seen.any(dim=-2).all()),
+                backend=f"{out.choice.name!r}: {out.choice.reason}",
             )
         )
 

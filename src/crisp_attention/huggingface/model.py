@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from torch import nn
 from transformers import PreTrainedModel
 
+from crisp_attention.backends import require_known
 from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError, UnsupportedModelError
 from crisp_attention.huggingface.check import measure, probe, require_own_draws
@@ -51,22 +52,31 @@ Watcher = TypeVar("Watcher", bound=Monitor)
 
 
 def sparsify(
-    model: Model, config: SparsityConfig | None = None, *, inputs: Inputs | None = None, **settings: Any
+    model: Model,
+    config: SparsityConfig | None = None,
+    *,
+    inputs: Inputs | None = None,
+    backend: str = "auto",
+    **settings: Any,
 ) -> Model:
     """As `crisp_attention.sparsify`; see there."""
-    return make_sparse(model, given(SparsityConfig, config, settings), inputs)
+    return make_sparse(model, given(SparsityConfig, config, settings), inputs, backend=backend)
 
 
-def make_sparse(model: Model, config: SparsityConfig, inputs: Inputs | None, *, served: bool = False) -> Model:
+def make_sparse(
+    model: Model, config: SparsityConfig, inputs: Inputs | None, *, backend: str = "auto", served: bool = False
+) -> Model:
     """`sparsify` by a configuration.
 
     Args:
         model: As in `sparsify`.
         config: The settings.
         inputs: As in `sparsify`.
+        backend: As in `sparsify`.
         served: Whether it was sparsified on these inputs before, so that it need not prove itself again.
     """
     _require_interface(model)
+    require_known(backend)
     found = layers(model)
     states = [layer.model for layer in found.values() if not layer.model.untried]
     # The same object again, so that blocks of `dense` and `monitor` that are open stay in force.
@@ -78,7 +88,7 @@ def make_sparse(model: Model, config: SparsityConfig, inputs: Inputs | None, *, 
         restore = implementations(model)
     before = dataclasses.replace(shared) if found else None
     model.set_attn_implementation(IMPLEMENTATION)
-    shared.homes = configs(model)
+    shared.homes, shared.backend = configs(model), backend
     for part in shared.homes:
         mark_config(part, config, owner=shared)
     try:
@@ -178,9 +188,17 @@ def load(auto_class: type[Any], path: str | os.PathLike[str], *, inputs: Inputs 
         **kwargs: Passed to `from_pretrained`.
 
     Raises:
-        ConfigurationError: If the checkpoint has no settings, so that it would come back dense.
+        ConfigurationError: If there is no such checkpoint, or it has no settings, so that it would come back dense.
     """
-    model = auto_class.from_pretrained(path, **kwargs)
+    try:
+        model = auto_class.from_pretrained(path, **kwargs)
+    except OSError as error:
+        if os.path.exists(path):
+            raise
+        raise ConfigurationError(
+            f"There is no folder {os.fspath(path)!r}, and as a model's name it could not be had from the Hugging Face "
+            f"hub ({type(error).__name__}). Expected what save_pretrained wrote."
+        ) from error
     if getattr(model.config, SETTINGS, None) is None:
         raise ConfigurationError(
             f"{os.fspath(path)!r} was saved without {SETTINGS!r} settings, so it would load dense (a PEFT adapter "

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from torch import nn
 from transformers import PreTrainedModel
 
+from crisp_attention.backends import require_known
 from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError, UnsupportedModelError, nearest
 from crisp_attention.huggingface.check import (
@@ -41,9 +42,11 @@ def sparsify(
     *,
     inputs: Inputs | None = None,
     exclude: Iterable[str] = (),
+    backend: str = "auto",
     **settings: Any,
 ) -> Model:
     """As `crisp_attention.sparsify`; see there."""
+    require_known(backend)
     config = given(SparsityConfig, config, settings)
     exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
     found = _find(model, exclude)
@@ -51,7 +54,7 @@ def sparsify(
     shared = _shared_state(model, config)
     settings_before = dataclasses.replace(shared)
     shared.config, shared.progress, shared.driven, shared.layers = config, None, False, []
-    shared.excluded = exclude
+    shared.excluded, shared.backend = exclude, backend
     try:
         states = {name: LayerState(name, index, len(found), shared) for index, name in enumerate(found)}
         for name, module in found.items():

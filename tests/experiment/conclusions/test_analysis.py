@@ -250,6 +250,13 @@ def test_a_complete_experiment_with_a_placebo_needs_no_caution(result):
     assert result.cautions == ()
 
 
+@pytest.mark.parametrize(("accuracy", "learned"), [(0.4, False), (0.9, True)])
+def test_a_baseline_no_better_than_the_most_frequent_class_is_told(tmp_path, accuracy, learned):
+    """Arms that all answer the same are equivalent, and that says nothing."""
+    result = analyse(fill(tmp_path, make_spec(), draws({"dense": accuracy})))
+    assert bool(has(result.cautions, "dense classifies", "most frequent class", "(50.0%)")) != learned
+
+
 def test_a_missing_placebo_is_told(tmp_path):
     assert has(analyse(fill(tmp_path, make_spec(), EVEN)).cautions, "no A/A arm", "how far identical arms differ")
 

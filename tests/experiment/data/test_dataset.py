@@ -64,6 +64,20 @@ def test_the_held_out_share_is_about_what_was_asked_for(tmp_path, share):
     assert len(everything(dataset)) == 3000
 
 
+def test_a_share_that_a_hash_misses_by_far_is_noted(tmp_path):
+    few, many = (
+        load_file(write(tmp_path, "films.csv", [(f"text {row}", row % 2) for row in range(count)]))
+        for count in (24, 3000)
+    )
+    held_out = len(few.test)
+    assert abs(held_out / 24 - 0.2) > 0.04
+    assert few.notes == (
+        f"{held_out} of 24 texts ({held_out / 24:.0%}) are held out, where test_share asks for 20%: a hash of each "
+        "decides, which is uneven where there are few.",
+    )
+    assert many.notes == ()
+
+
 def test_a_larger_share_only_moves_texts_from_training_to_test(tmp_path):
     file = write(tmp_path, "films.csv", ROWS)
     small, large = (set(load_file(file, test_share=share).test.texts) for share in (0.2, 0.5))
@@ -377,6 +391,16 @@ def test_another_source_keeps_none_of_the_settings_that_are_the_first_ones_own(t
     plain = load_file(other).test
     assert split.texts == plain.texts
     assert np.array_equal(split.labels, plain.labels)
+
+
+def test_columns_of_another_source_can_be_named(tmp_path):
+    file = write(tmp_path, "films.csv", ROWS)
+    odd = write(tmp_path, "odd.csv", [(n % 2, f"book {n}", "same") for n in range(60)], ("mark", "said", "label"))
+    own = {"name": "odd", "source": odd, "text": "said", "label": "mark"}
+    split = dataset_module.load_experiment(make_spec(data={"source": file}, evaluations=[own])).evaluations["odd"]
+    assert all(int(text.split()[1]) % 2 == label for text, label in zip(split.texts, split.labels, strict=True))
+    with pytest.raises(DataError, match=r"odd\.csv has no text column 'sayd'. Did you mean 'said'"):
+        dataset_module.load_experiment(make_spec(data={"source": file}, evaluations=[own | {"text": "sayd"}]))
 
 
 def test_another_source_that_does_not_fit_is_refused(tmp_path):

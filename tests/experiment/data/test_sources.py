@@ -182,12 +182,12 @@ def test_empty_cells_are_dropped_and_told(tmp_path):
     assert everything(dataset) == sorted(
         [(text, None, label) for text, label in [*ROWS, ("kept, and stripped", "1")]], key=str
     )
-    assert len(dataset.notes) == 1
     assert "3 of 84 rows of films.csv were dropped" in dataset.notes[0]
 
 
 def test_nothing_dropped_is_nothing_told(tmp_path):
-    assert load_file(write(tmp_path, "films.csv", ROWS)).notes == ()
+    notes = load_file(write(tmp_path, "films.csv", ROWS)).notes
+    assert not [note for note in notes if "dropped" in note]
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
@@ -274,7 +274,7 @@ def test_ratings_become_classes_by_sign_and_near_neutral_ones_are_dropped(packag
     dataset = packaged(name, rated(rows + extra))()
     expected = [(text, None, "positive" if rating > 0 else "negative") for _, rating, text in [*rows, *extra[:2]]]
     assert everything(dataset) == sorted(expected, key=str)
-    assert dataset.notes == ("2 of 64 sentences with a rating nearer to 0 than 0.5 were dropped.",)
+    assert dataset.notes[0] == "2 of 64 sentences with a rating nearer to 0 than 0.5 were dropped."
 
 
 @pytest.mark.parametrize(("neutral", "kept"), [(0.0, 62), (0.25, 61), (1.0, 60)])
@@ -331,7 +331,9 @@ def test_trec_takes_the_coarse_class_and_drops_repeated_questions(packaged):
     assert dataset.classes == ("DESC", "ENTY", "HUM")
     expected = [(line.split(" ", 1)[1], None, line.split(":")[0]) for line in lines]
     assert everything(dataset) == sorted(expected, key=str)
-    assert dataset.notes == ("7 repeated questions were dropped.",)
+    assert dataset.notes == (
+        "Each question was kept once, 80 in all: the other 7 lines repeat one, and would count it several times.",
+    )
 
 
 def test_sms_spam_names_its_classes(packaged):

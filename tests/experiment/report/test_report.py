@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import base64
-import html.parser
-import json
 import os
 import re
 import subprocess
@@ -17,9 +14,8 @@ from hypothesis import strategies as st
 
 from crisp_attention.experiment import report
 from crisp_attention.experiment.conclusions.analysis import analyse
-from crisp_attention.experiment.report import breadth, disagreements, secondary, tables
+from crisp_attention.experiment.report import breadth, secondary, tables
 from crisp_attention.experiment.report.provenance import spec_as_toml
-from crisp_attention.experiment.results.record import Timing
 from crisp_attention.experiment.results.store import Examples, Store
 from crisp_attention.experiment.specification.spec import parse, preset, presets
 from record_builders import (
@@ -31,25 +27,12 @@ from record_builders import (
     draws,
     fill,
     fill_in_full,
-    finished,
     make_spec,
     planned,
-    planned_in,
     provenance,
     troubled,
 )
-
-ACCURACY = {"dense": 0.8, "topk-50": 0.85, "percentile-80": 0.5, "dense-again": 0.8}
-EVEN = draws(ACCURACY)
-FIGURES = ["accuracy", "by-sparsity", "calibration", "contrasts", "curves", "gap", "sparsity"]
-TYPOS = {"name": "typos-5", "typos": 0.05}
-TWEETS = {"name": "tweets", "source": "tweets"}
-SCRIPT = "<script>alert(1)</script>"
-
-
-def write(store):
-    page = report.write(analyse(store), store.folder)
-    return page.read_text(encoding="utf-8"), (store.folder / "report.md").read_text(encoding="utf-8")
+from report_pages import EVEN, FIGURES, SCRIPT, Page, write
 
 
 def files(folder):
@@ -78,41 +61,6 @@ def result(store):
 @pytest.fixture(scope="module")
 def pages(store):
     return write(store)
-
-
-class Page(html.parser.HTMLParser):
-    """Elements, attributes and text of a page; fails where tags do not balance."""
-
-    VOID = frozenset({"meta", "br", "hr", "img", "input", "link"})
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.elements, self.attributes, self.text, self.declarations = [], [], [], [], []
-        self.feed(text)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.elements.append(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_decl(self, decl):
-        self.declarations.append(decl)
-
-    def handle_pi(self, data):
-        self.declarations.append(data)
-
-    def handle_data(self, data):
-        self.text.append(data)
 
 
 # Files
@@ -291,6 +239,30 @@ def test_the_terminals_summary_has_a_row_an_arm(result):
     assert rows["dense"]["sparse"] == "0.0%"
 
 
+@pytest.mark.parametrize("seeds", [5, 6])
+def test_figures_that_few_seeds_cannot_carry_are_left_out(tmp_path, seeds):
+    spec = make_spec(arms=ARMS, vary={"label_noise": [0.0, 0.4]}, seeds=seeds)
+    found = analyse(fill_in_full(tmp_path, spec, draws({"dense": 0.5, "topk-50": 0.6})))
+    contrast = dict(zip(tables.contrasts(found).header, tables.contrasts(found).rows[0], strict=True))
+    shown = [contrast[name] for name in ("95% interval", "on these examples", "TOST p", "detectable")]
+    shown += [row[6] for row in secondary.outcomes(found).rows]
+    shown += [row[4] for row in breadth.condition_tables(found)[2].rows]
+    shown += [tables.summary(found).rows[1][5]]
+    assert {cell == tables.MISSING for cell in shown} == {seeds < 6}
+    assert {"interval" in row[2] for row in secondary.pattern(found).rows[2:] if "points" in row[2]} <= {seeds >= 6}
+    assert tables.MISSING not in (contrast["p"], contrast["P(better)"])
+
+
+def test_arms_that_differ_by_more_than_sparsity_share_no_line(tmp_path):
+    """A line between a percentile that counts padding and one that does not would say that sparsity made the gap."""
+    naive = {"name": "naive-50", "sparsity": 0.5, "rule": "percentile", "count_padding": True, "padding": "max_length"}
+    store = fill(tmp_path, make_spec(seeds=1, arms=[*ARMS, naive]), EVEN)
+    write(store)
+    picture = (tmp_path / "figures" / "by-sparsity.svg").read_text(encoding="utf-8")
+    assert {"topk", "percentile-80", "naive-50"} <= set(re.findall(r">([\w-]+)</text>", picture))
+    assert ">percentile</text>" not in picture
+
+
 def test_provenance_lists_whatever_differs_between_runs(tmp_path):
     spec = make_spec(seeds=2)
     other = provenance(packages={"crisp-attention": "0.1", "torch": "9.9"}, git={"commit": "f" * 40, "dirty": True})
@@ -331,217 +303,16 @@ def test_images_are_shown_by_number(tmp_path):
 
 def test_every_markdown_table_is_one(pages):
     lines = pages[1].splitlines()
-    heads = [number for number, line in enumerate(lines) if re.match(r"\| --- \|", line)]
+    heads = [number for number, line in enumerate(lines) if re.match(r"\| -+ \|", line)]
     assert len(heads) == 8  # contrasts, arms, regularizer, outcomes, disagreements, checkpoints, cost, runs
     for head in heads:
         columns = lines[head].count("|")
         assert lines[head - 2] == ""
         body = lines[head - 1 : head - 1 + next(n for n, line in enumerate(lines[head:]) if not line) + 1]
         assert {line.count("|") for line in body} == {columns}
+        # Columns stand below each other, but where a cell is long.
+        assert {len(line) for line in body} == {len(lines[head])} or max(map(len, lines[head].split("|"))) > 80
         assert len(body) > 3
-
-
-# All that a record can hold
-
-
-@pytest.fixture(scope="module")
-def full(tmp_path_factory):
-    """Two conditions, two further evaluations, lengths, entropy, texts and attention maps."""
-    arms = [*ARMS, {"name": "topk-80", "sparsity": 0.8}]
-    spec = make_spec(arms=arms, vary={"label_noise": [0.0, 0.4]}, evaluations=[TYPOS, TWEETS], seeds=7)
-    outcome = draws({"dense": 0.5, "topk-50": 0.6})
-    special = {("topk-80", 6): None, ("percentile-80", 2): "failed"}
-    folder = tmp_path_factory.mktemp("full")
-    return fill_in_full(folder, spec, lambda arm, index: special.get((arm, index), outcome(arm, index)))
-
-
-@pytest.fixture(scope="module")
-def full_result(full):
-    return analyse(full)
-
-
-@pytest.fixture(scope="module")
-def full_pages(full):
-    return write(full)
-
-
-def test_everything_in_the_records_has_its_section(full_pages):
-    text, markdown = full_pages
-    page = Page(text)
-    targets = [value[1:] for tag, name, value in page.attributes if (tag, name) == ("a", "href")]
-    assert targets == [
-        "contrasts",
-        "arms",
-        "conditions",
-        "evaluations",
-        "training",
-        "outcomes",
-        "sparsity",
-        "disagreements",
-        "cost",
-        "runs",
-        "provenance",
-        "specification",
-    ]
-    headings = [line.removeprefix("## ") for line in markdown.splitlines() if line.startswith("## ")]
-    assert len(headings) == len(targets)
-    drawn = re.findall(r"figures/([a-z-]+)\.svg", markdown)
-    assert set(drawn) == {*FIGURES, "conditions", "evaluations", "lengths", "entropy"}
-
-
-def test_every_condition_and_evaluation_states_its_n(full_result):
-    cells, differences, trends = breadth.condition_tables(full_result)
-    assert cells.header == ("arm", "label_noise=0", "label_noise=0.4")
-    rows = {row[0]: row[1:] for row in cells.rows}
-    assert all(cell.endswith(", 6 of 7 (1 diverged or failed)") for cell in rows["percentile-80"])
-    assert all(cell.endswith(", 6 of 7") for cell in rows["topk-80"])
-    assert [row[:2] for row in differences.rows][:2] == [
-        ("topk-50, label_noise=0", "7"),
-        ("percentile-80, label_noise=0", "6"),
-    ]
-    assert "topk-50, label_noise=0.4 (primary)" in [row[0] for row in differences.rows]
-    assert [row[1] for row in trends.rows] == ["7", "6", "6"]
-    accuracies, further = breadth.evaluation_tables(full_result)
-    assert {row[0]: row[-1].partition(" of ")[2] for row in accuracies.rows}["topk-80"] == f"{EXAMPLES}, n = 6"
-    assert [row[0] for row in further.rows if row[0].startswith("topk-50")] == ["topk-50, typos-5", "topk-50, tweets"]
-
-
-def test_runs_of_every_condition_are_listed(full_result):
-    made = tables.runs(full_result)
-    assert len(made.rows) == 2 * 4 * 7
-    missing = [row[:3] for row in made.rows if row[2] == "not done"]
-    assert missing == [("topk-80, label_noise=0", "6", "not done"), ("topk-80, label_noise=0.4", "6", "not done")]
-
-
-def test_secondary_outcomes_are_those_of_the_analysis(full_result):
-    made = secondary.outcomes(full_result)
-    assert len(made.rows) == len(full_result.outcomes) == 6 * 3
-    row = next(row for row in made.rows if row[:2] == ("NLL", "topk-50"))
-    found = next(item for item in full_result.outcomes if (item.outcome, item.arm) == ("nll", "topk-50"))
-    assert row[2:6] == ("7", f"{found.mean_arm:.4g}", f"{found.mean_baseline:.4g}", f"{found.difference:+.4f}")
-    assert row[7] == f"{found.crossed.low:+.4f} to {found.crossed.high:+.4f}"
-
-
-def test_cost_is_a_ratio_over_the_seeds_that_both_finished(tmp_path):
-    def timing(seconds):
-        return Timing(started="", seconds=seconds, train_seconds=seconds, train_examples_per_second=100 / seconds)
-
-    spec = make_spec(seeds=3)
-    store = fill(tmp_path, spec, lambda arm, index: None)
-    for (arm, index), run in planned(spec).items():
-        if (arm, index) != ("dense", 2):
-            seconds = 10.0 if arm == "dense" else (15.0, 25.0, 1000.0)[index]
-            store.save(*finished(run, EVEN(arm, index), timing=timing(seconds)))
-    made = secondary.cost(analyse(store))
-    rows = {row[0]: dict(zip(made.header, row, strict=True)) for row in made.rows}
-    assert (rows["dense"]["n"], rows["dense"]["ratio"]) == ("2", "1.00")
-    assert (rows["topk-50"]["n"], rows["topk-50"]["ratio"]) == ("3", "2.00")
-    assert rows["topk-50"]["ratio of examples/s"] == f"{(100 / 15 + 4) / 20:.2f}"
-
-
-def test_a_time_of_zero_is_no_ratio(tmp_path):
-    nothing = Timing(started="", seconds=0.0, train_seconds=0.0, train_examples_per_second=0.0)
-    made = secondary.cost(analyse(fill(tmp_path, make_spec(seeds=2), EVEN, timing=nothing)))
-    assert {row[4] for row in made.rows} == {"-"}
-
-
-def test_flipped_texts_are_shown_with_both_arms(full_result, full_pages):
-    text = " ".join(" ".join(Page(full_pages[0]).text).split())
-    assert full_result.flips
-    for flip in full_result.flips[:3]:
-        right = f"{100 * flip.baseline_right:.0f}%", f"{100 * flip.arm_right:.0f}%"
-        assert f"sentence <b>number</b> {flip.row} {flip.label} {right[0]} {right[1]}" in text
-    assert "<b>" not in full_pages[0]
-    assert f"sentence &lt;b>number&lt;/b> {full_result.flips[0].row}" in full_pages[1]
-
-
-def test_the_maps_in_the_page_are_those_of_the_records(full, full_result, full_pages):
-    data = json.loads(re.search(r'id="maps-data">(.*?)</script>', full_pages[0]).group(1))
-    assert (data["arms"], data["layers"], len(data["examples"])) == (["dense", "topk-50"], 2, len(MAP_ROWS))
-    seed = planned_in(full_result.spec)["label_noise=0.4", "topk-50", 0].config.run_id
-    kept = full.load_arrays(full.load(seed))["maps"].tobytes()
-    found = {tuple(item["tokens"]): base64.b64decode(item["maps"][1]) for item in data["examples"]}
-    assert b"".join(found[tokens] for tokens in MAP_TOKENS) == kept
-    disputed = [flip.row for flip in full_result.flips]
-    first = [int(item["title"].split(":")[0].split()[0]) in disputed for item in data["examples"]]
-    assert first == sorted(first, reverse=True)
-
-
-def test_without_texts_examples_are_numbers(tmp_path):
-    store = fill_in_full(tmp_path, make_spec(seeds=1), draws({"dense": 0.2, "topk-50": 0.9}), texts=False)
-    text, markdown = write(store)
-    for page in ("".join(Page(text).text), markdown):
-        assert "The texts are not kept beside these records" in page
-    row = analyse(store).flips[0].row
-    assert f"example {row}" in markdown
-    data = json.loads(re.search(r'id="maps-data">(.*?)</script>', text).group(1))
-    assert data["examples"][0]["tokens"] == ["1", "2", "3"] or len(data["examples"][0]["tokens"]) == 4
-
-
-def test_text_cannot_end_the_script_that_holds_it(tmp_path):
-    store = fill_in_full(tmp_path, make_spec(seeds=1), EVEN)
-    evil = f"</script>{SCRIPT}<!-- \u2028"
-    tokens = tuple(tuple(evil for _ in own) for own in MAP_TOKENS)
-    store.save_examples(Examples((evil,) * EXAMPLES, (evil,) * EXAMPLES, MAP_ROWS, tokens))
-    text, _ = write(store)
-    assert Page(text).elements.count("script") == text.count("<script") == 2
-    data = json.loads(re.search(r'id="maps-data">(.*?)</script>', text).group(1))
-    assert data["examples"][0]["text"] == f"{evil} / {evil}"
-    assert data["examples"][0]["tokens"][0] == evil
-
-
-def test_maps_beyond_a_pages_room_are_left_out_and_said(full, full_result, monkeypatch):
-    monkeypatch.setattr(disagreements, "_MAPS_BYTES", 2 * 2 * 16 + 1)
-    found = disagreements.attention_maps(full_result, full, full.examples())
-    assert len(found.examples) < len(MAP_ROWS)
-    assert f"on {len(found.examples)} of {len(MAP_ROWS)} examples whose maps were kept" in found.note
-
-
-# Unfinished experiments
-
-
-def test_nothing_finished_is_a_report_too(tmp_path):
-    store = fill(tmp_path, make_spec(), lambda arm, index: "failed" if index == 0 else None)
-    text, markdown = write(store)
-    page = Page(text)
-    for written in ("".join(page.text), markdown):
-        assert "No verdict: no seed has finished both topk-50 and dense." in written
-        assert "0 of 8 (1 diverged or failed)" in written
-        assert "failed: made to be failed" in written
-        assert "21 of 24 runs are not done yet." in written
-        assert not re.search(r"\bnan\b", written)
-    assert list((tmp_path / "figures").iterdir()) == []
-
-
-def test_nothing_done_at_all_is_a_report_too(tmp_path):
-    text, _ = write(fill(tmp_path, make_spec(), lambda arm, index: None))
-    assert "24 of 24 runs are not done yet." in "".join(Page(text).text)
-
-
-def test_one_seed_is_a_report_too(tmp_path):
-    store = fill(tmp_path, make_spec(seeds=1), EVEN)
-    for page in write(store):
-        assert "No verdict: 1 paired seed is too few." in page
-        assert not re.search(r"\bnan\b", page)
-        assert "1 of 1" in page
-    assert sorted(path.stem for path in (tmp_path / "figures").iterdir()) == FIGURES
-
-
-def test_an_arm_without_a_finished_run_is_left_out_of_the_pictures_only(tmp_path):
-    store = fill(tmp_path, make_spec(seeds=2), lambda arm, index: "diverged" if arm == "topk-50" else EVEN(arm, index))
-    for page in write(store):
-        assert "0 of 2 (2 diverged or failed)" in page
-        assert not re.search(r"\bnan\b", page)
-    accuracy = (tmp_path / "figures" / "accuracy.svg").read_text(encoding="utf-8")
-    assert "percentile-80" in accuracy
-    assert "topk-50" not in accuracy
-
-
-def test_many_arms_have_room(tmp_path):
-    arms = [{"name": "dense"}, *({"name": f"topk-{number}", "sparsity": number / 100} for number in range(10, 100, 10))]
-    store = fill(tmp_path, make_spec(seeds=1, arms=arms), EVEN)
-    text, _ = write(store)
-    assert all(arm["name"] in text for arm in arms)
 
 
 # The specification in the report

@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -396,6 +398,29 @@ def test_a_lock_excludes_another_process_until_that_ends_however_it_ends(store):
         assert process.stdout.readline() == "refused\n"
         process.stdin.close()
     lock.release()
+
+
+def test_whoever_only_looks_writes_nothing_and_keeps_nobody_from_the_run(store):
+    assert not store.in_training("a")
+    assert not (store.folder / "locks" / "a.lock").exists()
+    lock = store.lock("a")
+    assert store.in_training("a")
+    lock.release()
+    assert not store.in_training("a")
+
+    held = threading.Event()
+
+    def glance():
+        lock = store.lock("a")
+        held.set()
+        time.sleep(0.02)
+        lock.release()
+
+    looking = threading.Thread(target=glance)
+    looking.start()
+    held.wait()
+    assert store.lock("a") is not None
+    looking.join()
 
 
 # The record

@@ -335,6 +335,15 @@ def _cautions(
 ) -> list[str]:
     arms = [arm for results in by_condition.values() for arm in results]
     cautions = []
+    baseline = _named(by_condition[spec.primary_condition], spec.primary.baseline)
+    if baseline.records:
+        labels = next(iter(baseline.outputs.values())).labels
+        frequent, right = 100 * float(np.bincount(labels).max()) / len(labels), float(baseline.accuracies.mean())
+        if right <= frequent:
+            cautions.append(
+                f"{baseline.name} classifies {right:.1f}% correctly, no more than naming the most frequent class each "
+                f"time would ({frequent:.1f}%): it has learned nothing, and arms that learn nothing do not differ."
+            )
     # Growth from below the least number is no look: nothing could have been significant there.
     # Growth from look to look is what was planned.
     unplanned = not set(seeds_asked) <= set(spec.looks)

@@ -168,11 +168,10 @@ def _keeps(statement: str, contrasts: Mapping[str, Contrast], twins: Sequence[st
     if not twins:
         return Clause(statement, None, None, "no arm is trained like it and dense in evaluation")
     found = contrasts[twins[0]]
-    figure = (
-        f"{found.arm}: {found.difference:+.2f} points, interval {found.interval.low:+.2f} to {found.interval.high:+.2f}"
-    )
+    figure = f"{found.arm}: {found.difference:+.2f} points"
     if found.seeds < least_seeds(found.alpha):
         return Clause(statement, None, found.difference, f"{figure}: too few seeds to tell")
+    figure += f", interval {found.interval.low:+.2f} to {found.interval.high:+.2f}"
     # Not worse is shown, not assumed: the interval must end above the margin that counts as equivalent.
     return Clause(statement, found.interval.low > -EQUIVALENCE_MARGIN, found.difference, figure)
 
@@ -182,12 +181,10 @@ def _beats(statement: str, contrasts: Sequence[Contrast]) -> Clause:
         return Clause(statement, None, None, "no dense arm sets a dropout of its own")
     # The best of several on the evaluation split itself: that favours dropout, never the arm.
     found = min(contrasts, key=lambda item: item.difference)
-    figure = (
-        f"against {found.baseline}: {found.difference:+.2f} points, p = {found.p_value:.3g}, interval "
-        f"{found.interval.low:+.2f} to {found.interval.high:+.2f}"
-    )
+    figure = f"against {found.baseline}: {found.difference:+.2f} points, p = {found.p_value:.3g}"
     if found.seeds < least_seeds(found.alpha):
         return Clause(statement, None, found.difference, f"{figure}: too few seeds to tell")
+    figure += f", interval {found.interval.low:+.2f} to {found.interval.high:+.2f}"
     better = found.p_value < found.alpha and found.interval.low > 0
     if better and len(contrasts) == 1:
         return Clause(statement, None, found.difference, f"{figure}: one rate alone is not tuned; add arms with others")

@@ -25,6 +25,8 @@ from crisp_attention.experiment.specification.spec import DataSpec, EvaluationSp
 Kind = Literal["text", "image"]
 
 _MOST_CLASSES = 1000
+_UNEVEN = 0.2
+"""By how much of itself the share of examples held out may miss the one asked for without being noted."""
 
 
 @dataclass(frozen=True)
@@ -221,6 +223,12 @@ def _load_conditions(conditions: Mapping[str, DataSpec], announce: Callable[[str
             notes.append(f"{len(shared)} {whole.kind}s occur in both of the source's own splits; they were left in.")
     else:
         train, test = _hash_split(whole, table.groups or whole.identities(), spec.test_share)
+        share = len(test) / len(whole)
+        if abs(share - spec.test_share) > _UNEVEN * spec.test_share:
+            notes.append(
+                f"{len(test)} of {len(whole)} {whole.kind}s ({share:.0%}) are held out, where test_share asks for "
+                f"{spec.test_share:.0%}: a hash of each decides, which is uneven where there are few."
+            )
     test = _limit(test, spec.test_examples, spec.seed, "evaluation", spec.source)
     name = Path(spec.source).name or Path(spec.source).resolve().name
     found = {}
@@ -247,8 +255,7 @@ def _evaluation(item: EvaluationSpec, spec: DataSpec, dataset: Dataset, announce
         texts = tuple(mistype(text, item.typos) for text in dataset.test.texts)
         pairs = dataset.test.pairs and tuple(mistype(text, item.typos) for text in dataset.test.pairs)
         return Split(texts, pairs, dataset.test.labels)
-    # Columns are those of the other source, found by their usual names.
-    columns = dict.fromkeys(("subset", "text", "text_pair", "label", "test"))
+    columns = {"text": item.text, "text_pair": item.text_pair, "label": item.label, "subset": None, "test": None}
     own = {"source": item.source, "test_examples": item.test_examples, "train_examples": None, "label_noise": 0.0}
     other = load(spec.model_copy(update={**columns, **own}), announce)
     theirs, ours = _form(other.test), _form(dataset.test)

@@ -111,7 +111,10 @@ def _read_packaged(spec: DataSpec, path: Path) -> Table:
         lines = path.read_text(encoding="utf-8").splitlines()
         unique = list(dict.fromkeys(line for line in lines if line.strip()))
         labels, texts = zip(*(line.split(" ", 1) for line in unique), strict=True)
-        note = f"{len(lines) - len(unique)} repeated questions were dropped."
+        note = (
+            f"Each question was kept once, {len(unique)} in all: the other {len(lines) - len(unique)} lines repeat "
+            "one, and would count it several times."
+        )
         return Table([label.split(":")[0] for label in labels], list(texts), notes=(note,))
     frame = pd.read_csv(path, encoding="utf-8", dtype=str)
     return Table(frame.spam.map({"0": "ham", "1": "spam"}).tolist(), frame.text.tolist())

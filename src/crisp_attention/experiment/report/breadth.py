@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.ticker import NullLocator
 
 from crisp_attention.experiment.conclusions.analysis import Analysis
 from crisp_attention.experiment.report.drawing import Drawing, canvas, colour, finish
-from crisp_attention.experiment.report.forest import forest, shown_interval
+from crisp_attention.experiment.report.forest import forest
 from crisp_attention.experiment.report.plots import legend_below, line_styles
 from crisp_attention.experiment.report.tables import (
     MISSING,
@@ -16,12 +18,14 @@ from crisp_attention.experiment.report.tables import (
     contrast_table,
     interval,
     level,
+    of_enough,
     p,
     runs_of,
     signed,
     where,
 )
-from crisp_attention.experiment.statistics import EQUIVALENCE_MARGIN
+from crisp_attention.experiment.specification.spec import VarySpec
+from crisp_attention.experiment.statistics import EQUIVALENCE_MARGIN, Array
 
 _AXES = {"train_examples": "training examples", "label_noise": "share of wrong training labels"}
 
@@ -43,11 +47,10 @@ def condition_plot(analysis: Analysis) -> Drawing | None:
                 for item in found
                 if item.arm == arm.name
             ]
-            # A little apart, so that intervals of several arms do not hide each other.
-            places = np.array([value for value, _ in own]) * (1 + 0.02 * (number - len(arms) / 2))
+            places = _apart([value for value, _ in own], number - (len(arms) - 1) / 2, vary)
             axes.plot(places, [item.difference for _, item in own], **style)
             for place, (_, item) in zip(places, own, strict=True):
-                found = shown_interval(item)
+                found = of_enough(item, item.interval)
                 if found is not None:
                     axes.vlines(place, found.low, found.high, color=style["color"], linewidth=1.4)
         if vary.key == "train_examples":
@@ -70,6 +73,14 @@ def condition_plot(analysis: Analysis) -> Drawing | None:
             f"seeds and examples. The band is what counts as equivalent, {EQUIVALENCE_MARGIN:g} points either way.",
             f"{said}.",
         )
+
+
+def _apart(values: Sequence[float], step: float, vary: VarySpec) -> Array:
+    """Places on the axis of what is varied, a little apart so that intervals of several arms do not hide each other."""
+    places = np.asarray(values, dtype=np.float64)
+    if vary.key == "train_examples":  # on a logarithmic axis
+        return places * np.float64(1.02) ** step
+    return places + 0.012 * step * (vary.values[-1] - vary.values[0])
 
 
 def condition_tables(analysis: Analysis) -> list[Table]:
@@ -113,7 +124,7 @@ def condition_tables(analysis: Analysis) -> list[Table]:
                 str(item.seeds),
                 signed(item.slope),
                 item.unit,
-                interval(item.interval),
+                interval(of_enough(item, item.interval)),
                 p(item.p_value),
                 p(item.p_holm),
             )

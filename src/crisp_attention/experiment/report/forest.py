@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from crisp_attention.experiment.report.drawing import Drawing, canvas, colour, finish, row_height, rows, series
-from crisp_attention.experiment.report.tables import level
-from crisp_attention.experiment.statistics import EQUIVALENCE_MARGIN, Contrast, Interval, least_seeds
+from crisp_attention.experiment.report.tables import level, of_enough
+from crisp_attention.experiment.statistics import EQUIVALENCE_MARGIN, Contrast, least_seeds
 
 
 def forest(
@@ -27,7 +27,7 @@ def forest(
         axes.axvspan(-EQUIVALENCE_MARGIN, EQUIVALENCE_MARGIN, color=colour("band"), linewidth=0, zorder=0)
         axes.axvline(0, color=colour("soft"), linewidth=1)
         own = [series(1 if item is primary else 0) for _, item in entries]
-        bars = [(row, found) for row, (_, item) in enumerate(entries) if (found := shown_interval(item)) is not None]
+        bars = [(row, found) for row, (_, item) in enumerate(entries) if (found := of_enough(item, item.interval))]
         axes.hlines(
             [row for row, _ in bars],
             [found.low for _, found in bars],
@@ -60,13 +60,8 @@ def forest(
         )
 
 
-def shown_interval(contrast: Contrast) -> Interval | None:
-    """The interval over seeds and examples, where there are enough seeds for one."""
-    return contrast.interval if contrast.seeds >= least_seeds(contrast.alpha) else None
-
-
 def _said(label: str, contrast: Contrast) -> str:
-    found = shown_interval(contrast)
+    found = of_enough(contrast, contrast.interval)
     between = "" if found is None else f" ({found.low:+.2f} to {found.high:+.2f})"
     seeds = f"{contrast.seeds} seed{'s' if contrast.seeds > 1 else ''}"
     return f"{label} {contrast.difference:+.2f}{between}, {seeds} x {contrast.examples} examples"

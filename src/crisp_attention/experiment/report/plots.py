@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,13 @@ from crisp_attention.experiment.report.drawing import (
 )
 from crisp_attention.experiment.results.record import Record
 from crisp_attention.experiment.statistics import Array
+
+_Points = tuple[Sequence[float] | Array, Sequence[float] | Array]
+_OTHERS = "other arms"
+_APART = 5.0
+"""Points of realised sparsity below which a picture of accuracy by sparsity would magnify rounding."""
+_SHARES = (-3, 103)
+"""Limits of an axis of percentages, whose ends are not to lie on the frame."""
 
 
 def accuracy(analysis: Analysis) -> Drawing | None:
@@ -65,17 +72,19 @@ def gap(analysis: Analysis) -> Drawing | None:
 
 
 def by_sparsity(analysis: Analysis) -> Drawing | None:
-    """Test accuracy over realised sparsity, one line a rule; None unless a rule has several sparsities."""
+    """Test accuracy over realised sparsity, one line a rule; None unless there are several sparsities."""
     arms = [arm for arm in finished(analysis) if arm.realised("test") is not None]
-    rules: dict[str, list[ArmResult]] = {}
+    kinds: dict[tuple[str, str], list[ArmResult]] = {}
     for arm in arms:
         config = _in_evaluation(arm)
         # Only what is trained as it is evaluated: a line is to differ by sparsity alone.
         if config is not None and arm.spec.evaluate is None:
-            rules.setdefault(config.rule, []).append(arm)
+            others = {name: value for name, value in config.changes().items() if name not in config.strength}
+            kinds.setdefault((config.rule, repr((others, arm.spec.padding, arm.spec.training))), []).append(arm)
+    rules = {_label(rule, own, [kind[0] for kind in kinds]): own for (rule, _), own in kinds.items()}
     dense = [arm for arm in arms if not arm.spec.attention.removes and arm.spec.evaluate is None]
-    levels = {round(100 * (arm.realised("test") or 0)) for own in rules.values() for arm in own}
-    if len(levels) < 2:
+    levels = [100 * (arm.realised("test") or 0) for own in rules.values() for arm in own]
+    if not levels or max(levels) - min(levels) < _APART:
         return None
     with canvas(3.6) as (figure, axes):
         if dense:
@@ -90,20 +99,20 @@ def by_sparsity(analysis: Analysis) -> Drawing | None:
                 [100 * (arm.realised("test") or 0) for arm in own],
                 [arm.accuracies.mean() for arm in own],
                 color=series(number),
-                marker=MARKERS[number % len(MARKERS)],
+                marker=MARKERS[(number + number // MANY) % len(MARKERS)],  # colours begin again with other markers
                 linewidth=1.6,
                 label=rule,
             )
         axes.set_xlabel("realised sparsity on the test split (%)")
         axes.set_ylabel("test accuracy (%)")
-        axes.legend()
+        legend_below(figure, axes)
         listed = [arm for own in rules.values() for arm in own]
         return finish(
             figure,
             "by-sparsity",
             "Accuracy by sparsity",
             "Test accuracy over the share of pairs that was really removed. A dot is a seed, a line joins the means of "
-            "one rule.",
+            "one rule whose other settings are the same.",
             listing(
                 listed,
                 [
@@ -155,75 +164,71 @@ def curves(analysis: Analysis) -> Drawing | None:
 def layers(analysis: Analysis) -> Drawing | None:
     """Realised sparsity by layer."""
     arms = [arm for arm in finished(analysis) if arm.realised("test") is not None]
-    if not arms:
-        return None
-    with canvas(3.2) as (figure, axes):
-        for arm, style in zip(arms, line_styles(analysis, arms), strict=True):
-            shares = np.array([list(record.realised_sparsity.test.values()) for record in _records(arm)])
-            axes.plot(np.arange(1, shares.shape[1] + 1), 100 * shares.mean(axis=0), **style)
-        axes.set_ylim(-3, 103)
-        axes.set_xlabel("attention layer")
-        axes.set_ylabel("pairs removed (%)")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        legend_below(figure, axes)
-        return finish(
-            figure,
+
+    def points(arm: ArmResult) -> _Points:
+        shares = np.array([list(record.realised_sparsity.test.values()) for record in _records(arm)])
+        return range(1, shares.shape[1] + 1), 100 * shares.mean(axis=0)
+
+    return _lines(
+        analysis,
+        arms,
+        points,
+        ("attention layer", "pairs removed (%)"),
+        _SHARES,
+        lambda: (
             "sparsity",
             "Realised sparsity by layer",
             "Share of valid query-key pairs that were really removed on the test split, mean over seeds.",
             listing(arms, [f"{100 * (arm.realised('test') or 0):.1f}%" for arm in arms]),
-        )
+        ),
+    )
 
 
 def lengths(analysis: Analysis) -> Drawing | None:
     """Realised sparsity by the length of an example; None where records do not tell."""
     arms = [arm for arm in finished(analysis) if arm.lengths]
-    if not arms:
-        return None
-    with canvas(3.2) as (figure, axes):
-        for arm, style in zip(arms, line_styles(analysis, arms), strict=True):
-            middle = [(item.shortest + item.longest) / 2 for item in arm.lengths]
-            axes.plot(middle, [100 * item.realised for item in arm.lengths], **style)
-        axes.set_ylim(-3, 103)
-        axes.set_xlabel("tokens of the example")
-        axes.set_ylabel("pairs removed (%)")
-        legend_below(figure, axes)
-        bins = arms[0].lengths
-        return finish(
-            figure,
+
+    def points(arm: ArmResult) -> _Points:
+        middle = [(item.shortest + item.longest) / 2 for item in arm.lengths]
+        return middle, [100 * item.realised for item in arm.lengths]
+
+    return _lines(
+        analysis,
+        arms,
+        points,
+        ("tokens of the example", "pairs removed (%)"),
+        _SHARES,
+        lambda: (
             "lengths",
             "Realised sparsity by length",
             "Share of valid pairs that were really removed in test examples of like length, all layers together, mean "
             "over seeds. Examples by length in tokens: "
-            + "; ".join(f"{item.shortest} to {item.longest}: n = {item.examples}" for item in bins)
+            + "; ".join(f"{item.shortest} to {item.longest}: n = {item.examples}" for item in arms[0].lengths)
             + ".",
             "Shortest and longest: "
             + listing(
                 arms, [f"{100 * arm.lengths[0].realised:.1f}%, {100 * arm.lengths[-1].realised:.1f}%" for arm in arms]
             ),
-        )
+        ),
+    )
 
 
 def entropy(analysis: Analysis) -> Drawing | None:
     """Attention entropy by layer; None where records do not tell."""
     arms = [arm for arm in finished(analysis) if arm.entropy]
-    if not arms:
-        return None
-    with canvas(3.2) as (figure, axes):
-        for arm, style in zip(arms, line_styles(analysis, arms), strict=True):
-            axes.plot(range(1, len(arm.entropy) + 1), list(arm.entropy.values()), **style)
-        axes.set_ylim(bottom=0)
-        axes.set_xlabel("attention layer")
-        axes.set_ylabel("entropy (nats)")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        legend_below(figure, axes)
-        return finish(
-            figure,
+    return _lines(
+        analysis,
+        arms,
+        lambda arm: (range(1, len(arm.entropy) + 1), list(arm.entropy.values())),
+        ("attention layer", "entropy (nats)"),
+        (0, None),
+        lambda: (
             "entropy",
             "Attention entropy by layer",
             "Mean entropy of a query's attention on the test split: how widely it looks.",
             "Mean over layers: " + listing(arms, [f"{np.mean(list(arm.entropy.values())):.2f}" for arm in arms]),
-        )
+        ),
+    )
 
 
 def finished(analysis: Analysis) -> list[ArmResult]:
@@ -231,9 +236,14 @@ def finished(analysis: Analysis) -> list[ArmResult]:
     return [arm for arm in analysis.arms if arm.records]
 
 
+def _label(rule: str, arms: Sequence[ArmResult], rules: Sequence[str]) -> str:
+    """What a line is called: by its rule, or by its arms where there are several lines of that rule."""
+    return rule if rules.count(rule) == 1 else ", ".join(arm.name for arm in arms)
+
+
 def line_styles(analysis: Analysis, arms: Sequence[ArmResult]) -> list[dict[str, Any]]:
     """Colour, marker and label of each arm's line; of many arms all but the primary contrast's are grey."""
-    styles = []
+    styles: list[dict[str, Any]] = []
     places = {arm.name: number for number, arm in enumerate(analysis.arms)}
     matters = (analysis.spec.primary.baseline, analysis.spec.primary.arm)
     for arm in arms:
@@ -241,7 +251,8 @@ def line_styles(analysis: Analysis, arms: Sequence[ArmResult]) -> list[dict[str,
         if len(analysis.arms) > MANY:
             number = matters.index(arm.name) if arm.name in matters else -1
         if number < 0:
-            styles.append({"color": colour("line"), "zorder": 1})
+            named = any(style.get("label") == _OTHERS for style in styles)
+            styles.append({"color": colour("line"), "zorder": 1} | ({} if named else {"label": _OTHERS}))
         else:
             styles.append({"color": series(number), "marker": MARKERS[number % len(MARKERS)], "label": arm.name})
     return styles
@@ -252,6 +263,39 @@ def legend_below(figure: Any, axes: Any) -> None:
     handles, labels = axes.get_legend_handles_labels()
     columns = max(1, min(4, 64 // (max((len(label) for label in labels), default=1) + 5)))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+
+
+def _lines(
+    analysis: Analysis,
+    arms: Sequence[ArmResult],
+    points: Callable[[ArmResult], _Points],
+    labels: tuple[str, str],
+    limits: tuple[float, float | None],
+    told: Callable[[], tuple[str, str, str, str]],
+) -> Drawing | None:
+    """One line an arm; None without any.
+
+    Args:
+        analysis: All arms, which decides the colours.
+        arms: Those that are shown.
+        points: Places and values of an arm.
+        labels: Of both axes.
+        limits: Of the values; None where the data decide.
+        told: File name, title, description and values of the drawing.
+    """
+    if not arms:
+        return None
+    with canvas(3.2) as (figure, axes):
+        for arm, style in zip(arms, line_styles(analysis, arms), strict=True):
+            axes.plot(*points(arm), **style)
+        low, high = limits
+        # Room for the markers of lines that run along the top.
+        axes.set_ylim(low, 1.08 * axes.dataLim.ymax if high is None else high)
+        axes.set_xlabel(labels[0])
+        axes.set_ylabel(labels[1])
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        legend_below(figure, axes)
+        return finish(figure, *told())
 
 
 def _dots(axes: Any, analysis: Analysis, arms: Sequence[ArmResult], values: Sequence[Array]) -> None:

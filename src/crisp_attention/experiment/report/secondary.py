@@ -8,8 +8,7 @@ from crisp_attention.experiment.conclusions.analysis import Analysis, ArmResult
 from crisp_attention.experiment.conclusions.outcomes import OUTCOMES
 from crisp_attention.experiment.report.drawing import Drawing, canvas, colour, finish
 from crisp_attention.experiment.report.plots import finished, legend_below, line_styles, listing
-from crisp_attention.experiment.report.tables import MISSING, Table, interval, level, p, signed, where
-from crisp_attention.experiment.statistics import least_seeds
+from crisp_attention.experiment.report.tables import MISSING, Table, interval, level, of_enough, p, signed, where
 
 _NAMES = {
     "nll": "NLL",
@@ -30,8 +29,8 @@ def outcomes(analysis: Analysis) -> Table | None:
         "Secondary outcomes",
         f"Secondary outcomes{where(analysis)} against {analysis.spec.primary.baseline}; in each of them less is "
         "better. NLL in nats, Brier score from 0 to 2, ECE (expected calibration error) as a share, the gap in points. "
-        "The first interval is over seeds, the second over seeds and examples, for what has a value by example (not of "
-        "too few seeds). p: sign-flip test, Holm over all rows.",
+        "The first interval is over seeds, the second over seeds and examples, for what has a value by example; "
+        "too few seeds have neither. p: sign-flip test, Holm over all rows.",
         (
             "outcome",
             "arm",
@@ -52,8 +51,8 @@ def outcomes(analysis: Analysis) -> Table | None:
                 f"{item.mean_arm:.4g}",
                 f"{item.mean_baseline:.4g}",
                 signed(item.difference, 4),
-                interval(item.interval, 4),
-                interval(item.crossed if item.seeds >= least_seeds(item.alpha) else None, 4),
+                interval(of_enough(item, item.interval), 4),
+                interval(of_enough(item, item.crossed), 4),
                 p(item.p_value),
                 p(item.p_holm),
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -11,6 +12,20 @@ from crisp_attention.experiment.conclusions.analysis import Analysis, ArmResult
 from crisp_attention.experiment.statistics import ALPHA, Contrast, Interval, interquartile_mean, least_seeds
 
 MISSING = "-"
+
+_Value = TypeVar("_Value")
+
+
+class Compared(Protocol):
+    """Anything that was compared over paired seeds."""
+
+    @property
+    def seeds(self) -> int:
+        """Pairs compared."""
+
+    @property
+    def alpha(self) -> float:
+        """Level of the test."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +72,7 @@ def summary(analysis: Analysis) -> Table:
                 _mean_correct(arm).replace(" of ", "/"),
                 accuracy(arm),
                 signed(contrast.difference) if contrast else MISSING,
-                crossed(contrast).replace(" to ", "..") if contrast else MISSING,
+                interval(of_enough(contrast, contrast.interval)).replace(" to ", "..") if contrast else MISSING,
                 share(arm.realised("test")),
             )
         )
@@ -75,9 +90,9 @@ def contrasts(analysis: Analysis) -> Table:
     return contrast_table(
         "Contrasts",
         f"Differences from {analysis.spec.primary.baseline}{where(analysis)} over paired seeds, in points. The first "
-        "interval resamples seeds and examples (not below {least} seeds); the second is over seeds alone, on these "
-        "examples. p: sign-flip test; Holm over all contrasts but the primary one; TOST: equivalence within ±0.5 "
-        "points; detectable: with 80% power.",
+        "interval resamples seeds and examples; the second is over seeds alone, on these examples. p: sign-flip test; "
+        "Holm over all contrasts but the primary one; TOST: equivalence within ±0.5 points; detectable: with 80% "
+        "power. Below {least} seeds intervals, TOST and what is detectable would mean nothing and are left out.",
         [(f"{item.arm}{' (primary)' if item is analysis.primary else ''}", item) for item in analysis.contrasts],
     )
 
@@ -87,7 +102,7 @@ def contrast_table(name: str, caption: str, entries: Sequence[tuple[str, Contras
 
     Args:
         name: What to call the table.
-        caption: What it shows; "{least}" becomes the number of seeds below which there is no first interval.
+        caption: What it shows; "{least}" becomes the number of seeds below which figures are left out.
         entries: Label and contrast.
     """
     alpha = entries[0][1].alpha if entries else ALPHA
@@ -171,9 +186,9 @@ def interval(found: Interval | None, digits: int = 2) -> str:
     return MISSING if found is None else f"{signed(found.low, digits)} to {signed(found.high, digits)}"
 
 
-def crossed(contrast: Contrast) -> str:
-    """The interval over seeds and examples; of too few seeds a bootstrap knows too little."""
-    return interval(contrast.interval) if contrast.seeds >= least_seeds(contrast.alpha) else MISSING
+def of_enough(compared: Compared, value: _Value) -> _Value | None:
+    """A figure that estimates a spread; None of too few seeds, which know too little of theirs."""
+    return value if compared.seeds >= least_seeds(compared.alpha) else None
 
 
 def p(value: float | None) -> str:
@@ -218,19 +233,20 @@ def _arm_row(arm: ArmResult) -> tuple[str, ...]:
 
 
 def _contrast_row(label: str, contrast: Contrast) -> tuple[str, ...]:
+    detectable = of_enough(contrast, contrast.detectable)
     return (
         label,
         str(contrast.seeds),
         signed(contrast.difference),
         f"{contrast.sentences:+.1f} of {contrast.examples}",
-        crossed(contrast),
-        interval(contrast.seed_interval),
+        interval(of_enough(contrast, contrast.interval)),
+        interval(of_enough(contrast, contrast.seed_interval)),
         p(contrast.p_value),
         p(contrast.p_holm),
         signed(contrast.effect_size),
         f"{contrast.probability_better:.2f}",
-        p(contrast.p_equivalence),
-        MISSING if contrast.detectable is None else f"{contrast.detectable:.2f}",
+        p(of_enough(contrast, contrast.p_equivalence)),
+        MISSING if detectable is None else f"{detectable:.2f}",
     )
 
 

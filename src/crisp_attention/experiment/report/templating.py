@@ -9,7 +9,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from crisp_attention.experiment.report.tables import Table
 from crisp_attention.experiment.report.theme import page_css
+
+_WIDEST = 80
+"""Characters after which a cell of a Markdown table only lengthens its own row."""
 
 
 def environment(*, autoescape: bool) -> Environment:
@@ -27,10 +31,25 @@ def environment(*, autoescape: bool) -> Environment:
         keep_trailing_newline=True,
     )
     found.globals["theme"] = page_css()
-    found.filters["cell"] = _markdown_cell
+    found.filters["markdown_table"] = _markdown_table
     found.filters["trusted"] = Markup
     found.filters["json_for_script"] = _json_for_script
     return found
+
+
+def _markdown_table(content: Table) -> str:
+    """A table whose columns stand below each other in plain text too; numbers are flush right."""
+    rows = [[_markdown_cell(cell) for cell in row] for row in (content.header, *content.rows)]
+    widths = [min(max(3, *map(len, column)), _WIDEST) for column in zip(*rows, strict=True)]
+    prose = [number == 0 or name in content.prose for number, name in enumerate(content.header)]
+    rows.insert(
+        1, ["-" * width if text else "-" * (width - 1) + ":" for width, text in zip(widths, prose, strict=True)]
+    )
+    lines = (
+        [cell.ljust(width) if text else cell.rjust(width) for cell, width, text in zip(row, widths, prose, strict=True)]
+        for row in rows
+    )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _markdown_cell(text: str) -> str:

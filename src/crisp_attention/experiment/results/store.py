@@ -39,6 +39,8 @@ from crisp_attention.experiment.specification.spec import ExperimentSpec, parse,
 _STUDY = "study.json"
 _EXAMPLES = "examples.json"
 _HINT = "Choose another --out, or move that directory away."
+# Who only looks whether a run is locked holds it for an instant, which must not keep anybody from training it.
+_PATIENCE = 0.1
 _REMEDIES = {
     errno.ENOSPC: "Make room on its disk",
     errno.EDQUOT: "Make room in your quota",
@@ -275,12 +277,24 @@ class Store:
         """
         lock = FileLock(self.folder / "locks" / f"{run_id}.lock")
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=_PATIENCE, poll_interval=_PATIENCE / 5)
         except Timeout:
             return None
         except OSError as error:
             raise self.unwritable(error) from error
         return lock
+
+    def in_training(self, run_id: str) -> bool:
+        """Whether a process is training a run now; writes nothing."""
+        if not (self.folder / "locks" / f"{run_id}.lock").exists():
+            return False
+        try:
+            lock = self.lock(run_id)
+        except StorageError:  # nobody trains in a directory that cannot be written
+            return False
+        if lock is not None:
+            lock.release()
+        return lock is None
 
     def _sweep(self) -> None:
         """Remove what processes that were killed left behind: halves of files, checkpoints of finished runs."""

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError, CrispError, nearest
+from crisp_attention.experiment.specification.mistakes import told
 from crisp_attention.traits import RULES
 
 _ATTENTION_FIELDS = tuple(item.name for item in dataclasses.fields(SparsityConfig))
@@ -201,12 +202,18 @@ class EvaluationSpec(_Section):
         None, description="share of the test split's letters that are mistyped"
     )
     source: str | None = Field(None, description="a data set with the same classes, whose test split is evaluated")
+    text: str | None = Field(None, description="column of that data set's text (default: found by its usual names)")
+    text_pair: str | None = Field(None, description="column of a second text, for sentence pairs")
+    label: str | None = Field(None, description="column of the label (default: found by its usual names)")
     test_examples: Annotated[int, Field(ge=1)] | None = Field(None, description="of that data set (default: all)")
 
     @model_validator(mode="after")
     def _check_one(self) -> EvaluationSpec:
         if (self.typos is None) == (self.source is None):
             raise ValueError(f"evaluation {self.name!r} needs either typos or source")
+        columns = [key for key in ("text", "text_pair", "label") if getattr(self, key) is not None]
+        if self.source is None and columns:
+            raise ValueError(f"{' and '.join(columns)} must name columns of source, which is missing")
         return self
 
 
@@ -329,7 +336,7 @@ def parse(content: Mapping[str, Any], origin: str) -> ExperimentSpec:
     try:
         return ExperimentSpec.model_validate(content)
     except ValidationError as error:
-        raise ConfigurationError(f"{origin}: " + " ".join(_explain(item) for item in error.errors())) from None
+        raise ConfigurationError(f"{origin}: {told(error, content, _known_keys)}") from None
     except CrispError as error:
         raise ConfigurationError(f"{origin}: {error}") from None
 
@@ -342,8 +349,14 @@ def read(path: Path) -> ExperimentSpec:
     """
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"Cannot read the specification {path}: {error}") from None
+    except FileNotFoundError:
+        raise ConfigurationError(f"There is no specification {path}.") from None
+    except OSError as error:
+        raise ConfigurationError(f"The specification {path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(
+            f"The specification {path} is not UTF-8: {error.reason} at byte {error.start}."
+        ) from None
     try:
         content = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -391,17 +404,6 @@ def _told(attention: SparsityConfig) -> dict[str, Any]:
         return {}
     told = attention.changes().keys() | attention.strength.keys()
     return {name: value for name, value in attention.to_dict().items() if name in told}
-
-
-def _explain(item: Any) -> str:
-    place = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "extra_forbidden":
-        return f"Unknown key {place!r}. {nearest(str(item['loc'][-1]), _known_keys(item['loc']))}"
-    if item["type"] == "missing":
-        return f"Missing key {place!r}."
-    message = item["msg"].removeprefix("Value error, ").rstrip(".")
-    given = "" if item["type"] == "value_error" else f", got {item['input']!r}"
-    return f"{place}: {message}{given}." if place else f"{message}."
 
 
 def _known_keys(location: tuple[str | int, ...]) -> list[str]:

@@ -1,0 +1,79 @@
+"""The Python of README and docs, run as it is written; only what is downloaded is a small stand-in."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, DistilBertConfig, DistilBertForSequenceClassification
+
+import crisp_attention as crisp
+from crisp_attention.experiment.specification.spec import parse
+
+ROOT = Path(__file__).parent.parent
+
+
+def snippets(file: str, language: str = "python") -> list[str]:
+    text = (ROOT / file).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def distilbert(*_, **__):
+    """As many layers as the published one, narrow."""
+    torch.manual_seed(0)
+    return DistilBertForSequenceClassification(DistilBertConfig(dim=16, n_heads=2, hidden_dim=16, vocab_size=40))
+
+
+def rows(count: int = 8, length: int = 10):
+    return [{"input_ids": torch.arange(5, 5 + length), "labels": torch.tensor(row % 2)} for row in range(count)]
+
+
+@pytest.fixture
+def names(monkeypatch, tmp_path):
+    """What a reader has at hand: tensors, a batch, an empty folder, and a hub."""
+    monkeypatch.chdir(tmp_path)
+    own = AutoModelForSequenceClassification.from_pretrained
+    monkeypatch.setattr(
+        AutoModelForSequenceClassification,
+        "from_pretrained",
+        lambda name, **more: distilbert() if name == "distilbert-base-uncased" else own(name, **more),
+    )
+    mask = torch.arange(10) < torch.tensor([[10], [7]])
+    q = torch.randn(2, 2, 10, 8)
+    return {
+        "crisp": crisp, "model": distilbert(), "q": q, "k": q, "v": q, "x": torch.randn(2, 10, 256),
+        "mask": mask, "attention_mask": mask.long(), "batch": {"input_ids": torch.arange(5, 15).view(1, 10)},
+    }  # fmt: skip
+
+
+def test_the_readme_runs_from_top_to_bottom(names, capsys):
+    found = snippets("README.md")
+    assert len(found) >= 5
+    for code in found:
+        names["train_dataset"] = rows()
+        exec(code.replace("train_dataset=...", "train_dataset=train_dataset"), names)
+    printed = capsys.readouterr().out
+    assert "DistilBertForSequenceClassification: ok" in printed
+    assert "TransformerEncoder: ok" in printed
+    assert crisp.check(names["model"]).config.layers == (-3, -2, -1)
+
+
+def test_specifications_are_specifications():
+    """Whole ones as they are; parts, as of an arm, in the whole one of their page."""
+    (whole,) = snippets("README.md", "toml")
+    assert parse(tomllib.loads(whole), "README.md").primary.arm == "topk-50"
+    first, *parts = snippets("docs/experiment.md", "toml")
+    assert parts
+    for part in parts:
+        parse(tomllib.loads(f"{first}\n{part}"), "docs/experiment.md")
+
+
+def test_the_page_on_the_operator_runs_from_top_to_bottom(names):
+    found = snippets("docs/operator.md")
+    assert found
+    crisp.sparsify(names["model"], sparsity=0.5)
+    for code in found:
+        exec(code, names)
