@@ -237,5 +237,6 @@ class _Attention(torch.autograd.Function):
             *(x.numpy() for x in stored),
             *(_flat(x) for x in (dq, dk, dv)),
         )
-        pool.share(kernel, partial(kernels.backward_scratch, shape, plan.width), query.shape[0] * key.shape[1])
+        most = int(stored[0].diff().max())
+        pool.share(kernel, partial(kernels.backward_scratch, shape, plan.width, most), query.shape[0] * key.shape[1])
         return dq, dk, dv, None

@@ -25,10 +25,11 @@ from crisp_attention.backends.cpu.scoring import (
 from crisp_attention.backends.cpu.threshold import level_of, lowest_not_below, memory_of_levels
 from crisp_attention.backends.cpu.weighting import (
     dropout_factors,
+    key_gradients,
     largest_of,
-    row_gradients,
     scale,
     softmax,
+    value_gradients,
     weighted_sum,
 )
 from crisp_attention.backends.cpu.writer import GROUPS, LANES, PANEL, ROWS
@@ -66,13 +67,19 @@ def forward_scratch(shape, width, by_row, other):
     )
 
 
-def backward_scratch(shape, width):
-    """What one thread's `backward` works in."""
+def backward_scratch(shape, width, most):
+    """What one thread's `backward` works in.
+
+    Args:
+        shape: As there, and width.
+        most: The most survivors that a head has room for.
+    """
     _, _, _, queries, keys, _, _ = shape
     return (
         *(np.empty(keys * width, np.float32) for _ in range(4)),
         *(np.zeros(width, np.float32) for _ in range(3)),
-        *(np.ones(keys + LANES, np.float32) for _ in range(2)),
+        np.empty(keys + LANES, np.float32),
+        np.empty(most, np.float32),
         np.empty(queries, np.int64),
     )
 
@@ -320,7 +327,6 @@ def backward(
     dk_flat, dk_b, dk_g, dk_n = dk
     dv_flat, dv_b, dv_g, dv_n = dv
     rows_k, rows_v, sums_k, sums_v, row_q, row_g, row_dq, factors, d_scores, order = scratch
-    in_place = depth == width and v_depth == width
     for task in range(first_task, batch * groups, step):
         b, g = task // groups, task % groups
         _pack_rows(k_flat, b * k_b + g * k_g, k_n, keys, depth, width, rows_k)
@@ -331,31 +337,44 @@ def backward(
         for h in range(g * (heads // groups), (g + 1) * (heads // groups)):
             base = offsets[b * heads + h]
             matrix = mix(uint32(dropout_state ^ uint32(b * heads + h)))
+            # First all that meets values, then all that meets keys: half as much competes for the cache.
             for place in range(queries):
                 i = order[place]
-                begin, amount = base + starts[b, h, place], starts[b, h, place + 1] - starts[b, h, place]
-                q_at, g_at = b * q_b + h * q_h + i * q_n, b * g_b + h * g_h + i * g_n
-                o_at, dq_at = b * o_b + h * o_h + i * o_n, b * dq_b + h * dq_h + i * dq_n
-                delta = dot(g_flat, g_at, o_flat, o_at, v_depth)
+                begin, amount = starts[b, h, place], starts[b, h, place + 1] - starts[b, h, place]
+                g_at = b * g_b + h * g_h + i * g_n
+                delta = dot(g_flat, g_at, o_flat, b * o_b + h * o_h + i * o_n, v_depth)
                 if lowest > 0:
                     state = mix(uint32(matrix ^ uint32(i)))
-                    dropout_factors(columns, begin, amount, state, lowest, dropout_factor, factors)
+                    dropout_factors(columns, base + begin, amount, state, lowest, dropout_factor, factors)
                 else:
                     for slot in range(amount):
                         factors[slot] = 1.0
-                if in_place:
-                    row_gradients(
-                        weights, columns, begin, amount, factors, delta, g_flat, g_at, q_flat, q_at, rows_k, rows_v,
-                        sums_k, sums_v, dq_flat, dq_at, width, factor, d_scores,
+                if v_depth == width:
+                    value_gradients(
+                        weights, columns, base + begin, amount, factors, delta, g_flat, g_at, rows_v, sums_v, d_scores,
+                        begin, width, factor,
                     )  # fmt: skip
-                    continue
-                copy(g_flat, g_at, row_g, 0, v_depth)
-                copy(q_flat, q_at, row_q, 0, depth)
-                row_gradients(
-                    weights, columns, begin, amount, factors, delta, row_g, 0, row_q, 0, rows_k, rows_v, sums_k, sums_v,
-                    row_dq, 0, width, factor, d_scores,
-                )  # fmt: skip
-                copy(row_dq, 0, dq_flat, dq_at, depth)
+                else:
+                    copy(g_flat, g_at, row_g, 0, v_depth)
+                    value_gradients(
+                        weights, columns, base + begin, amount, factors, delta, row_g, 0, rows_v, sums_v, d_scores,
+                        begin, width, factor,
+                    )  # fmt: skip
+            for place in range(queries):
+                i = order[place]
+                begin, amount = starts[b, h, place], starts[b, h, place + 1] - starts[b, h, place]
+                q_at, dq_at = b * q_b + h * q_h + i * q_n, b * dq_b + h * dq_h + i * dq_n
+                if depth == width:
+                    key_gradients(
+                        d_scores, begin, columns, base + begin, amount, q_flat, q_at, rows_k, sums_k, dq_flat, dq_at,
+                        width,
+                    )  # fmt: skip
+                else:
+                    copy(q_flat, q_at, row_q, 0, depth)
+                    key_gradients(
+                        d_scores, begin, columns, base + begin, amount, row_q, 0, rows_k, sums_k, row_dq, 0, width
+                    )
+                    copy(row_dq, 0, dq_flat, dq_at, depth)
         for j in range(keys):
             copy(sums_k, j * width, dk_flat, b * dk_b + g * dk_g + j * dk_n, depth)
             copy(sums_v, j * width, dv_flat, b * dv_b + g * dv_g + j * dv_n, v_depth)

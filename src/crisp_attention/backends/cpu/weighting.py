@@ -159,7 +159,7 @@ def weighted_sum(
 
 
 @instruction
-def row_gradients(
+def value_gradients(
     typingctx: Any,
     probabilities: Any,
     columns: Any,
@@ -169,23 +169,17 @@ def row_gradients(
     delta: Any,
     gradient: Any,
     g_at: Any,
-    query: Any,
-    q_at: Any,
-    keys: Any,
     values: Any,
-    d_keys: Any,
     d_values: Any,
-    d_query: Any,
-    dq_at: Any,
+    d_scores: Any,
+    d_at: Any,
     width: Any,
     scale: Any,
-    d_scores: Any,
 ) -> Any:
-    """Gradients of one query's attention over its survivors, which begin at `begin`.
+    """Gradients by one query's scores and by the values, over its survivors, which begin at `begin`.
 
     With g the gradient of the output, m the dropout factor of a pair and p its probability:
-    dp = m g.v - delta, ds = p dp scale; d_query = sum ds k; d_keys += ds q; d_values += p m g.
-    The factors m become p m, and d_scores holds ds.
+    d_scores = p (m g.v - delta) scale, and d_values += p m g. The factors m become p m.
     """
     signature = types.void(
         FLOAT_ROWS,
@@ -197,67 +191,96 @@ def row_gradients(
         FLOAT_ROWS,
         types.int64,
         FLOAT_ROWS,
-        types.int64,
-        FLOAT_ROWS,
-        FLOAT_ROWS,
-        FLOAT_ROWS,
         FLOAT_ROWS,
         FLOAT_ROWS,
         types.int64,
         types.int64,
         types.float32,
-        FLOAT_ROWS,
     )
 
     def codegen(context: Any, builder: Any, sig: Any, args: Sequence[Any]) -> Any:
         write = Writer(context, builder)
         p, columns_ = (write.data(sig.args[at], args[at], args[2]) for at in (0, 1))
-        factors_, ds, count_ = write.data(sig.args[4], args[4]), write.data(sig.args[18], args[18]), args[3]
-        g, q, dq = (write.data(sig.args[at], args[at], args[at + 1]) for at in (6, 8, 14))
-        k, v, dk, dv = (write.data(sig.args[at], args[at]) for at in range(10, 14))
+        g, ds = write.data(sig.args[6], args[6], args[7]), write.data(sig.args[10], args[10], args[11])
+        factors_, v, dv = (write.data(sig.args[at], args[at]) for at in (4, 8, 9))
 
         def body(vectors: int) -> None:
-            # Three passes over the survivors: each keeps in registers what it uses again, and none waits for a
-            # sum before it can go on to the next survivor.
-            parts = range(vectors)
-            of_g, of_q = ([write.load(write.at(row, LANES * part)) for part in parts] for row in (g, q))
-            with loop(builder, count_) as step:
+            # Twice over the survivors, so that none waits for a sum before the next one can begin.
+            of_g = [write.load(write.at(g, LANES * part)) for part in range(vectors)]
+            with loop(builder, args[3]) as step:
                 of_value = write.row(v, builder.load(write.at(columns_, step.index)), vectors)
                 products = [write.floats(0.0)] * min(2, vectors)
-                for part in parts:
+                for part in range(vectors):
                     lane = part % len(products)
-                    value = write.load(write.at(of_value, LANES * part))
-                    products[lane] = write.fma(of_g[part], value, products[lane])
+                    products[lane] = write.fma(of_g[part], write.load(write.at(of_value, LANES * part)), products[lane])
                 whole = products[0] if len(products) == 1 else builder.fadd(*products)
-                probability = builder.load(write.at(p, step.index))
-                factor = builder.load(write.at(factors_, step.index))
+                probability, factor = (builder.load(write.at(x, step.index)) for x in (p, factors_))
                 dp = builder.fsub(builder.fmul(factor, write.total(whole)), args[5])
-                builder.store(builder.fmul(builder.fmul(probability, dp), args[17]), write.at(ds, step.index))
+                builder.store(builder.fmul(builder.fmul(probability, dp), args[13]), write.at(ds, step.index))
                 builder.store(builder.fmul(probability, factor), write.at(factors_, step.index))
+            with loop(builder, args[3]) as step:
+                of_dv = write.row(dv, builder.load(write.at(columns_, step.index)), vectors)
+                write.add_row(of_dv, write.splat(builder.load(write.at(factors_, step.index))), of_g)
+
+        write.by_width(args[12], body)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@instruction
+def key_gradients(
+    typingctx: Any,
+    d_scores: Any,
+    d_at: Any,
+    columns: Any,
+    begin: Any,
+    count: Any,
+    query: Any,
+    q_at: Any,
+    keys: Any,
+    d_keys: Any,
+    d_query: Any,
+    dq_at: Any,
+    width: Any,
+) -> Any:
+    """Gradients by one query and by the keys, over its survivors: d_query = sum ds k, d_keys += ds q."""
+    signature = types.void(
+        FLOAT_ROWS,
+        types.int64,
+        COLUMNS,
+        types.int64,
+        types.int64,
+        FLOAT_ROWS,
+        types.int64,
+        FLOAT_ROWS,
+        FLOAT_ROWS,
+        FLOAT_ROWS,
+        types.int64,
+        types.int64,
+    )
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Sequence[Any]) -> Any:
+        write = Writer(context, builder)
+        ds, columns_, q = (write.data(sig.args[at], args[at], args[at + 1]) for at in (0, 2, 5))
+        k, dk, dq = (*(write.data(sig.args[at], args[at]) for at in (7, 8)), write.data(sig.args[9], args[9], args[10]))
+
+        def body(vectors: int) -> None:
+            of_q = [write.load(write.at(q, LANES * part)) for part in range(vectors)]
             sums = write.variables(write.floats(0.0), vectors)
             for variable in sums:
                 builder.store(write.floats(0.0), variable)
-            with loop(builder, count_) as step:
+            with loop(builder, args[4]) as step:
                 column = builder.load(write.at(columns_, step.index))
                 of_key, of_dk = write.row(k, column, vectors), write.row(dk, column, vectors)
                 factor = write.splat(builder.load(write.at(ds, step.index)))
-                for part in parts:
+                for part in range(vectors):
                     write.multiply_add(factor, write.load(write.at(of_key, LANES * part)), sums[part])
-                add_row(of_dk, factor, of_q)
-            for part in parts:
+                write.add_row(of_dk, factor, of_q)
+            for part in range(vectors):
                 write.store(builder.load(sums[part]), write.at(dq, LANES * part))
-            with loop(builder, count_) as step:
-                of_dv = write.row(dv, builder.load(write.at(columns_, step.index)), vectors)
-                add_row(of_dv, write.splat(builder.load(write.at(factors_, step.index))), of_g)
 
-        def add_row(target: Any, factor: Any, row: list[Any]) -> None:
-            # Read all before writing any: LLVM does not know that rows do not overlap.
-            before = [write.load(write.at(target, LANES * part)) for part in range(len(row))]
-            added = [write.fma(factor, part, there) for part, there in zip(row, before, strict=True)]
-            for part, value in enumerate(added):
-                write.store(value, write.at(target, LANES * part))
-
-        write.by_width(args[16], body)
+        write.by_width(args[11], body)
         return context.get_dummy_value()
 
     return signature, codegen

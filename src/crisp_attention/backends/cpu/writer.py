@@ -112,6 +112,14 @@ class Writer:
         """Add a product to an accumulator."""
         self.builder.store(self.fma(a, b, self.builder.load(variable)), variable)
 
+    def add_row(self, target: Any, factor: Any, row: list[Any]) -> None:
+        """Add a row that is held in registers, times a factor, to one in memory."""
+        # Read all before writing any: LLVM does not know that rows do not overlap.
+        before = [self.load(self.at(target, LANES * part)) for part in range(len(row))]
+        added = [self.fma(factor, part, there) for part, there in zip(row, before, strict=True)]
+        for part, value in enumerate(added):
+            self.store(value, self.at(target, LANES * part))
+
     def by_width(self, width: Any, body: Callable[[int], None]) -> None:
         """One copy of some instructions for each head width."""
         after = self.builder.append_basic_block("after_widths")

@@ -10,7 +10,18 @@ from typing import Any
 
 import crisp_attention
 
-_PACKAGES = ("accelerate", "datasets", "numpy", "pillow", "safetensors", "tokenizers", "torch", "transformers")
+_PACKAGES = (
+    "accelerate",
+    "datasets",
+    "numba",
+    "numpy",
+    "pillow",
+    "safetensors",
+    "tokenizers",
+    "torch",
+    "transformers",
+    "triton",
+)
 
 
 def packages() -> dict[str, str]:
