@@ -6,6 +6,8 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Triton reads it when it is imported: its kernels run on the CPU. TRITON_INTERPRET=0 runs their tests on a GPU.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import hashlib
 import tempfile

@@ -136,6 +136,8 @@ def test_the_core_needs_only_torch_and_transformers():
         extras = {"entmax"} if module == f"{PACKAGE}.rules.normalizers" else set()
         if module.startswith(f"{PACKAGE}.backends.cpu"):
             extras = {"llvmlite", "numba", "numpy"}
+        if module.startswith(f"{PACKAGE}.backends.triton"):
+            extras = {"triton"}
         assert roots <= allowed | extras, f"{module} imports {sorted(roots - allowed)}"
 
 

@@ -16,11 +16,12 @@ from crisp_attention.backends import reference
 from crisp_attention.backends.call import Call, Computed
 from crisp_attention.errors import ConfigurationError, nearest
 
-BACKENDS = ("reference", "cpu")
+BACKENDS = ("reference", "cpu", "triton")
 
-# The compiled backend of a type of device; what it is compiled with, and the extra that brings it.
+# The backend that "auto" takes on a type of device. "triton" serves on request only, until it has run on a GPU.
 _OF_DEVICE = {"cpu": "cpu"}
-_COMPILERS = {"cpu": ("numba", "cpu")}
+# What a backend is compiled with, and the extra that brings it.
+_COMPILERS = {"cpu": ("numba", "cpu"), "triton": ("triton", "gpu")}
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ def require_known(name: str) -> None:
 def choose(name: str, call: Call) -> Choice:
     """The backend that serves a call.
 
-    "auto" takes the compiled backend of the call's device if it is installed and serves the call, and the
-    reference otherwise: within compiled or exported graphs and torch.func transforms, for float64, for
+    "auto" takes the compiled backend that is the default of the call's device, if it is installed and serves the
+    call, and the reference otherwise: within compiled or exported graphs and torch.func transforms, for float64, for
     whoever wants to see the weights, for what the compiled one does not implement.
 
     Args:
@@ -75,7 +76,7 @@ def _automatic(call: Call) -> Choice:
     device = call.query.device.type
     name = _OF_DEVICE.get(device)
     if name is None:
-        return _reference(f"there is no other for device {device!r}")
+        return _reference(f"no other is the default for device {device!r}")
     # Anything else than plain tensors (functorch's, fake ones) has no memory that a kernel could read.
     if type(call.query) not in (Tensor, nn.Parameter) or torch._C._functorch.peek_interpreter_stack() is not None:
         return _reference("the call is part of a transform")

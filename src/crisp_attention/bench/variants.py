@@ -53,10 +53,10 @@ class Variant:
         return f"not installed: {', '.join(missing)}" if missing else None
 
 
-def _ours(backend: str, rule: str) -> Callable[[torch.device, float], Attention]:
+def _ours(backend: str, rule: str, **settings: Any) -> Callable[[torch.device, float], Attention]:
     def build(device: torch.device, sparsity: float) -> Attention:
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            out = crisp_attention.attention(q, k, v, sparsity=sparsity, rule=rule, backend=backend)
+            out = crisp_attention.attention(q, k, v, sparsity=sparsity, rule=rule, backend=backend, **settings)
             assert isinstance(out, Tensor)
             return out
 
@@ -124,16 +124,54 @@ def _adasplash(device: torch.device, sparsity: float) -> Attention:
     return attend
 
 
+def _flex(device: torch.device, sparsity: float) -> Attention:
+    """FlexAttention over the scores that reach a threshold, which is found once for each length and not timed."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    compiled: Any = torch.compile(flex_attention, dynamic=False)
+    thresholds: dict[torch.Size, Tensor] = {}
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if q.shape not in thresholds:
+            with torch.no_grad():
+                kept = max(1, int(keep_count(torch.tensor(k.shape[2]), sparsity)))
+                # Head by head: all scores at once may not fit.
+                found = [
+                    _scores(q[:, head].float(), k[:, head].float()).topk(kept, dim=-1).values[..., -1]
+                    for head in range(q.shape[1])
+                ]
+                thresholds[q.shape] = torch.stack(found, dim=1)
+        tau = thresholds[q.shape]
+
+        def survive(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            return torch.where(score >= tau[b, h, i], score, -torch.inf)
+
+        output: Tensor = compiled(q, k, v, score_mod=survive)
+        return output
+
+    return attend
+
+
 VARIANTS = (
     Variant("sdpa", "dense, torch's fused kernel", _sdpa),
     Variant("eager", "dense, scores stored", _eager),
     Variant("cpu topk", "this package, compiled", _ours("cpu", "topk"), ("numba",), ("cpu",)),
     Variant("cpu percentile", "this package, compiled", _ours("cpu", "percentile"), ("numba",), ("cpu",)),
+    Variant("triton topk", "this package, compiled", _ours("triton", "topk"), ("triton",), ("cuda",)),
+    Variant("triton percentile", "this package, compiled", _ours("triton", "percentile"), ("triton",), ("cuda",)),
+    Variant(
+        "triton block_topk",
+        "this package, compiled, blocks of 64",
+        _ours("triton", "block_topk", query_block=64, key_block=64),
+        ("triton",),
+        ("cuda",),
+    ),
     Variant("reference topk", "this package, scores stored", _ours("reference", "topk")),
     Variant("reference percentile", "this package, scores stored", _ours("reference", "percentile")),
     Variant("masked topk", "topk, fill with -inf, softmax", _masked),
     Variant("entmax", "entmax with alpha 1.5 (package entmax)", _entmax, ("entmax",)),
     Variant("x-transformers", "sparse_topk of package x-transformers", _x_transformers, ("x_transformers",)),
+    Variant("flex", "FlexAttention, threshold known beforehand", _flex, ("triton",), ("cuda",)),
     Variant("adasplash", "entmax in Triton kernels (package adasplash)", _adasplash, ("adasplash",), ("cuda",)),
 )
 
