@@ -185,6 +185,20 @@ def test_any_strides_are_read_and_inputs_left_alone():
     assert_same(replace(call, value=broadcast))
 
 
+@pytest.mark.parametrize("which", ["query", "key", "value"])
+def test_gradients_of_what_lies_transposed_in_memory(which):
+    call = made((2, 3, 12, 12), 8)
+    tensor = getattr(call, which).float()
+    transposed = tensor.transpose(-1, -2).contiguous().transpose(-1, -2)
+    assert transposed.stride(-1) != 1
+    for mine, expected in zip(
+        results(cpu, replace(call, **{which: transposed}), torch.float32),
+        results(cpu, call, torch.float32),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, expected, equal_nan=True)
+
+
 @pytest.mark.parametrize("rule", ["topk", "percentile"])
 def test_threads_change_nothing(rule):
     call = made((3, 4, 33, 33), 32, rule, dropout=Dropout(0.3, torch.tensor(1)))

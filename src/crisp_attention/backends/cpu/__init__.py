@@ -157,6 +157,11 @@ def _shape(query: Tensor, key: Tensor, value: Tensor) -> tuple[int, ...]:
     return batch, heads, key.shape[1], queries, key.shape[2], depth, value.shape[3]
 
 
+def _empty(batch: int, heads: int, tokens: int, width: int) -> Tensor:
+    """Float32 `[B, H, N, D]` with the heads of a token side by side in memory, as a model's projections have them."""
+    return torch.empty(batch, tokens, heads, width, dtype=torch.float32).transpose(1, 2)
+
+
 def _flat(tensor: Tensor) -> tuple[Any, int, int, int]:
     """A tensor's memory as one dimension, from its first element to its last, and its strides but for the last."""
     tensor = tensor.detach()
@@ -175,8 +180,7 @@ class _Attention(torch.autograd.Function):
         shape = _shape(query, key, value)
         batch, heads, _, queries, *_ = shape
         stores = any(ctx.needs_input_grad[:3])
-        # Heads of a token side by side in memory, as the layer that follows reads them.
-        out = query.new_empty(batch, queries, heads, value.shape[3]).transpose(1, 2)
+        out = _empty(batch, heads, queries, value.shape[3])
         summary = (heads, queries) if plan.summarises else (0, 0)
         kept = torch.empty(batch, summary[0], dtype=torch.int64)
         entropy = query.new_empty(batch, *summary)
@@ -225,7 +229,8 @@ class _Attention(torch.autograd.Function):
         query, key, value, out, *stored = ctx.saved_tensors
         plan: _Plan = ctx.plan
         shape = _shape(query, key, value)
-        dq, dk, dv = (torch.empty_like(x) for x in (query, key, value))
+        # Not as the inputs lie in memory: what is not contiguous along D would be written to a copy.
+        dq, dk, dv = (_empty(*x.shape) for x in (query, key, value))
         kernel = partial(
             kernels.backward,
             shape,
