@@ -33,6 +33,7 @@ from crisp_attention.backends.cpu.weighting import (
     weighted_sum,
 )
 from crisp_attention.backends.cpu.writer import GROUPS, LANES, PANEL, ROWS
+from crisp_attention.noise import MULTIPLIER
 
 EVERYTHING = 2**62
 """A count of survivors that no head reaches: its heads are dense."""
@@ -88,7 +89,7 @@ def backward_scratch(shape, width, most):
 def mix(state):
     """`noise.mix` of one uint32."""
     for _ in range(2):
-        state = uint32(uint32(state ^ uint32(state >> uint32(16))) * uint32(0x45D9F3B))
+        state = uint32(uint32(state ^ uint32(state >> uint32(16))) * uint32(MULTIPLIER))
     return uint32(state ^ uint32(state >> uint32(16)))
 
 

@@ -119,7 +119,6 @@ def dot(typingctx: Any, a: Any, a_at: Any, b: Any, b_at: Any, count: Any) -> Any
         write = Writer(context, builder)
         a_, b_ = write.data(sig.args[0], args[0], args[1]), write.data(sig.args[2], args[2], args[3])
         (sums,) = write.variables(write.floats(0.0))
-        builder.store(write.floats(0.0), sums)
         whole = builder.udiv(args[4], ir.Constant(I64, LANES))
         with loop(builder, whole) as step:
             at = builder.mul(step.index, ir.Constant(I64, LANES))
@@ -169,10 +168,8 @@ def panel_scores(
         out_ = write.data(sig.args[6], args[6], args[7])
         groups_, depth_, panels_, stride_ = args[2], args[3], args[5], args[8]
         vectors = PANEL // LANES
-        sums = write.variables(write.floats(0.0), ROWS * vectors)
         with loop(builder, panels_) as panel, loop(builder, groups_) as group:
-            for variable in sums:
-                builder.store(write.floats(0.0), variable)
+            sums = write.variables(write.floats(0.0), ROWS * vectors)
             of_panel = write.at(k, builder.mul(panel.index, builder.mul(depth_, ir.Constant(I64, PANEL))))
             first = builder.mul(group.index, ir.Constant(I64, ROWS))
             q = [write.at(q_, builder.load(write.at(write.at(places_, first), row))) for row in range(ROWS)]
@@ -204,8 +201,6 @@ def count_not_below(typingctx: Any, values: Any, start: Any, count: Any, level: 
         pointer, level_ = write.data(sig.args[0], args[0], args[1]), write.splat(args[3])
         parts = PANEL // LANES
         sums = write.variables(write.integers(0), parts)
-        for variable in sums:
-            builder.store(write.integers(0), variable)
         with loop(builder, builder.udiv(args[2], ir.Constant(I64, PANEL))) as step:
             at = write.at(pointer, builder.mul(step.index, ir.Constant(I64, PANEL)))
             for part in range(parts):
@@ -228,10 +223,8 @@ def moments(typingctx: Any, values: Any, start: Any, count: Any) -> Any:
         write = Writer(context, builder)
         pointer = write.data(sig.args[0], args[0], args[1])
         number, total, squares = write.variables(write.floats(0.0), 3)
-        for variable in (number, total, squares):
-            builder.store(write.floats(0.0), variable)
-        with loop(builder, builder.udiv(args[2], ir.Constant(I64, LANES))) as step:
-            x = write.load(write.at(pointer, builder.mul(step.index, ir.Constant(I64, LANES))))
+        with write.vectors(args[2]) as offset:
+            x = write.load(write.at(pointer, offset))
             size = write.call("llvm.fabs.v8f32", FLOATS, x)
             finite = builder.fcmp_ordered("<", size, write.floats(1e18))  # whose square is finite too
             x = builder.select(finite, x, write.floats(0.0))
@@ -292,9 +285,8 @@ def gather(
         level_, lowest = write.splat(args[5]), write.floats(-math.inf)
         bytes_, shorts = ir.VectorType(I8, LANES), ir.VectorType(I16, LANES)
         (found,) = write.variables(ir.Constant(I64, 0))
-        builder.store(ir.Constant(I64, 0), found)
-        with loop(builder, builder.udiv(args[4], ir.Constant(I64, LANES))) as step:
-            first, slot = builder.mul(step.index, ir.Constant(I64, LANES)), builder.load(found)
+        with write.vectors(args[4]) as first:
+            slot = builder.load(found)
             high_enough = builder.fcmp_unordered(">=", write.load(write.at(ranks_, first)), level_)
             there = builder.fcmp_unordered("!=", write.load(write.at(scores_, first)), lowest)
             bits = builder.zext(builder.bitcast(builder.and_(high_enough, there), I8), I64)

@@ -8,15 +8,12 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 
 from crisp_attention.backends.cpu.compiling import instruction
 from crisp_attention.backends.cpu.writer import (
     COLUMNS,
     F32,
     FLOAT_ROWS,
-    FLOATS,
-    I64,
     INTEGERS,
     LANES,
     Writer,
@@ -33,15 +30,11 @@ def largest_of(typingctx: Any, values: Any, start: Any, count: Any) -> Any:
         write = Writer(context, builder)
         pointer = write.data(sig.args[0], args[0], args[1])
         (largest,) = write.variables(write.floats(-math.inf))
-        builder.store(write.floats(-math.inf), largest)
-        steps = builder.udiv(builder.add(args[2], ir.Constant(I64, LANES - 1)), ir.Constant(I64, LANES))
-        with loop(builder, steps) as step:
-            x = write.load(write.at(pointer, builder.mul(step.index, ir.Constant(I64, LANES))))
+        with write.vectors(args[2]) as offset:
+            x = write.load(write.at(pointer, offset))
             before = builder.load(largest)
             builder.store(builder.select(builder.fcmp_ordered(">", x, before), x, before), largest)
-        kind = ir.FunctionType(F32, [FLOATS])
-        reduce = cgutils.get_or_insert_function(builder.module, kind, "llvm.vector.reduce.fmax.v8f32")
-        return builder.call(reduce, [builder.load(largest)])
+        return write.call("llvm.vector.reduce.fmax.v8f32", F32, builder.load(largest))
 
     return signature, codegen
 
@@ -58,11 +51,8 @@ def softmax(typingctx: Any, values: Any, start: Any, count: Any, top: Any) -> An
         write = Writer(context, builder)
         pointer, top_ = write.data(sig.args[0], args[0], args[1]), write.splat(args[3])
         total, weighted = write.variables(write.floats(0.0), 2)
-        for variable in (total, weighted):
-            builder.store(write.floats(0.0), variable)
-        steps = builder.udiv(builder.add(args[2], ir.Constant(I64, LANES - 1)), ir.Constant(I64, LANES))
-        with loop(builder, steps) as step:
-            at = write.at(pointer, builder.mul(step.index, ir.Constant(I64, LANES)))
+        with write.vectors(args[2]) as offset:
+            at = write.at(pointer, offset)
             difference = builder.fsub(write.load(at), top_)
             value = write.exponential(difference)
             write.store(value, at)
@@ -86,9 +76,8 @@ def scale(typingctx: Any, values: Any, start: Any, count: Any, factor: Any) -> A
     def codegen(context: Any, builder: Any, sig: Any, args: Sequence[Any]) -> Any:
         write = Writer(context, builder)
         pointer, factor_ = write.data(sig.args[0], args[0], args[1]), write.splat(args[3])
-        steps = builder.udiv(builder.add(args[2], ir.Constant(I64, LANES - 1)), ir.Constant(I64, LANES))
-        with loop(builder, steps) as step:
-            at = write.at(pointer, builder.mul(step.index, ir.Constant(I64, LANES)))
+        with write.vectors(args[2]) as offset:
+            at = write.at(pointer, offset)
             write.store(builder.fmul(write.load(at), factor_), at)
         return context.get_dummy_value()
 
@@ -116,13 +105,11 @@ def dropout_factors(
         state_, lowest_ = write.splat(args[3], INTEGERS), write.splat(args[4], INTEGERS)
         factor_ = write.splat(args[5])
         shorts = ir.VectorType(ir.IntType(16), LANES)
-        steps = builder.udiv(builder.add(args[2], ir.Constant(I64, LANES - 1)), ir.Constant(I64, LANES))
-        with loop(builder, steps) as step:
-            at = builder.mul(step.index, ir.Constant(I64, LANES))
-            column = builder.load(builder.bitcast(write.at(pointer, at), shorts.as_pointer()), align=2)
+        with write.vectors(args[2]) as offset:
+            column = builder.load(builder.bitcast(write.at(pointer, offset), shorts.as_pointer()), align=2)
             mixed = write.mix(builder.xor(state_, builder.zext(column, INTEGERS)))
             remains = builder.icmp_unsigned(">=", builder.lshr(mixed, write.integers(8)), lowest_)
-            write.store(builder.select(remains, factor_, write.floats(0.0)), write.at(out_, at))
+            write.store(builder.select(remains, factor_, write.floats(0.0)), write.at(out_, offset))
         return context.get_dummy_value()
 
     return signature, codegen
@@ -142,8 +129,6 @@ def weighted_sum(
 
         def body(vectors: int) -> None:
             sums = write.variables(write.floats(0.0), vectors)
-            for variable in sums:
-                builder.store(write.floats(0.0), variable)
             with loop(builder, args[2]) as step:
                 factor = write.splat(builder.load(write.at(w, step.index)))
                 row = write.row(rows_, builder.load(write.at(columns_, step.index)), vectors)
@@ -268,8 +253,6 @@ def key_gradients(
         def body(vectors: int) -> None:
             of_q = [write.load(write.at(q, LANES * part)) for part in range(vectors)]
             sums = write.variables(write.floats(0.0), vectors)
-            for variable in sums:
-                builder.store(write.floats(0.0), variable)
             with loop(builder, args[4]) as step:
                 column = builder.load(write.at(columns_, step.index))
                 of_key, of_dk = write.row(k, column, vectors), write.row(dk, column, vectors)

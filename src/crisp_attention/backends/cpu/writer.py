@@ -7,12 +7,15 @@ processor likes. Pointers are given as one-dimensional contiguous arrays and an 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+
+from crisp_attention.noise import MULTIPLIER
 
 LANES = 8
 """Elements in a vector."""
@@ -100,8 +103,11 @@ class Writer:
         return self.builder.call(function, [ir.Constant(F32, -0.0), vector], fastmath=("reassoc",))
 
     def variables(self, start: Any, count: int = 1) -> list[Any]:
-        """Accumulators; LLVM keeps them in registers."""
-        return [cgutils.alloca_once_value(self.builder, start) for _ in range(count)]
+        """Accumulators, which stand at `start` each time this place is passed; LLVM keeps them in registers."""
+        found = [cgutils.alloca_once(self.builder, start.type) for _ in range(count)]
+        for variable in found:
+            self.builder.store(start, variable)
+        return found
 
     def add(self, variable: Any, value: Any) -> None:
         """Add to an accumulator."""
@@ -119,6 +125,13 @@ class Writer:
         added = [self.fma(factor, part, there) for part, there in zip(row, before, strict=True)]
         for part, value in enumerate(added):
             self.store(value, self.at(target, LANES * part))
+
+    @contextlib.contextmanager
+    def vectors(self, count: Any) -> Iterator[Any]:
+        """A loop over whole vectors of a count that is rounded up: the offset of each."""
+        steps = self.builder.udiv(self.builder.add(count, ir.Constant(I64, LANES - 1)), ir.Constant(I64, LANES))
+        with loop(self.builder, steps) as step:
+            yield self.builder.mul(step.index, ir.Constant(I64, LANES))
 
     def by_width(self, width: Any, body: Callable[[int], None]) -> None:
         """One copy of some instructions for each head width."""
@@ -144,7 +157,7 @@ class Writer:
         """`noise.mix`."""
         builder = self.builder
         for _ in range(2):
-            state = builder.mul(builder.xor(state, builder.lshr(state, self.integers(16))), self.integers(0x45D9F3B))
+            state = builder.mul(builder.xor(state, builder.lshr(state, self.integers(16))), self.integers(MULTIPLIER))
         return builder.xor(state, builder.lshr(state, self.integers(16)))
 
     def exponential(self, x: Any) -> Any:
