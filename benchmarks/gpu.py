@@ -33,6 +33,7 @@ from crisp_attention.bench.results import machine
 from crisp_attention.bench.variants import chosen
 from crisp_attention.config import SparsityConfig
 from crisp_attention.masks import read_pairs
+from crisp_attention.operator import AttentionOutput
 from crisp_attention.rules import select
 
 RECORD = Path(__file__).parent.parent / "results" / "benchmarks" / "gpu.json"
@@ -168,11 +169,7 @@ def _compare(backend: Any, call: Call) -> dict[str, Any]:
         done = module.attention(replace(call, query=inputs[0], key=inputs[1], value=inputs[2]))
         towards = torch.linspace(-1, 1, done.output.numel(), device=done.output.device).view_as(done.output).to(dtype)
         gradients = torch.autograd.grad(done.output, inputs, towards)
-        kept = done.kept
-        if kept is None:
-            keep = done.keep.expand(call.pairs.shape)
-            rows = call.pairs.query_valid
-            kept = (keep if rows is None else keep & rows[:, None, :, None]).sum(dim=(-2, -1))
+        kept = AttentionOutput(call.pairs, done, None).counts.kept
         results.append(([done.output.detach(), *gradients], kept))
     (exact, wanted), (found, kept) = results
     unit = 16 * torch.finfo(call.query.dtype).eps

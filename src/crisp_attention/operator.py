@@ -51,16 +51,19 @@ class AttentionOutput:
     """What `attention(..., return_details=True)` returns, and what monitors see.
 
     Attributes:
-        output: `[B, H, Q, Dv]`.
         pairs: The pairs there were to choose from.
         computed: What the backend gave.
         choice: Which backend that was, and why.
     """
 
-    output: Tensor
     pairs: Pairs
     computed: Computed
     choice: Choice
+
+    @property
+    def output(self) -> Tensor:
+        """`[B, H, Q, Dv]`."""
+        return self.computed.output
 
     @property
     def weights(self) -> Tensor:
@@ -289,8 +292,7 @@ def attend(
         detail=detail,
     )
     choice = backends.choose(backend, call)
-    computed = choice.attention(call)
-    return AttentionOutput(computed.output, pairs, computed, choice)
+    return AttentionOutput(pairs, choice.attention(call), choice)
 
 
 def _warn_of_a_single_key(sparsity: float) -> None:

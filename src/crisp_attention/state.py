@@ -238,7 +238,7 @@ class LayerState:
             stream=self._stream(config, training),
             training=training,
             backend="auto" if config is None else self.model.backend,
-            detail=max(detail, *(monitor.detail for monitor in self.model.monitors), Detail.OUTPUT),
+            detail=max([detail, *(monitor.detail for monitor in self.model.monitors)]),
         )
         for monitor in self.model.monitors:
             monitor.record(self.name, training, out)

@@ -75,7 +75,7 @@ def results(backend, call, dtype):
     shape = computed.output.shape
     towards = torch.linspace(-1, 1, math.prod(shape), dtype=torch.float64).reshape(shape).to(dtype)
     gradients = torch.autograd.grad(computed.output, inputs, towards)
-    out = AttentionOutput(computed.output, call.pairs, computed, None)
+    out = AttentionOutput(call.pairs, computed, None)
     return computed.output.detach(), *gradients, out.counts.kept, out.entropy
 
 

@@ -68,7 +68,7 @@ def results(module, call, dtype):
     towards = torch.linspace(-1, 1, math.prod(shape), dtype=torch.float64).reshape(shape)
     # Rounded as the call's, so that both get the same.
     gradients = torch.autograd.grad(computed.output, inputs, towards.to(call.value.device, dtype))
-    out = AttentionOutput(computed.output, call.pairs, computed, None)
+    out = AttentionOutput(call.pairs, computed, None)
     return [x.detach().double() for x in (computed.output, *gradients, out.counts.kept, out.entropy)]
 
 

@@ -96,8 +96,9 @@ def plan(
     if importlib.util.find_spec("optuna") is None:
         raise ConfigurationError("[tune] needs the package optuna: pip install 'crisp-attention[tune]'.")
     done = dict.fromkeys((search.arm for search in own), 0)
-    for path in Store(store.folder / "tuning").records.glob("[!.]*.json"):
-        record = Store(store.folder / "tuning").load(path.stem)
+    trials = Store(store.folder / "tuning")
+    for path in trials.records.glob("[!.]*.json"):
+        record = trials.load(path.stem)
         if record is not None and record.status != "failed":
             done[record.arm] = done.get(record.arm, 0) + 1
     return TuningPlan(spec, own, data, checkpoint, done, execute.divide(jobs, len(own)))
