@@ -10,7 +10,7 @@ import tomllib
 import pytest
 
 from crisp_attention import ConfigurationError, SparsityConfig
-from crisp_attention.cli import reproduce
+from crisp_attention.cli.studies import reproduce
 from crisp_attention.experiment.report.pages import spec_as_toml
 from crisp_attention.experiment.specification.runs import Fingerprints, expand
 from crisp_attention.experiment.specification.spec import (

@@ -1,0 +1,152 @@
+"""Commands that do or rebuild an experiment. Heavy imports stay inside."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from crisp_attention.cli.application import command
+from crisp_attention.cli.options import DryRun, Jobs, Label, Out, Retry, Seeds, Subset, Test, Text, TextPair
+from crisp_attention.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from crisp_attention.experiment.specification.spec import ExperimentSpec
+
+
+@command
+def reproduce(
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="quick: minutes, offline. paper: the published setting, needs the hub. Others: controls, small-data, "
+            "label-noise, robustness, images. Default: quick, or images for a model without weights.",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="minilm-l6 (packaged), tiny-vit (from scratch), a folder, or a hub name."),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="A packaged data set, a GLUE folder, a folder of images, a file (CSV, TSV, JSONL, Parquet), or a hub "
+            "name.",
+        ),
+    ] = None,
+    text: Text = None,
+    text_pair: TextPair = None,
+    label: Label = None,
+    subset: Subset = None,
+    test: Test = None,
+    seeds: Seeds = None,
+    out: Out = None,
+    jobs: Jobs = None,
+    retry: Retry = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Run the paper's experiment: dense attention against three sparsities.
+
+    Prints the plan first: what is to do, what is done already, how long it will take.
+
+    Examples:
+      crisp reproduce
+      crisp reproduce --dry-run
+      crisp reproduce --seeds 10
+      crisp reproduce --dataset reviews.csv --label stars
+      crisp reproduce --preset paper --dataset SST-2
+      crisp reproduce --model tiny-vit --dataset digits
+    """
+    from crisp_attention.experiment.specification.spec import preset as find
+    from crisp_attention.experiment.training.model import ARCHITECTURES
+
+    parts = {"text": text, "text_pair": text_pair, "label": label, "subset": subset, "test": test}
+    preset = preset or ("images" if model in ARCHITECTURES else "quick")
+    spec = find(preset)
+    if model is not None:
+        spec = spec.model_copy(update={"model": model})
+    if dataset is not None:
+        from crisp_attention.experiment.data.dataset import fit_limits
+
+        own = {"source": dataset, **parts}
+        spec = spec.model_copy(update={"data": spec.data.model_copy(update=own)})
+        spec = fit_limits(spec, lambda message: typer.echo(message))
+    elif given := [f"--{name.replace('_', '-')}" for name, value in parts.items() if value is not None]:
+        raise ConfigurationError(f"{' and '.join(given)} must go with --dataset, which is missing.")
+    named = [Path(name).name for name in (model, dataset) if name is not None]
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join([preset, *named]))[:60]
+    _run(spec.model_copy(update={"name": name}), seeds, out, jobs, retry, dry_run)
+
+
+@command
+def run(
+    spec: Annotated[Path, typer.Argument(help="Experiment in TOML.", show_default=False)],
+    seeds: Seeds = None,
+    out: Out = None,
+    jobs: Jobs = None,
+    retry: Retry = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Run an experiment of your own: any arms x seeds, on your data; resumable.
+
+    Prints the plan first: what is to do, what is done already, how long it will take.
+
+    Examples:
+      crisp run experiment.toml --dry-run
+      crisp run experiment.toml --seeds 10
+    """
+    from crisp_attention.experiment.specification.spec import read
+
+    _run(read(spec), seeds, out, jobs, retry, dry_run)
+
+
+@command
+def report(folder: Annotated[Path, typer.Argument(help="Run directory, as runs/quick.", show_default=False)]) -> None:
+    """Rebuild statistics, tables, plots and pages from the records alone.
+
+    Trains nothing and needs no torch.
+
+    Examples:
+      crisp report runs/quick
+    """
+    from crisp_attention.experiment import study
+    from crisp_attention.experiment.display import show_result
+
+    analysis, page = study.rebuild(folder)
+    console = Console()
+    show_result(console, analysis)
+    console.print(f"Report: {page}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _run(
+    spec: ExperimentSpec, seeds: int | None, out: Path | None, jobs: int | None, retry: bool, dry_run: bool
+) -> None:
+    from crisp_attention.experiment import study
+    from crisp_attention.experiment.display import TerminalDisplay, show_plan, show_result
+    from crisp_attention.experiment.specification.spec import parse, to_plain
+
+    if seeds is not None:
+        spec = parse(to_plain(spec) | {"seeds": seeds}, f"--seeds {seeds}")
+    folder = out or Path("runs") / spec.name
+    console = Console()
+    display = TerminalDisplay(console)
+    try:
+        plan = study.prepare(spec, folder, display, jobs, retry)
+        show_plan(console, plan)
+        if dry_run:
+            return
+        analysis, page = study.carry_out(plan, display)
+    except KeyboardInterrupt:
+        console.print(
+            f"Interrupted. Finished runs are kept in {folder}; the same command goes on from there.", markup=False
+        )
+        raise typer.Exit(130) from None
+    show_result(console, analysis)
+    console.print(f"Report: {page}", markup=False, highlight=False, soft_wrap=True)
+    if any(arm.troubled or arm.missing for arm in analysis.arms):
+        raise typer.Exit(1)
