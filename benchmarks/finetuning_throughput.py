@@ -23,7 +23,7 @@ from crisp_attention.config import SparsityConfig
 from crisp_attention.experiment.data import dataset
 from crisp_attention.experiment.results import provenance
 from crisp_attention.experiment.specification.runs import PlannedRun, RunConfig
-from crisp_attention.experiment.specification.spec import DataSpec, TrainingSpec
+from crisp_attention.experiment.specification.sections import DataSpec, TrainingSpec
 from crisp_attention.experiment.training import model, train
 from crisp_attention.experiment.training.workbench import Workbench, quiet_transformers
 

@@ -7,7 +7,7 @@ import json
 import pandas as pd
 
 from crisp_attention.experiment.data.dataset import load
-from crisp_attention.experiment.specification.spec import DataSpec
+from crisp_attention.experiment.specification.sections import DataSpec
 
 ROWS = [(f"text number {number}", str(number % 2)) for number in range(80)]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import crisp_attention as crisp
-from crisp_attention.experiment.specification import spec, tune
+from crisp_attention.experiment.specification import sections, spec, tune
 from crisp_attention.schedule import KINDS
 from crisp_attention.traits import RULES
 
@@ -21,13 +21,13 @@ EXPERIMENT = "\n" + (ROOT / "docs" / "experiment.md").read_text(encoding="utf-8"
 # The line after which each table of a specification has its table of keys.
 PLACES = {
     spec.ExperimentSpec: "# The experiment: data, arms, conditions",
-    spec.PrimarySpec: "`[primary]`:",
-    spec.DataSpec: "## Data",
-    spec.TrainingSpec: "## Training",
-    spec.ArmSpec: "## Arms",
-    spec.ArmTrainingSpec: "An arm's own `training = { ... }` may set:",
-    spec.VarySpec: "## Conditions",
-    spec.EvaluationSpec: "## Further evaluations",
+    sections.PrimarySpec: "`[primary]`:",
+    sections.DataSpec: "## Data",
+    sections.TrainingSpec: "## Training",
+    sections.ArmSpec: "## Arms",
+    sections.ArmTrainingSpec: "An arm's own `training = { ... }` may set:",
+    sections.VarySpec: "## Conditions",
+    sections.EvaluationSpec: "## Further evaluations",
     tune.TuneSpec: "## Tuning",
 }
 

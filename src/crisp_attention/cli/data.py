@@ -38,7 +38,7 @@ def data(
         show_packaged(console, PACKAGED)
         return
     from crisp_attention.experiment.data.dataset import load
-    from crisp_attention.experiment.specification.spec import DataSpec
+    from crisp_attention.experiment.specification.sections import DataSpec
 
     source = DataSpec(source=name, text=text, text_pair=text_pair, label=label, subset=subset, test=test)
     show_dataset(console, load(source))

@@ -27,7 +27,7 @@ from crisp_attention.experiment.outlook import Outlook
 from crisp_attention.experiment.report import tables
 from crisp_attention.experiment.results.tuning import Trial
 from crisp_attention.experiment.specification.runs import PlannedRun
-from crisp_attention.experiment.specification.spec import ArmSpec
+from crisp_attention.experiment.specification.sections import ArmSpec
 from crisp_attention.experiment.specification.tuned import Search
 from crisp_attention.experiment.study import Plan
 

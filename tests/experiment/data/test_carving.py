@@ -13,7 +13,7 @@ from crisp_attention.errors import DataError
 from crisp_attention.experiment.data import dataset as dataset_module
 from crisp_attention.experiment.data.dataset import Dataset, Split, carve
 from crisp_attention.experiment.data.sources import Table
-from crisp_attention.experiment.specification.spec import DataSpec
+from crisp_attention.experiment.specification.sections import DataSpec
 from data_files import ROWS, everything, load_file, sides, write
 
 

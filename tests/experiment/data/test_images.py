@@ -9,7 +9,7 @@ from PIL import Image
 from crisp_attention.errors import DataError
 from crisp_attention.experiment.data import images
 from crisp_attention.experiment.data.dataset import load
-from crisp_attention.experiment.specification.spec import DataSpec
+from crisp_attention.experiment.specification.sections import DataSpec
 
 
 def encoded(pixels, suffix="png"):

@@ -12,7 +12,7 @@ from crisp_attention.errors import AssetError, DataError
 from crisp_attention.experiment.data import sources
 from crisp_attention.experiment.data.dataset import load
 from crisp_attention.experiment.data.sources import PACKAGED, RATED
-from crisp_attention.experiment.specification.spec import DataSpec
+from crisp_attention.experiment.specification.sections import DataSpec
 from data_files import ROWS, everything, glue_folder, load_file, sides, write
 from small_models import sentence_rows
 

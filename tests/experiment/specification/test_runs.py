@@ -9,9 +9,7 @@ import pytest
 
 from crisp_attention import ConfigurationError, SparsityConfig
 from crisp_attention.experiment.specification.runs import RunConfig, expand
-from crisp_attention.experiment.specification.spec import (
-    TrainingSpec,
-)
+from crisp_attention.experiment.specification.sections import TrainingSpec
 from record_builders import DATA, MODEL, PRINTS, ids_of, make_spec
 
 CONFIG = RunConfig(

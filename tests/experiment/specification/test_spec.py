@@ -5,11 +5,8 @@ import tomllib
 import pytest
 
 from crisp_attention import ConfigurationError, SparsityConfig
-from crisp_attention.experiment.specification.spec import (
-    TrainingSpec,
-    parse,
-    read,
-)
+from crisp_attention.experiment.specification.sections import TrainingSpec
+from crisp_attention.experiment.specification.spec import parse, read
 from record_builders import ids_of, make_spec
 
 GOOD = """

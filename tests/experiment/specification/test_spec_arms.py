@@ -12,12 +12,8 @@ from hypothesis import strategies as st
 from cases import model_settings
 from crisp_attention import ConfigurationError, SparsityConfig
 from crisp_attention.experiment.specification.runs import Fingerprints, expand
-from crisp_attention.experiment.specification.spec import (
-    ArmSpec,
-    TrainingSpec,
-    parse,
-    to_plain,
-)
+from crisp_attention.experiment.specification.sections import ArmSpec, TrainingSpec
+from crisp_attention.experiment.specification.spec import parse, to_plain
 from record_builders import MODEL, PRINTS, ids_of, make_spec
 
 # Arms

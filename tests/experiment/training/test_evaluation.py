@@ -7,7 +7,7 @@ import torch
 import tiny_study
 from crisp_attention.experiment.data import dataset
 from crisp_attention.experiment.specification.runs import expand
-from crisp_attention.experiment.specification.spec import TrainingSpec
+from crisp_attention.experiment.specification.sections import TrainingSpec
 from crisp_attention.experiment.training import evaluation, model, train
 from crisp_attention.experiment.training.workbench import quiet_transformers
 

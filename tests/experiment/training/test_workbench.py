@@ -13,7 +13,7 @@ import crisp_attention as crisp
 import tiny_study
 from crisp_attention.experiment.data import dataset
 from crisp_attention.experiment.data.dataset import ExperimentData, Split
-from crisp_attention.experiment.specification.spec import DataSpec, TrainingSpec
+from crisp_attention.experiment.specification.sections import DataSpec, TrainingSpec
 from crisp_attention.experiment.training import model
 from crisp_attention.experiment.training.workbench import Workbench, preflight
 from record_builders import make_spec

@@ -23,7 +23,8 @@ from crisp_attention.experiment.conclusions.verdict import Verdict, judge
 from crisp_attention.experiment.results.record import Record
 from crisp_attention.experiment.results.store import Store
 from crisp_attention.experiment.results.tuning import Tuning
-from crisp_attention.experiment.specification.spec import ArmSpec, ExperimentSpec
+from crisp_attention.experiment.specification.sections import ArmSpec
+from crisp_attention.experiment.specification.spec import ExperimentSpec
 from crisp_attention.experiment.statistics import ALPHA, Contrast, Interaction, Look, McNemar, Pair
 
 __all__ = ["Analysis", "ArmResult", "analyse"]

@@ -12,7 +12,7 @@ import numpy as np
 from crisp_attention.experiment import statistics
 from crisp_attention.experiment.results.record import LengthBin, Record, Score
 from crisp_attention.experiment.results.store import Store
-from crisp_attention.experiment.specification.spec import ArmSpec
+from crisp_attention.experiment.specification.sections import ArmSpec
 from crisp_attention.experiment.statistics import Array, ReliabilityBin
 
 _HALVING = 20250806

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
-from crisp_attention.experiment.specification.spec import ArmSpec, ExperimentSpec
+from crisp_attention.experiment.specification.sections import ArmSpec
+from crisp_attention.experiment.specification.spec import ExperimentSpec
 from crisp_attention.experiment.statistics import EQUIVALENCE_MARGIN, Contrast, least_seeds
 
 _DROPOUTS = ("attention_dropout", "hidden_dropout")

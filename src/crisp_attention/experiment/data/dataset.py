@@ -20,7 +20,8 @@ from scipy.sparse.csgraph import connected_components
 from crisp_attention.errors import DataError
 from crisp_attention.experiment.data.corruption import mistype, uniform, wrong_labels
 from crisp_attention.experiment.data.sources import Table, read
-from crisp_attention.experiment.specification.spec import DataSpec, EvaluationSpec, ExperimentSpec, VarySpec
+from crisp_attention.experiment.specification.sections import DataSpec, EvaluationSpec, VarySpec
+from crisp_attention.experiment.specification.spec import ExperimentSpec
 
 Kind = Literal["text", "image"]
 

@@ -19,7 +19,7 @@ import pandas as pd
 from crisp_attention.errors import AssetError, DataError, nearest
 from crisp_attention.experiment.data import images
 from crisp_attention.experiment.data.assets import ASSETS, fetch
-from crisp_attention.experiment.specification.spec import DataSpec
+from crisp_attention.experiment.specification.sections import DataSpec
 
 _PAIR_NAMES = (
     ("premise", "hypothesis"),

@@ -24,7 +24,7 @@ from crisp_attention.experiment.report.tables import (
     signed,
     where,
 )
-from crisp_attention.experiment.specification.spec import VarySpec
+from crisp_attention.experiment.specification.sections import VarySpec
 from crisp_attention.experiment.statistics import EQUIVALENCE_MARGIN, Array
 
 _AXES = {"train_examples": "training examples", "label_noise": "share of wrong training labels"}

@@ -8,7 +8,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from crisp_attention.experiment.specification.spec import ArmSpec, ExperimentSpec
+from crisp_attention.experiment.specification.sections import ArmSpec
+from crisp_attention.experiment.specification.spec import ExperimentSpec
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from crisp_attention.errors import nearest
 from crisp_attention.experiment.specification.section import Section
 
 if TYPE_CHECKING:
-    from crisp_attention.experiment.specification.spec import ArmSpec
+    from crisp_attention.experiment.specification.sections import ArmSpec
 
 # What may be searched, in the order in which a search draws them: what arms have in common comes first, so that
 # the first trials of two arms differ in nothing else. With the values that make sense, the ends not among them

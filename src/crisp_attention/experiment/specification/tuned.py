@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from crisp_attention.experiment.specification.runs import Fingerprints, PlannedRun, configure
-from crisp_attention.experiment.specification.spec import ArmSpec, ExperimentSpec
+from crisp_attention.experiment.specification.sections import ArmSpec
+from crisp_attention.experiment.specification.spec import ExperimentSpec
 from crisp_attention.experiment.specification.tune import Range, fixed
 
 Values = Mapping[str, float]

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from crisp_attention.config import SparsityConfig
 from crisp_attention.experiment.data.batching import EncodedSplit, by_length
 from crisp_attention.experiment.specification.runs import PlannedRun
-from crisp_attention.experiment.specification.spec import TrainingSpec
+from crisp_attention.experiment.specification.sections import TrainingSpec
 from crisp_attention.experiment.training.evaluation import EVALUATION_BATCH
 from crisp_attention.experiment.training.workbench import Workbench
 from crisp_attention.huggingface.model import set_progress, sparsify

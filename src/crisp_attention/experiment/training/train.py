@@ -24,7 +24,7 @@ from crisp_attention.experiment.data.dataset import Dataset, Split
 from crisp_attention.experiment.results import provenance
 from crisp_attention.experiment.results.record import Provenance, RealisedSparsity, Record, Timing
 from crisp_attention.experiment.specification.runs import PlannedRun
-from crisp_attention.experiment.specification.spec import TrainingSpec
+from crisp_attention.experiment.specification.sections import TrainingSpec
 from crisp_attention.experiment.training.checkpoint import Checkpoints
 from crisp_attention.experiment.training.evaluation import Outputs
 from crisp_attention.experiment.training.journal import Journal, Progress, RunningLoss

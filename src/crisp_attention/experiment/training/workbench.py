@@ -25,7 +25,8 @@ from crisp_attention.errors import ConfigurationError, UnsupportedModelError
 from crisp_attention.experiment.data.batching import EncodedImages, EncodedSplit, EncodedTexts
 from crisp_attention.experiment.data.dataset import ExperimentData, Split, fingerprint
 from crisp_attention.experiment.results.store import Examples
-from crisp_attention.experiment.specification.spec import ArmSpec, ExperimentSpec, TrainingSpec
+from crisp_attention.experiment.specification.sections import ArmSpec, TrainingSpec
+from crisp_attention.experiment.specification.spec import ExperimentSpec
 from crisp_attention.experiment.training.evaluation import map_rows
 from crisp_attention.experiment.training.model import Checkpoint
 from crisp_attention.huggingface.model import sparsify
