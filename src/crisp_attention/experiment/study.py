@@ -208,10 +208,29 @@ def carry_out(plan: Plan, display: Display) -> tuple[Analysis, Path]:
         store.save_examples(plan.examples)
     if plan.tuning is not None:
         plan = _tune(plan, plan.tuning, store, display)
-    if plan.pending:
-        with display.training(plan) as receive:
-            execute.execute(deque(plan.pending), store, plan.checkpoint, plan.data, plan.division, receive)
+    while plan.pending:
+        elsewhere = _train(plan, store, display)
+        # Whoever was training these may have ended since, or be on a machine that is gone.
+        free = store.abandoned(elsewhere, display.announce)
+        free = {run_id for run_id in free if store.load(run_id) is None}
+        plan = dataclasses.replace(
+            plan, pending=tuple(task for task in plan.pending if task.run.config.run_id in free), elsewhere=0
+        )
     return rebuild(plan.folder)
+
+
+def _train(plan: Plan, store: Store, display: Display) -> set[str]:
+    """Do what is pending; returns the ids of runs that other processes were training."""
+    elsewhere = set()
+    with display.training(plan) as receive:
+
+        def note(run: PlannedRun | None, event: Event) -> None:
+            if event.kind == "elsewhere":
+                elsewhere.add(event.run_id)
+            receive(run, event)
+
+        execute.execute(deque(plan.pending), store, plan.checkpoint, plan.data, plan.division, note)
+    return elsewhere
 
 
 def _tune(plan: Plan, search: TuningPlan, store: Store, display: Display) -> Plan:
