@@ -49,7 +49,7 @@ class NoCheckpoints:
         """Remove nothing."""
 
 
-def train(run, bench, report, checkpoints):
+def train(run, bench, report, checkpoints, tracking):
     """Note that the run was trained, and return a record with outputs that differ from run to run."""
     with (bench / TRAINED).open("a") as stream:
         stream.write(f"{run.config.run_id}\n")
@@ -161,8 +161,8 @@ def apart(folder: Path, processes: int) -> dict[str, object]:
             todo = [run for run in runs if own.load(run.config.run_id) is None]
         os._exit(0)
 
-    def stuck(run, bench, report, checkpoints):
-        record, outputs = trained(run, bench, report, checkpoints)
+    def stuck(run, bench, report, checkpoints, tracking):
+        record, outputs = trained(run, bench, report, checkpoints, tracking)
         (bench / f"begun-{run.config.run_id}").touch()
         while not (bench / "go-on").exists():
             time.sleep(0.01)

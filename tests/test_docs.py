@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import crisp_attention as crisp
-from crisp_attention.experiment.specification import sections, spec, tune
+from crisp_attention.experiment.specification import sections, spec, tracking, tune
 from crisp_attention.schedule import KINDS
 from crisp_attention.traits import RULES
 
@@ -29,6 +29,7 @@ PLACES = {
     sections.VarySpec: "## Conditions",
     sections.EvaluationSpec: "## Further evaluations",
     tune.TuneSpec: "## Tuning",
+    tracking.TrackingSpec: "## Trackers",
 }
 
 

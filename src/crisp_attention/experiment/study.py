@@ -140,6 +140,10 @@ def prepare(spec: ExperimentSpec, folder: Path, display: Display, jobs: int | No
         CrispError: If the specification, the model, the data or the directory will not do.
     """
     store = Store(folder)
+    if spec.tracking.report_to:
+        from crisp_attention.experiment.training import tracking
+
+        tracking.require(spec.tracking.report_to)
     checkpoint = model.resolve(spec.model, display.announce)
     found = dataset.load_experiment(spec, display.announce)
     prints = Fingerprints(checkpoint.fingerprint, *found.prints())
@@ -248,10 +252,13 @@ def _todo(
     planned = list(expand(spec, prints))
     records = store.load_all(planned)
     runs = tuple({run.config.run_id: run for run in reversed(planned)}.values())[::-1]
-    pending = [Task(run) for run in runs if run.config.run_id not in records]
+    report_to = spec.tracking.report_to
+    pending = [Task(run, None, report_to) for run in runs if run.config.run_id not in records]
     if retry:
         again = ((run, records.get(run.config.run_id)) for run in runs)
-        pending += [Task(run, record) for run, record in again if record is not None and record.status != "finished"]
+        pending += [
+            Task(run, record, report_to) for run, record in again if record is not None and record.status != "finished"
+        ]
     return runs, records, tuple(pending)
 
 

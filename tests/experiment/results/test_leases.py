@@ -95,7 +95,7 @@ def test_a_file_system_without_locks_will_do(folder, monkeypatch, error):
             raise error
 
     monkeypatch.setattr(leases, "FileLock", Unavailable)
-    with leases.exclusively(folder / "locks" / "study.lock"):
+    with leases.exclusively(folder / "locks" / "study.lock", 0.05):
         pass
     lease = Leases(folder).take("run")
     assert Leases(folder).take("run") is None
@@ -122,10 +122,9 @@ def test_another_error_of_a_lock_is_one(folder, monkeypatch):
         Leases(folder).take("run")
 
 
-def test_a_lock_that_somebody_keeps_holds_nobody_up_for_ever(folder, monkeypatch):
-    monkeypatch.setattr(leases, "_MOST_PATIENCE", 0.05)
+def test_a_lock_that_somebody_keeps_holds_nobody_up_for_ever(folder):
     lock = file_lock(folder / "locks" / "study.lock", 0.05)
-    with leases.exclusively(folder / "locks" / "study.lock"):
+    with leases.exclusively(folder / "locks" / "study.lock", 0.05):
         pass
     assert lock.is_locked
     lock.release()

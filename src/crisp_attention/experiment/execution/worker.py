@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from multiprocessing import connection, parent_process
@@ -27,6 +28,7 @@ from crisp_attention.experiment.training.model import Checkpoint
 
 if TYPE_CHECKING:
     from crisp_attention.experiment.training.journal import Progress
+    from crisp_attention.experiment.training.tracking import Tracking
     from crisp_attention.experiment.training.workbench import Workbench
 
 
@@ -41,10 +43,12 @@ class Task:
         run: Which.
         before: Its record when it was planned, of a run to be done again; None where there was none.
             Where another process has written one since, that stands.
+        report_to: Trackers to show it in, see `TrackingSpec`.
     """
 
     run: PlannedRun
     before: Record | None = None
+    report_to: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -146,9 +150,12 @@ def _train(task: Task, lease: Lease, store: Store, bench: Workbench, pipe: Any) 
     planned = task.run
     run_id = planned.config.run_id
     print(f"Training run {run_id}")
-    checkpoints = Checkpoints(
-        store.checkpoints(run_id), run_id, lambda sentence: _tell(pipe, Event("note", run_id, reason=sentence))
-    )
+
+    def note(sentence: str) -> None:
+        _tell(pipe, Event("note", run_id, reason=sentence))
+
+    checkpoints = Checkpoints(store.checkpoints(run_id), run_id, note)
+    tracking = _tracking(task, store, note)
     started = time.perf_counter()
 
     def report(now: Progress) -> None:
@@ -156,7 +163,7 @@ def _train(task: Task, lease: Lease, store: Store, bench: Workbench, pipe: Any) 
         _tell(pipe, Event("progress", run_id, now.step, now.steps, now.loss))
 
     try:
-        record, outputs = train.run(planned, bench, report, checkpoints)
+        record, outputs = train.run(planned, bench, report, checkpoints, tracking)
     except LeaseLostError:
         raise
     except Exception as error:
@@ -171,6 +178,14 @@ def _train(task: Task, lease: Lease, store: Store, bench: Workbench, pipe: Any) 
     record = store.save(record, outputs, task.before)
     checkpoints.clear()
     return record
+
+
+def _tracking(task: Task, store: Store, note: Callable[[str], None]) -> Tracking | None:
+    if not task.report_to:
+        return None
+    from crisp_attention.experiment.training.tracking import Tracking
+
+    return Tracking(task.report_to, store.folder, note)
 
 
 def _tell(pipe: Any, event: Event) -> None:

@@ -38,7 +38,6 @@ _RENEWALS = 6
 
 # A sweep holds a run for an instant, which must not keep anybody from training it.
 _PATIENCE = 0.1
-_MOST_PATIENCE = 10.0
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
@@ -297,11 +296,11 @@ def file_lock(path: Path, seconds: float) -> FileLock | None:
 
 
 @contextlib.contextmanager
-def exclusively(path: Path) -> Iterator[None]:
+def exclusively(path: Path, seconds: float) -> Iterator[None]:
     """Lock a file during the block, or do without where somebody holds it for too long or there are no locks."""
     lock = None
     with contextlib.suppress(Timeout):
-        lock = file_lock(path, _MOST_PATIENCE)
+        lock = file_lock(path, seconds)
     try:
         yield
     finally:

@@ -45,6 +45,8 @@ from crisp_attention.experiment.specification.tuned import apply
 _STUDY = "study.json"
 _EXAMPLES = "examples.json"
 _TUNING = "tuning.json"
+# What is at stake is the order in which numbers of seeds were asked for.
+_PATIENCE = 10.0
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """Numbers of the errors that mean a disk and no mistake in a program."""
@@ -111,7 +113,7 @@ class Store:
         study = describe(spec, prints)
         with self.writing():
             self._lay_out()
-            with exclusively(self.folder / "locks" / "study.lock"):
+            with exclusively(self.folder / "locks" / "study.lock", _PATIENCE):
                 if (self.folder / _STUDY).exists():
                     asked = self._read_study()["seeds_asked"]
                     study["seeds_asked"] = asked if asked[-1] == spec.seeds else [*asked, spec.seeds]
