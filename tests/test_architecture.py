@@ -40,7 +40,7 @@ FLOORS = [
 EXPERIMENT_FLOORS = [
     ["specification"],
     ["data", "results", "statistics"],
-    ["conclusions"],
+    ["conclusions", "export"],
     ["report"],
     ["training"],
     ["execution", "inspection"],

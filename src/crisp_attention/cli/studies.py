@@ -101,7 +101,7 @@ def run(
     Examples:
       crisp run experiment.toml --dry-run
       crisp run experiment.toml --seeds 10
-      crisp run experiment.toml --report-to tensorboard --report-to mlflow
+      crisp run experiment.toml --report-to tensorboard
     """
     from crisp_attention.experiment.specification.spec import read
 

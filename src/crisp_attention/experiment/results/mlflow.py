@@ -7,6 +7,9 @@ from typing import Any
 TAG = "crisp.run_id"
 """Tag of an MLflow run: the id of the run that it shows."""
 
+DATABASE = "tracking/mlflow.sqlite3"
+"""Where it is in a run directory, unless the user says otherwise."""
+
 
 def experiment_of(client: Any, name: str) -> str:
     """Id of the MLflow experiment of a name, which is created if need be.

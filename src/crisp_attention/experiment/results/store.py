@@ -177,6 +177,14 @@ class Store:
         tuning = self.tuning(spec)
         return spec, list(expand(spec if tuning is None else apply(spec, tuning.values), prints)), study["seeds_asked"]
 
+    def identity(self) -> str:
+        """Hash of what makes two studies the same, see `identity.describe`.
+
+        Raises:
+            RecordError: If there is no readable study.
+        """
+        return str(self._read_study()["identity"])
+
     def tuning(self, spec: ExperimentSpec) -> Tuning | None:
         """What was tried and found for the arms; None if nothing is searched, or not found yet.
 

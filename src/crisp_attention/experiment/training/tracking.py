@@ -25,7 +25,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from crisp_attention.errors import ConfigurationError, nearest
 from crisp_attention.experiment.results.leases import exclusively
-from crisp_attention.experiment.results.mlflow import TAG, experiment_of, run_of
+from crisp_attention.experiment.results.mlflow import DATABASE, TAG, experiment_of, run_of
 from crisp_attention.experiment.specification.runs import PlannedRun
 
 _DATABASE_SECONDS = 60.0
@@ -89,7 +89,7 @@ class Tracking:
         # What a user has set stands.
         wanted = {
             "TENSORBOARD_LOGGING_DIR": str(place / "tensorboard"),
-            "MLFLOW_TRACKING_URI": f"sqlite:///{place / 'mlflow.sqlite3'}",
+            "MLFLOW_TRACKING_URI": f"sqlite:///{self.folder.resolve() / DATABASE}",
             "MLFLOW_EXPERIMENT_NAME": self.project,
             "WANDB_PROJECT": self.project,
             "WANDB_DIR": str(place),
@@ -149,14 +149,13 @@ def name_of(planned: PlannedRun) -> str:
 
 def params_of(planned: PlannedRun) -> dict[str, Any]:
     """What describes a run in trackers, beside what the Trainer tells."""
-    attention = planned.config.attention
     params = {
         "arm": planned.arm,
         "condition": planned.condition,
         "seed": planned.config.seed,
         "run_id": planned.config.run_id,
-        "rule": attention["rule"],
-        "requested_sparsity": attention["sparsity"],
+        "rule": planned.config.rule,
+        "requested_sparsity": planned.config.attention["sparsity"],
     }
     return {key: value for key, value in params.items() if value not in (None, "")}
 
