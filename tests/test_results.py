@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from crisp_attention.experiment import study
@@ -41,3 +43,14 @@ def test_what_is_published_is_what_was_specified(path):
         asked, _, seeds = study.Store(published).study()
         assert asked == spec
         assert seeds == [spec.seeds]
+
+
+def test_a_reader_finds_the_same_contrast_without_us(monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "results" / "README.md").read_text("utf-8"), re.DOTALL)
+    monkeypatch.chdir(ROOT)
+    found: dict = {}
+    exec(code, found)
+    analysis = study.analyse(study.Store(Path(found["study"])))
+    contrast = analysis.primary
+    np.testing.assert_allclose(found["difference"], contrast.differences)
+    assert found["p_value"] == contrast.p_value
