@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ from crisp_attention.errors import ConfigurationError, RecordError, StorageError
 from crisp_attention.experiment import statistics
 from crisp_attention.experiment.export import files, mlflow
 from crisp_attention.experiment.export.tables import PREDICTION_COLUMNS, RUN_COLUMNS, Tables
+from crisp_attention.experiment.results.mlflow import DATABASE
 from crisp_attention.experiment.results.store import Store
 from record_builders import EXAMPLES, fill, fill_runs, finished, finished_in_full, make_spec, planned
 
@@ -160,9 +162,11 @@ def test_mlflow_that_is_missing_is_told(store, monkeypatch):
 
 
 @pytest.mark.slow
-def test_mlflow_gets_each_run_once(store, monkeypatch):
+def test_mlflow_gets_each_run_once(store, monkeypatch, mlflow_database):
     from mlflow import MlflowClient
 
+    (store.folder / DATABASE).parent.mkdir()
+    shutil.copy(mlflow_database, store.folder / DATABASE)
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME"):
         monkeypatch.delenv(name, raising=False)
     done = mlflow.export(store, None)

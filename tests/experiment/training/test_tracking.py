@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import types
 
 import numpy as np
@@ -12,7 +13,7 @@ from transformers import TrainerCallback
 import tiny_study
 from crisp_attention.errors import ConfigurationError
 from crisp_attention.experiment.data import dataset
-from crisp_attention.experiment.results.mlflow import TAG
+from crisp_attention.experiment.results.mlflow import DATABASE, TAG
 from crisp_attention.experiment.specification.runs import expand
 from crisp_attention.experiment.training import model, tracking, train
 from crisp_attention.experiment.training.checkpoint import Checkpoints
@@ -67,13 +68,17 @@ def noisy(monkeypatch, **methods):
 
 
 @pytest.mark.slow
-def test_tensorboard_and_mlflow_show_a_run_and_change_nothing(tmp_path, workplace, plain, surroundings):
+def test_tensorboard_and_mlflow_show_a_run_and_change_nothing(
+    tmp_path, workplace, plain, surroundings, mlflow_database
+):
     import mlflow
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     bench, run = workplace
     notes = []
     folder = tmp_path / "a study"
+    (folder / DATABASE).parent.mkdir(parents=True)
+    shutil.copy(mlflow_database, folder / DATABASE)
     shown = Tracking(("tensorboard", "mlflow"), folder, notes.append)
     checkpoints = Checkpoints(tmp_path / "checkpoints", run.config.run_id)
     found = train.run(run, bench, lambda now: None, checkpoints, shown)

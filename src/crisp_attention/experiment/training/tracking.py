@@ -66,7 +66,7 @@ class Tracking:
         before = {name: os.environ.get(name) for name in wanted}
         os.environ.update(wanted)
         try:
-            yield [self._aside(name, planned) for name in self.report_to]
+            yield [self._aside(name, planned) for name in dict.fromkeys(self.report_to)]
         finally:
             for name in self.report_to:
                 ending = getattr(sys.modules.get(name), _ENDINGS.get(name, ""), None)
