@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import crisp_attention as crisp
-from crisp_attention.experiment.specification import sections, spec, tune
+from crisp_attention.experiment.specification import resources, sections, spec, tune
 from crisp_attention.schedule import KINDS
 from crisp_attention.traits import RULES
 
@@ -29,6 +29,7 @@ PLACES = {
     sections.VarySpec: "## Conditions",
     sections.EvaluationSpec: "## Further evaluations",
     tune.TuneSpec: "## Tuning",
+    resources.ResourcesSpec: "## Resources",
 }
 
 
@@ -94,7 +95,15 @@ def test_the_example_of_tuning_is_one():
 
 
 @pytest.mark.parametrize(
-    "file", ["README.md", "CONTRIBUTING.md", "docs/operator.md", "docs/experiment.md", "docs/compatibility.md"]
+    "file",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/operator.md",
+        "docs/experiment.md",
+        "docs/clusters.md",
+        "docs/compatibility.md",
+    ],
 )
 def test_links_within_the_project_lead_somewhere(file):
     text = (ROOT / file).read_text(encoding="utf-8")
