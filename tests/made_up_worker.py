@@ -32,13 +32,6 @@ TRAINED = "trained.txt"
 SEEDS = 400
 
 
-class Nowhere:
-    """Takes no events."""
-
-    def send(self, event: object) -> None:
-        """Lose it."""
-
-
 class NoCheckpoints:
     """Keeps nothing."""
 
@@ -72,7 +65,7 @@ def work(folder: Path, runs: Iterable[PlannedRun]) -> NoReturn:
     store = Store(folder)
     for run in runs:
         if not (store.records / f"{run.config.run_id}.json").exists():
-            worker._run(Task(run), store, folder, Nowhere())
+            worker._run(Task(run), store, folder, lambda event: None)
     os._exit(0)
 
 
@@ -156,7 +149,7 @@ def apart(folder: Path, processes: int) -> dict[str, object]:
         todo = runs
         while todo:
             for run in todo:
-                worker._run(Task(run), own, folder, Nowhere())
+                worker._run(Task(run), own, folder, lambda event: None)
             own.abandoned([run.config.run_id for run in todo], lambda sentence: None)
             todo = [run for run in runs if own.load(run.config.run_id) is None]
         os._exit(0)

@@ -175,6 +175,13 @@ def test_optuna_is_imported_by_the_search_alone_and_only_when_it_searches():
         assert not {"optuna", "sqlalchemy"} & {name.split(".")[0] for name in imports(module, top_level=True)}, module
 
 
+def test_ray_is_imported_by_its_executor_alone_and_only_when_it_is_reached_for():
+    engine = {f"{PACKAGE}.experiment.execution.{name}" for name in ("ray_cluster", "ray_task")}
+    for module in MODULES:
+        assert ("ray" in imports(module)) == (module in engine), module
+        assert "ray" not in {name.split(".")[0] for name in imports(module, top_level=True)}, module
+
+
 def test_importing_the_package_loads_nothing_heavy():
     code = f"""
 import sys, {PACKAGE}

@@ -12,7 +12,7 @@ import pytest
 
 import crisp_attention as crisp
 from crisp_attention.experiment.export import tables
-from crisp_attention.experiment.specification import sections, spec, tracking, tune
+from crisp_attention.experiment.specification import resources, sections, spec, tracking, tune
 from crisp_attention.schedule import KINDS
 from crisp_attention.traits import RULES
 
@@ -31,6 +31,7 @@ PLACES = {
     sections.EvaluationSpec: "## Further evaluations",
     tune.TuneSpec: "## Tuning",
     tracking.TrackingSpec: "## Trackers",
+    resources.ResourcesSpec: "## Resources",
 }
 
 
@@ -101,7 +102,15 @@ def test_the_example_of_tuning_is_one():
 
 
 @pytest.mark.parametrize(
-    "file", ["README.md", "CONTRIBUTING.md", "docs/operator.md", "docs/experiment.md", "docs/compatibility.md"]
+    "file",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/operator.md",
+        "docs/experiment.md",
+        "docs/clusters.md",
+        "docs/compatibility.md",
+    ],
 )
 def test_links_within_the_project_lead_somewhere(file):
     text = (ROOT / file).read_text(encoding="utf-8")

@@ -37,3 +37,14 @@ ReportTo = Annotated[
     ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop; writes nothing.")]
+On = Annotated[
+    str,
+    typer.Option(
+        metavar="WHERE",
+        help="local: worker processes here. ray: the cluster of RAY_ADDRESS, or one on this machine. ray://HOST:PORT.",
+    ),
+]
+Part = Annotated[
+    str | None,
+    typer.Option("--shard", metavar="K/N", help="Only part K of N of the runs, as in a Slurm array (see --dry-run)."),
+]

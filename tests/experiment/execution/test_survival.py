@@ -16,11 +16,13 @@ import pytest
 import made_up_worker
 from crisp_attention.errors import StorageError
 from crisp_attention.experiment import study
-from crisp_attention.experiment.execution import execute, worker
+from crisp_attention.experiment.execution import local, worker
+from crisp_attention.experiment.execution.executor import Division
 from crisp_attention.experiment.execution.worker import Event, Task
 from crisp_attention.experiment.results import files, leases
 from crisp_attention.experiment.results import store as store_module
 from crisp_attention.experiment.results.store import Store
+from crisp_attention.experiment.specification.resources import ResourcesSpec
 from crisp_attention.experiment.training.journal import Progress
 from record_builders import PRINTS, draws, fill, finished, make_spec, planned, troubled
 
@@ -98,12 +100,6 @@ def test_what_killed_processes_left_is_swept_and_what_others_write_is_not(tmp_pa
 # Who does a run again
 
 
-class Pipe(list):
-    """Keeps the events."""
-
-    send = list.append
-
-
 @pytest.fixture
 def made_up(tmp_path, monkeypatch):
     """A store with one run, and a worker whose training is made up; `outcome` is what it returns or raises."""
@@ -128,13 +124,13 @@ def test_trouble_stands_until_it_is_retried(made_up, status):
     store, run, _ = made_up
     record = troubled(run, status)
     store.save(record, None)
-    event = worker._run(Task(run), store, None, Pipe())
+    event = worker._run(Task(run), store, None, [].append)
     assert (event.kind, event.reason) == (status, f"made to be {status}")
-    event = worker._run(Task(run, record), store, None, Pipe())
+    event = worker._run(Task(run, record), store, None, [].append)
     assert event.kind == "finished"
     # Another process that had planned to retry it too finds that it was done.
     before = store.load(run.config.run_id)
-    assert worker._run(Task(run, record), store, None, Pipe()).kind == "finished"
+    assert worker._run(Task(run, record), store, None, [].append).kind == "finished"
     assert store.load(run.config.run_id) == before
 
 
@@ -145,9 +141,9 @@ def test_checkpoints_go_when_the_record_is_there_and_not_before(made_up, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(store_module, "write_once", full)
         with pytest.raises(StorageError):
-            worker._run(Task(run), store, None, Pipe())
+            worker._run(Task(run), store, None, [].append)
     assert folder.exists()
-    assert worker._run(Task(run), store, None, Pipe()).kind == "finished"
+    assert worker._run(Task(run), store, None, [].append).kind == "finished"
     assert not folder.exists()
 
 
@@ -171,7 +167,7 @@ def test_a_run_that_was_taken_over_is_left_to_the_other(made_up, monkeypatch, mo
         return outcome[0]
 
     monkeypatch.setattr(train, "run", train_run)
-    assert worker._run(Task(run), store, None, Pipe()).kind == "elsewhere"
+    assert worker._run(Task(run), store, None, [].append).kind == "elsewhere"
     assert not taken
     assert list(store.records.iterdir()) == []
 
@@ -187,12 +183,14 @@ def test_an_error_of_the_disk_is_no_failure_of_the_run(made_up):
     store, run, outcome = made_up
     outcome[0] = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with pytest.raises(StorageError, match="No space left on device"):
-        worker._run(Task(run), store, None, Pipe())
+        worker._run(Task(run), store, None, [].append)
     assert store.load(run.config.run_id) is None
 
 
-class OneTask(Pipe):
+class OneTask(list):
     """A parent that has one task and keeps what it is told."""
+
+    send = list.append
 
     def __init__(self, task):
         super().__init__()
@@ -210,12 +208,12 @@ def serve(monkeypatch):
     def serve(pipe, folder, log):
         with monkeypatch.context() as patch:
             for name in ("dup2", "_end_with_parent"):
-                patch.setattr(worker.os if name == "dup2" else worker, name, lambda *_: None)
-            patch.setattr(worker.signal, "signal", lambda *_: None)
+                patch.setattr(local.os if name == "dup2" else local, name, lambda *_: None)
+            patch.setattr(local.signal, "signal", lambda *_: None)
             patch.setattr(workbench, "Workbench", lambda *_: None)
             patch.setattr(sys, "stdout", sys.stdout)
             patch.setattr(sys, "stderr", sys.stderr)
-            worker.serve(pipe, folder, None, None, 1, log)
+            local.serve(pipe, folder, None, None, 1, log)
 
     return serve
 
@@ -256,11 +254,11 @@ def test_a_study_whose_directory_cannot_be_written_stops_at_once(tmp_path, monke
     ours, theirs = multiprocessing.Pipe()
     theirs.send(Event("ready"))
     theirs.send(Event("unsaved", runs[0].config.run_id, reason="the disk is full"))
-    monkeypatch.setattr(execute, "_start", lambda *_: execute._Worker(Process(), ours))
+    monkeypatch.setattr(local, "_start", lambda *_: local._Worker(Process(), ours))
     tasks = [Task(run) for run in runs]
     with pytest.raises(StorageError, match="the disk is full"):
-        execute.execute(
-            deque(tasks), store, None, None, execute.Division(1, 1), lambda run, event: told.append(event.kind)
+        local.LocalExecutor(ResourcesSpec()).execute(
+            deque(tasks), store, None, None, Division(1, 1), lambda run, event: told.append(event.kind)
         )
     assert told == ["ready", "unsaved"]
     assert sent == ["terminated", "waited a while", "killed", "waited"]
