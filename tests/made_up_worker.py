@@ -20,6 +20,7 @@ from typing import NoReturn
 
 import numpy as np
 
+from crisp_attention.experiment import training
 from crisp_attention.experiment.execution import worker
 from crisp_attention.experiment.execution.worker import Task
 from crisp_attention.experiment.results import leases
@@ -57,7 +58,7 @@ def make_up() -> None:
         module = types.ModuleType(f"crisp_attention.experiment.training.{name}")
         vars(module).update(content)
         sys.modules[module.__name__] = module
-        setattr(sys.modules["crisp_attention.experiment.training"], name, module)
+        setattr(training, name, module)
 
 
 def work(folder: Path, runs: Iterable[PlannedRun]) -> NoReturn:
