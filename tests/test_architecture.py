@@ -20,7 +20,7 @@ MODULES = {
 
 # Lower rooms never import higher ones; modules of one room stand on one line.
 FLOORS = [
-    ["errors", "noise"],
+    ["errors", "noise", "representation"],
     ["settings"],
     ["schedule", "traits"],
     ["config"],
@@ -56,6 +56,7 @@ TORCH_BOUND = {
 TORCH_FREE = [
     "config",
     "errors",
+    "representation",
     "schedule",
     "settings",
     "traits",
