@@ -44,8 +44,10 @@ EXPERIMENT_FLOORS = [
     ["report"],
     ["training"],
     ["execution", "inspection"],
-    ["outlook", "study"],
-    ["display"],
+    ["outline", "outlook", "study"],
+    ["progress"],
+    ["display", "notebook"],
+    ["api"],
 ]
 # The modules of the experiment that need torch when they are loaded.
 TORCH_BOUND = {

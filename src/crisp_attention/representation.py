@@ -81,3 +81,9 @@ def link(text: str, path: str) -> str:
         path: Relative to the notebook, with "/" between its parts.
     """
     return f'<p style="margin: 6px 0;"><a href="{escape(quote(path))}" target="_blank">{escape(text)}</a></p>'
+
+
+def meter(text: str, value: float, most: float) -> str:
+    """A bar that is full where the value is the most that it can be, with plain text beside it."""
+    bar = f'<progress value="{value:g}" max="{max(most, 1):g}" style="width: 16em; vertical-align: middle;"></progress>'
+    return f'<div style="margin: 4px 0;">{bar} {escape(text)}</div>'

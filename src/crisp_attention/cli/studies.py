@@ -127,24 +127,21 @@ def _run(
     spec: ExperimentSpec, seeds: int | None, out: Path | None, jobs: int | None, retry: bool, dry_run: bool
 ) -> None:
     from crisp_attention.experiment import study
-    from crisp_attention.experiment.display import TerminalDisplay, show_plan, show_result
-    from crisp_attention.experiment.specification.spec import parse, to_plain
+    from crisp_attention.experiment.display import TerminalDisplay, show_result
+    from crisp_attention.experiment.specification.spec import with_seeds
 
-    if seeds is not None:
-        spec = parse(to_plain(spec) | {"seeds": seeds}, f"--seeds {seeds}")
-    folder = out or Path("runs") / spec.name
+    spec = with_seeds(spec, seeds)
+    folder = study.directory(spec, out)
     console = Console()
     display = TerminalDisplay(console)
     try:
         plan = study.prepare(spec, folder, display, jobs, retry)
-        show_plan(console, plan)
+        display.present(plan)
         if dry_run:
             return
         analysis, page = study.carry_out(plan, display)
     except KeyboardInterrupt:
-        console.print(
-            f"Interrupted. Finished runs are kept in {folder}; the same command goes on from there.", markup=False
-        )
+        console.print(f"{study.interrupted(folder)} the same command goes on from there.", markup=False)
         raise typer.Exit(130) from None
     show_result(console, analysis)
     console.print(f"Report: {page}", markup=False, highlight=False, soft_wrap=True)
