@@ -40,7 +40,7 @@ FLOORS = [
 EXPERIMENT_FLOORS = [
     ["specification"],
     ["data", "results", "statistics"],
-    ["conclusions"],
+    ["conclusions", "export"],
     ["report"],
     ["training"],
     ["execution", "inspection"],
@@ -53,7 +53,10 @@ EXPERIMENT_FLOORS = [
 TORCH_BOUND = {
     "data.batching",
     "inspection",
-    *(f"training.{room}" for room in ("checkpoint", "evaluation", "journal", "timing", "train", "workbench")),
+    *(
+        f"training.{room}"
+        for room in ("checkpoint", "evaluation", "journal", "timing", "tracking", "train", "workbench")
+    ),
 }
 TORCH_FREE = [
     "config",

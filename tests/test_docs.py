@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import crisp_attention as crisp
-from crisp_attention.experiment.specification import sections, spec, tune
+from crisp_attention.experiment.export import tables
+from crisp_attention.experiment.specification import sections, spec, tracking, tune
 from crisp_attention.schedule import KINDS
 from crisp_attention.traits import RULES
 
@@ -29,6 +30,7 @@ PLACES = {
     sections.VarySpec: "## Conditions",
     sections.EvaluationSpec: "## Further evaluations",
     tune.TuneSpec: "## Tuning",
+    tracking.TrackingSpec: "## Trackers",
 }
 
 
@@ -70,6 +72,11 @@ def test_every_key_of_a_specification_has_a_row_with_its_default(section, start)
         else:
             assert told[0]
             assert told[0] != "required", f"{section.__name__}.{name} may be left out"
+
+
+@pytest.mark.parametrize("name", [*tables.RUN_COLUMNS, *tables.PREDICTION_COLUMNS])
+def test_every_exported_column_is_explained(name):
+    assert re.search(rf"^\| [^|]*`{name}`[^|]* \|", part("## Export"), re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", sorted(spec.presets()))

@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 import tiny_study
+from crisp_attention.errors import ConfigurationError
 from crisp_attention.experiment import study
 from crisp_attention.experiment.data import dataset
 from crisp_attention.experiment.display import show_plan
@@ -18,6 +19,7 @@ from crisp_attention.experiment.execution import execute
 from crisp_attention.experiment.execution.worker import Task
 from crisp_attention.experiment.results.store import Store
 from crisp_attention.experiment.specification.runs import expand
+from crisp_attention.experiment.specification.tracking import TrackingSpec
 from crisp_attention.experiment.training import model, timing
 from record_builders import finished, provenance, troubled
 
@@ -108,6 +110,16 @@ def test_what_is_done_tells_how_long_the_rest_takes(spec, tmp_path, instant):
     again = study.prepare(spec, folder, Silent(), jobs=1, retry=True)
     assert [task.before is not None for task in again.pending] == [False] * 4 + [True]
     assert "--retry" not in shown(again)
+
+
+def test_trackers_are_asked_for_before_anything_is_done_and_each_task_names_them(spec, tmp_path, instant):
+    tracked = spec.model_copy(update={"tracking": TrackingSpec(report_to=("tensorboard",))})
+    plan = study.prepare(tracked, tmp_path / "out", Silent(), jobs=1)
+    assert {task.report_to for task in plan.pending} == {("tensorboard",)}
+    unknown = spec.model_copy(update={"tracking": TrackingSpec(report_to=("tensorbord",))})
+    with pytest.raises(ConfigurationError, match="unknown tracker 'tensorbord'"):
+        study.prepare(unknown, tmp_path / "out", Silent(), jobs=1)
+    assert not (tmp_path / "out").exists()
 
 
 def test_nothing_to_do_needs_neither_model_nor_time(spec, tmp_path, instant, monkeypatch):

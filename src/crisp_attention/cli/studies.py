@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from crisp_attention.cli.application import command
-from crisp_attention.cli.options import DryRun, Jobs, Label, Out, Retry, Seeds, Subset, Test, Text, TextPair
+from crisp_attention.cli.options import DryRun, Jobs, Label, Out, ReportTo, Retry, Seeds, Subset, Test, Text, TextPair
 from crisp_attention.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def reproduce(
     out: Out = None,
     jobs: Jobs = None,
     retry: Retry = False,
+    report_to: ReportTo = None,
     dry_run: DryRun = False,
 ) -> None:
     """Run the paper's experiment: dense attention against three sparsities.
@@ -80,7 +81,7 @@ def reproduce(
         raise ConfigurationError(f"{' and '.join(given)} must go with --dataset, which is missing.")
     named = [Path(name).name for name in (model, dataset) if name is not None]
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join([preset, *named]))[:60]
-    _run(spec.model_copy(update={"name": name}), seeds, out, jobs, retry, dry_run)
+    _run(_tracked(spec.model_copy(update={"name": name}), report_to), seeds, out, jobs, retry, dry_run)
 
 
 @command
@@ -90,6 +91,7 @@ def run(
     out: Out = None,
     jobs: Jobs = None,
     retry: Retry = False,
+    report_to: ReportTo = None,
     dry_run: DryRun = False,
 ) -> None:
     """Run an experiment of your own: any arms x seeds, on your data; resumable.
@@ -99,10 +101,11 @@ def run(
     Examples:
       crisp run experiment.toml --dry-run
       crisp run experiment.toml --seeds 10
+      crisp run experiment.toml --report-to tensorboard
     """
     from crisp_attention.experiment.specification.spec import read
 
-    _run(read(spec), seeds, out, jobs, retry, dry_run)
+    _run(_tracked(read(spec), report_to), seeds, out, jobs, retry, dry_run)
 
 
 @command
@@ -121,6 +124,13 @@ def report(folder: Annotated[Path, typer.Argument(help="Run directory, as runs/q
     console = Console()
     show_result(console, analysis)
     console.print(f"Report: {page}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _tracked(spec: ExperimentSpec, report_to: list[str] | None) -> ExperimentSpec:
+    """With the trackers that were named, if any were, in place of the specification's own."""
+    from crisp_attention.experiment.specification.tracking import TrackingSpec
+
+    return spec.model_copy(update={"tracking": TrackingSpec(report_to=tuple(report_to))}) if report_to else spec
 
 
 def _run(

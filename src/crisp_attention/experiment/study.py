@@ -173,6 +173,10 @@ def prepare(spec: ExperimentSpec, folder: Path, display: Display, jobs: int | No
         CrispError: If the specification, the model, the data or the directory will not do.
     """
     store = Store(folder)
+    if spec.tracking.report_to:
+        from crisp_attention.experiment.training import tracking
+
+        tracking.require(spec.tracking.report_to)
     checkpoint = model.resolve(spec.model, display.announce)
     found = dataset.load_experiment(spec, display.announce)
     prints = Fingerprints(checkpoint.fingerprint, *found.prints())
@@ -242,10 +246,29 @@ def carry_out(plan: Plan, display: Display) -> tuple[Analysis, Path]:
         store.save_examples(plan.examples)
     if plan.tuning is not None:
         plan = _tune(plan, plan.tuning, store, display)
-    if plan.pending:
-        with display.training(plan) as receive:
-            execute.execute(deque(plan.pending), store, plan.checkpoint, plan.data, plan.division, receive)
+    while plan.pending:
+        elsewhere = _train(plan, store, display)
+        # Whoever was training these may have ended since, or be on a machine that is gone.
+        free = store.abandoned(elsewhere, display.announce)
+        free = {run_id for run_id in free if store.load(run_id) is None}
+        plan = dataclasses.replace(
+            plan, pending=tuple(task for task in plan.pending if task.run.config.run_id in free), elsewhere=0
+        )
     return rebuild(plan.folder)
+
+
+def _train(plan: Plan, store: Store, display: Display) -> set[str]:
+    """Do what is pending; returns the ids of runs that other processes were training."""
+    elsewhere = set()
+    with display.training(plan) as receive:
+
+        def note(run: PlannedRun | None, event: Event) -> None:
+            if event.kind == "elsewhere":
+                elsewhere.add(event.run_id)
+            receive(run, event)
+
+        execute.execute(deque(plan.pending), store, plan.checkpoint, plan.data, plan.division, note)
+    return elsewhere
 
 
 def _tune(plan: Plan, search: TuningPlan, store: Store, display: Display) -> Plan:
@@ -263,10 +286,13 @@ def _todo(
     planned = list(expand(spec, prints))
     records = store.load_all(planned)
     runs = tuple({run.config.run_id: run for run in reversed(planned)}.values())[::-1]
-    pending = [Task(run) for run in runs if run.config.run_id not in records]
+    report_to = spec.tracking.report_to
+    pending = [Task(run, None, report_to) for run in runs if run.config.run_id not in records]
     if retry:
         again = ((run, records.get(run.config.run_id)) for run in runs)
-        pending += [Task(run, record) for run, record in again if record is not None and record.status != "finished"]
+        pending += [
+            Task(run, record, report_to) for run, record in again if record is not None and record.status != "finished"
+        ]
     return runs, records, tuple(pending)
 
 

@@ -81,7 +81,8 @@ class Machine:
             if record is None or record == task.before:
                 self.trained.append(task.run)
                 kind = self.outcome(task.run)
-                store.save(*(self.result(task.run) if kind == "finished" else (troubled(task.run, kind), None)))
+                made = self.result(task.run) if kind == "finished" else (troubled(task.run, kind), None)
+                store.save(*made, task.before)
                 if len(self.trained) >= self.until:
                     raise Killed
             on_event(task.run, Event("progress", task.run.config.run_id))

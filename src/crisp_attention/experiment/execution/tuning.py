@@ -131,6 +131,7 @@ def search(
         if found is not None:
             return found
         trials = store.open_trials()
+        trials.abandoned(None, announce)  # by whoever searched here before, on another machine perhaps
         with _readable(trials):
             books = {search.arm: _Books(search, todo, trials) for search in todo.searches}
             queue = deque(task for own in books.values() if (task := own.propose()) is not None)

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from multiprocessing import connection, parent_process
@@ -19,12 +20,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from crisp_attention.errors import StorageError
 from crisp_attention.experiment.data.dataset import ExperimentData
+from crisp_attention.experiment.results.leases import Lease, LeaseLostError
 from crisp_attention.experiment.results.record import RealisedSparsity, Record, Timing
 from crisp_attention.experiment.results.store import DISK_ERRORS, Store
 from crisp_attention.experiment.specification.runs import PlannedRun
 from crisp_attention.experiment.training.model import Checkpoint
 
 if TYPE_CHECKING:
+    from crisp_attention.experiment.training.journal import Progress
+    from crisp_attention.experiment.training.tracking import Tracking
     from crisp_attention.experiment.training.workbench import Workbench
 
 
@@ -39,10 +43,12 @@ class Task:
         run: Which.
         before: Its record when it was planned, of a run to be done again; None where there was none.
             Where another process has written one since, that stands.
+        report_to: Trackers to show it in, see `TrackingSpec`.
     """
 
     run: PlannedRun
     before: Record | None = None
+    report_to: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,8 @@ class Event:
 
     Attributes:
         kind: "ready" for a run; "progress"; "note"; or how the run ended: "finished", "diverged", "failed",
-            "elsewhere" (another process is training it), or "unsaved" (its record could not be written).
+            "elsewhere" (another process is training it, or has taken it over), or "unsaved" (its record could not be
+            written).
         run_id: Which run; empty for "ready".
         step, steps, loss: Progress, as in `journal.Progress`.
         reason: Why it diverged, failed or was not saved; or what there is to note.
@@ -112,40 +119,53 @@ def serve(pipe: Any, folder: Path, checkpoint: Checkpoint, data: ExperimentData,
 
 def _run(task: Task, store: Store, bench: Workbench, pipe: Any) -> Event:
     run_id = task.run.config.run_id
-    lock = store.lock(run_id)
-    if lock is None:
+    lease = store.lock(run_id)
+    if lease is None:
         return Event("elsewhere", run_id)
     try:
         record = store.load(run_id)
         if record is None or record == task.before:
-            record = _train(task.run, store, bench, pipe)
+            record = _train(task, lease, store, bench, pipe)
         return Event(record.status, run_id, reason=record.reason, result=_result(record))
+    except LeaseLostError as error:
+        print(error)
+        return Event("elsewhere", run_id)
     finally:
-        lock.release()
+        lease.release()
 
 
-def _train(planned: PlannedRun, store: Store, bench: Workbench, pipe: Any) -> Record:
+def _train(task: Task, lease: Lease, store: Store, bench: Workbench, pipe: Any) -> Record:
     """Train, write the record, and discard the checkpoints.
+
+    Returns:
+        The record that stands.
 
     Raises:
         StorageError: If the directory cannot be written; what was trained is in the last checkpoint.
+        LeaseLostError: If another process has taken the run over.
     """
     from crisp_attention.experiment.training import train
     from crisp_attention.experiment.training.checkpoint import Checkpoints
 
+    planned = task.run
     run_id = planned.config.run_id
     print(f"Training run {run_id}")
-    checkpoints = Checkpoints(
-        store.checkpoints(run_id), run_id, lambda sentence: _tell(pipe, Event("note", run_id, reason=sentence))
-    )
+
+    def note(sentence: str) -> None:
+        _tell(pipe, Event("note", run_id, reason=sentence))
+
+    checkpoints = Checkpoints(store.checkpoints(run_id), run_id, note)
+    tracking = _tracking(task, store, note)
     started = time.perf_counter()
+
+    def report(now: Progress) -> None:
+        lease.require()
+        _tell(pipe, Event("progress", run_id, now.step, now.steps, now.loss))
+
     try:
-        record, outputs = train.run(
-            planned,
-            bench,
-            lambda now: _tell(pipe, Event("progress", run_id, now.step, now.steps, now.loss)),
-            checkpoints,
-        )
+        record, outputs = train.run(planned, bench, report, checkpoints, tracking)
+    except LeaseLostError:
+        raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             # No fault of the run: it stays pending.
@@ -153,9 +173,19 @@ def _train(planned: PlannedRun, store: Store, bench: Workbench, pipe: Any) -> Re
         traceback.print_exc()
         reason = f"{type(error).__name__}: {error}"
         record, outputs = _failure(planned, bench, reason, time.perf_counter() - started), None
-    store.save(record, outputs)
+    lease.renew()
+    lease.require()
+    record = store.save(record, outputs, task.before)
     checkpoints.clear()
     return record
+
+
+def _tracking(task: Task, store: Store, note: Callable[[str], None]) -> Tracking | None:
+    if not task.report_to:
+        return None
+    from crisp_attention.experiment.training.tracking import Tracking
+
+    return Tracking(task.report_to, store.folder, note)
 
 
 def _tell(pipe: Any, event: Event) -> None:

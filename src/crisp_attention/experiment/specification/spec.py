@@ -27,6 +27,7 @@ from crisp_attention.experiment.specification.sections import (
     VarySpec,
     without_later,
 )
+from crisp_attention.experiment.specification.tracking import UNTRACKED, TrackingSpec
 from crisp_attention.experiment.specification.tune import Range, TuneSpec, fixed
 
 MAX_SEEDS = 1000
@@ -55,6 +56,7 @@ class ExperimentSpec(Section):
         description="planned looks: numbers of seeds at which to test, `seeds` among them",
     )
     tune: TuneSpec | None = Field(None, description="what is searched for each arm before its seeds run; see TuneSpec")
+    tracking: TrackingSpec = Field(TrackingSpec(), description="where runs are shown besides; see TrackingSpec")
 
     @model_validator(mode="after")
     def _check_arms(self) -> ExperimentSpec:
@@ -125,8 +127,8 @@ class ExperimentSpec(Section):
     def identity(self) -> dict[str, Any]:
         """All that decides what the runs are, without how many seeds or trials there are or where data lie."""
         content = to_plain(self)
-        for key in ("name", "description", "choices", "seeds"):
-            del content[key]
+        for key in ("name", "description", "choices", "seeds", "tracking"):
+            content.pop(key, None)
         if self.tune is not None:
             # Like seeds, trials may become more.
             del content["tune"]["trials"]
@@ -230,7 +232,7 @@ def preset(name: str) -> ExperimentSpec:
 
 # What later releases added, with what it was where nothing is said: left out there, so that experiments
 # and runs of earlier releases keep their names.
-_LATER: dict[str, Any] = {"vary": None, "evaluations": [], "looks": [], "tune": None}
+_LATER: dict[str, Any] = {"vary": None, "evaluations": [], "looks": [], "tune": None, "tracking": UNTRACKED}
 _LATER_ARM: dict[str, Any] = {"tune": None}
 _LATER_DATA: dict[str, Any] = {"label_noise": 0.0}
 _LATER_PRIMARY: dict[str, Any] = {"condition": None}
@@ -245,6 +247,7 @@ def _known_keys(location: tuple[str | int, ...]) -> list[str]:
         "vary": VarySpec,
         "evaluations": EvaluationSpec,
         "tune": TuneSpec,
+        "tracking": TrackingSpec,
     }
     section = sections.get(str(location[0]), ExperimentSpec) if len(location) > 1 else ExperimentSpec
     if section is ArmSpec and "training" in location[:-1]:
