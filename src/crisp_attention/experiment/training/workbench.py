@@ -106,6 +106,22 @@ def quiet_transformers() -> None:
     logging.getLogger("accelerate").setLevel(logging.ERROR)
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """As `quiet_transformers` within; a notebook that called us is as talkative afterwards as before."""
+    accelerate = logging.getLogger("accelerate")
+    verbosity, level = transformers.utils.logging.get_verbosity(), accelerate.level
+    bars = transformers.utils.logging.is_progress_bar_enabled()
+    quiet_transformers()
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_verbosity(verbosity)
+        accelerate.setLevel(level)
+        if bars:
+            transformers.utils.logging.enable_progress_bar()
+
+
 def preflight(checkpoint: Checkpoint, data: ExperimentData, spec: ExperimentSpec) -> None:
     """Make sure, before anything is written, that every arm can be run on this model.
 
@@ -122,7 +138,6 @@ def preflight(checkpoint: Checkpoint, data: ExperimentData, spec: ExperimentSpec
         ConfigurationError: If a rule cannot serve it, it has no dropout that an arm sets, or fewer
             positions than `data.max_length`.
     """
-    quiet_transformers()
     bench = Workbench(checkpoint, data)
     models: dict[tuple[float | None, float | None], PreTrainedModel] = {}
     for arm in spec.arms:
