@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from crisp_attention import representation
@@ -47,6 +49,11 @@ def test_badges_are_readable_in_light_and_dark_notebooks(colour):
 def test_numbers_are_flush_right_and_text_is_not():
     fragment = representation.table(("name", "kind", "share"), [("a", "b", "0.5")], prose=("kind",))
     assert [part.split(";")[0] for part in fragment.split("text-align: ")[1:]] == ["left", "left", "right"] * 2
+
+
+def test_text_has_the_notebooks_own_colour():
+    text = representation.table(("a",), [("b",)]) + representation.card("c", representation.paragraph("d", small=True))
+    assert re.findall(r"(?<!-)color: ([^;]*);", text) == ["inherit"]
 
 
 def test_nothing_to_list_leaves_no_trace():

@@ -19,6 +19,8 @@ TONES: dict[Tone, str] = {"good": "#1a7f37", "bad": "#cf222e", "same": "#0969da"
 _LINE = "rgba(128, 128, 128, 0.4)"
 _CARD = f"border: 1px solid {_LINE}; border-radius: 6px; padding: 8px 14px; margin: 4px 0; max-width: 72em;"
 _BADGE = "color: #fff; border-radius: 4px; padding: 1px 8px; font-weight: 600; white-space: nowrap;"
+# A page without a doctype gives tables a colour of their own.
+_TABLE = "border-collapse: collapse; margin: 6px 0; color: inherit; font-size: inherit;"
 _CELL = f"padding: 2px 12px 2px 0; border: 0; border-bottom: 1px solid {_LINE}; vertical-align: top;"
 
 
@@ -68,7 +70,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], prose: Collectio
 
     body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
     return (
-        '<div style="overflow-x: auto;"><table style="border-collapse: collapse; margin: 6px 0;">'
+        f'<div style="overflow-x: auto;"><table style="{_TABLE}">'
         f"<thead><tr>{cells('th', header)}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
