@@ -246,6 +246,17 @@ def test_gradients_reach_twice_but_not_their_own():
         torch.autograd.grad(output, inputs[:1], create_graph=True)
 
 
+def test_a_bias_that_learns_is_served_where_nobody_wants_its_gradient():
+    bias = torch.randn(1, 2, 6, 6, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    call = made((1, 2, 6, 6), 4)
+    call = replace(call, query=call.query.float(), key=call.key.float(), value=call.value.float(), bias=bias)
+    assert cpu.refusal(call) == "the bias wants a gradient"
+    with torch.no_grad():
+        assert cpu.refusal(call) is None
+        exact, ours = (module.attention(call).output for module in (reference, cpu))
+    torch.testing.assert_close(ours, exact, atol=1e-5, rtol=1e-5)
+
+
 def test_a_kernel_is_compiled_once_however_masks_and_tensors_lie_in_memory():
     by_key = torch.ones(2, 40, dtype=torch.bool).index_fill(1, torch.tensor([3]), False)
     by_pair = ((torch.arange(40) - torch.arange(40)[:, None]).abs() < 30)[None, None]

@@ -38,7 +38,10 @@ def refusal(call: Call) -> str | None:
         (call.softcap is not None, "scores are soft-capped"),
         (call.sinks is not None, "there are attention sinks"),
         (call.detail is Detail.WEIGHTS, "somebody wants to see the weights, which it does not store"),
-        (call.bias is not None and call.bias.requires_grad, "the bias wants a gradient"),
+        (
+            call.bias is not None and call.bias.requires_grad and torch.is_grad_enabled(),
+            "the bias wants a gradient",
+        ),
         (width > max(WIDTHS), f"heads are wider than {max(WIDTHS)}"),
         (call.pairs.shape[3] > _MOST_KEYS, f"there are more than {_MOST_KEYS} keys"),
     )
