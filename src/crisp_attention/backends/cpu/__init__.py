@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from crisp_attention import noise
-from crisp_attention.backends.call import Call, Computed, Detail
+from crisp_attention.backends.call import Call, Computed, Detail, refuse_second_derivatives
 from crisp_attention.backends.cpu import kernels, pool
 from crisp_attention.backends.cpu.writer import LANES, WIDTHS
-from crisp_attention.errors import ConfigurationError
 from crisp_attention.rules.selection import Pairs, Selection, Threshold
 
 _MOST_KEYS = 2**16  # a survivor's key is stored in 16 bits
@@ -239,11 +238,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise ConfigurationError(
-                "create_graph=True asks for second derivatives, which backend='cpu' does not compute. Use "
-                "backend='reference'."
-            )
+        refuse_second_derivatives("cpu")
         query, key, value, out, *stored = ctx.saved_tensors
         plan: _Plan = ctx.plan
         shape = _shape(query, key, value)
