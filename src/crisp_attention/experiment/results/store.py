@@ -293,7 +293,10 @@ class Store:
         """
         if record.arrays is None:
             raise RecordError(f"Run {record.run_id} is {record.status} and has no per-example outputs.")
-        path = self.records / record.arrays.file
+        # By the run's id, never by a name that a record brings along, which could lead out of the directory.
+        path = self.records / f"{record.run_id}.npz"
+        if record.arrays.file != path.name:
+            raise _damaged(path, f"its record names the file {record.arrays.file!r}")
         try:
             content = path.read_bytes()
         except OSError as error:
