@@ -75,6 +75,31 @@ def test_specifications_are_specifications():
         parse(page | own, "docs/experiment.md")
 
 
+PAGES = [
+    "docs/index.md",
+    "docs/start.md",
+    *sorted(f"docs/howto/{path.name}" for path in (ROOT / "docs" / "howto").iterdir()),
+]
+
+
+@pytest.mark.parametrize("file", [page for page in PAGES if snippets(page)])
+def test_pages_for_users_run_from_top_to_bottom(file, names):
+    names["train_dataset"] = rows()
+    for code in snippets(file):
+        exec(code, names)
+
+
+@pytest.mark.parametrize("file", [page for page in PAGES if snippets(page, "toml")])
+def test_specifications_of_guides_are_specifications(file):
+    """Whole ones as they are; arms in the whole one of the README."""
+    (around,) = snippets("README.md", "toml")
+    for part in snippets(file, "toml"):
+        own = tomllib.loads(part)
+        if "name" not in own:
+            own = tomllib.loads(around) | {"arms": tomllib.loads(around)["arms"] + own["arms"]}
+        parse(own, file)
+
+
 def test_the_page_on_the_operator_runs_from_top_to_bottom(names):
     found = snippets("docs/operator.md")
     assert found
