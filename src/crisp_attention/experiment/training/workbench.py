@@ -62,7 +62,7 @@ class Workbench:
             if split.kind == "text":
                 self._encoded[key] = EncodedTexts(split, self.processor, max_length)
             else:
-                config = AutoConfig.from_pretrained(self.checkpoint.folder)
+                config = AutoConfig.from_pretrained(self.checkpoint.folder, trust_remote_code=False)
                 channels = getattr(config, "num_channels", _COLOURS)
                 self._encoded[key] = EncodedImages(split, self.processor, channels, _patches(config))
         return self._encoded[key]
@@ -164,9 +164,9 @@ def _settings(arm: ArmSpec) -> Iterator[SparsityConfig]:
 def _processor(checkpoint: Checkpoint, data: ExperimentData) -> Any:
     with _suited(checkpoint, data):
         if data.test.kind == "text":
-            return AutoTokenizer.from_pretrained(checkpoint.folder)
+            return AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
         # The same pixels whether torchvision is installed or not.
-        return AutoImageProcessor.from_pretrained(checkpoint.folder, backend="pil")
+        return AutoImageProcessor.from_pretrained(checkpoint.folder, backend="pil", trust_remote_code=False)
 
 
 def _load(checkpoint: Checkpoint, data: ExperimentData, training: TrainingSpec) -> PreTrainedModel:
@@ -175,6 +175,7 @@ def _load(checkpoint: Checkpoint, data: ExperimentData, training: TrainingSpec) 
     with _suited(checkpoint, data):
         config = AutoConfig.from_pretrained(
             checkpoint.folder,
+            trust_remote_code=False,
             num_labels=len(data.classes),
             id2label=dict(enumerate(data.classes)),
             label2id={name: index for index, name in enumerate(data.classes)},
@@ -187,6 +188,8 @@ def _load(checkpoint: Checkpoint, data: ExperimentData, training: TrainingSpec) 
         model, found = auto.from_pretrained(
             checkpoint.folder,
             config=config,
+            trust_remote_code=False,
+            use_safetensors=True,
             dtype=torch.float32,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
