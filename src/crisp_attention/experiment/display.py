@@ -28,6 +28,7 @@ from crisp_attention.experiment.report import tables
 from crisp_attention.experiment.results.tuning import Trial
 from crisp_attention.experiment.specification.runs import PlannedRun
 from crisp_attention.experiment.specification.sections import ArmSpec
+from crisp_attention.experiment.specification.tune import told
 from crisp_attention.experiment.specification.tuned import Search
 from crisp_attention.experiment.study import Plan
 
@@ -272,7 +273,7 @@ def _ranges(search: Search) -> str:
 
 
 def _values(trial: Trial) -> str:
-    return "; ".join(f"{name} {value:.3g}" for name, value in trial.values.items())
+    return "; ".join(f"{name} {told(value)}" for name, value in trial.values.items())
 
 
 def _shared(arms: Sequence[str]) -> str:
