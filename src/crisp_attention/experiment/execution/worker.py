@@ -39,10 +39,12 @@ class Task:
         run: Which.
         before: Its record when it was planned, of a run to be done again; None where there was none.
             Where another process has written one since, that stands.
+        limits: Evaluation losses by epoch beyond which it is given up, see `pruning.limits`.
     """
 
     run: PlannedRun
     before: Record | None = None
+    limits: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,15 +52,15 @@ class Event:
     """What a worker says.
 
     Attributes:
-        kind: "ready" for a run; "progress"; "note"; or how the run ended: "finished", "diverged", "failed",
+        kind: "ready" for a run; "progress"; "note"; or how the run ended: "finished", "pruned", "diverged", "failed",
             "elsewhere" (another process is training it), or "unsaved" (its record could not be written).
         run_id: Which run; empty for "ready".
         step, steps, loss: Progress, as in `journal.Progress`.
-        reason: Why it diverged, failed or was not saved; or what there is to note.
+        reason: Why it was given up, diverged, failed or was not saved; or what there is to note.
         result: What a finished run found, in a few words.
     """
 
-    kind: Literal["ready", "progress", "note", "finished", "diverged", "failed", "elsewhere", "unsaved"]
+    kind: Literal["ready", "progress", "note", "finished", "pruned", "diverged", "failed", "elsewhere", "unsaved"]
     run_id: str = ""
     step: int = 0
     steps: int = 0
@@ -118,13 +120,13 @@ def _run(task: Task, store: Store, bench: Workbench, pipe: Any) -> Event:
     try:
         record = store.load(run_id)
         if record is None or record == task.before:
-            record = _train(task.run, store, bench, pipe)
+            record = _train(task, store, bench, pipe)
         return Event(record.status, run_id, reason=record.reason, result=_result(record))
     finally:
         lock.release()
 
 
-def _train(planned: PlannedRun, store: Store, bench: Workbench, pipe: Any) -> Record:
+def _train(task: Task, store: Store, bench: Workbench, pipe: Any) -> Record:
     """Train, write the record, and discard the checkpoints.
 
     Raises:
@@ -133,7 +135,7 @@ def _train(planned: PlannedRun, store: Store, bench: Workbench, pipe: Any) -> Re
     from crisp_attention.experiment.training import train
     from crisp_attention.experiment.training.checkpoint import Checkpoints
 
-    run_id = planned.config.run_id
+    planned, run_id = task.run, task.run.config.run_id
     print(f"Training run {run_id}")
     checkpoints = Checkpoints(
         store.checkpoints(run_id), run_id, lambda sentence: _tell(pipe, Event("note", run_id, reason=sentence))
@@ -145,6 +147,7 @@ def _train(planned: PlannedRun, store: Store, bench: Workbench, pipe: Any) -> Re
             bench,
             lambda now: _tell(pipe, Event("progress", run_id, now.step, now.steps, now.loss)),
             checkpoints,
+            task.limits,
         )
     except Exception as error:
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:

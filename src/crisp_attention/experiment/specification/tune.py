@@ -238,9 +238,7 @@ class TuneSpec(Section):
         own |= {name: True for name in _STRUCTURE[1:] if getattr(arm.attention, name) is not None}
         sparse = arm.attention.active(training=True) and "sparsity" in arm.attention.strength
         fitting = {
-            name: found
-            for name, found in self.ranges.items()
-            if name not in own and (sparse or name not in _ATTENTION)
+            name: found for name, found in self.ranges.items() if name not in own and (sparse or name not in _ATTENTION)
         }
         if arm.tune is None:
             return {name: found for name, found in fitting.items() if name not in _STRUCTURE}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -34,7 +34,11 @@ from crisp_attention.huggingface.model import monitor, sparsify
 
 
 def run(
-    planned: PlannedRun, bench: Workbench, report: Callable[[Progress], None], checkpoints: Checkpoints | None = None
+    planned: PlannedRun,
+    bench: Workbench,
+    report: Callable[[Progress], None],
+    checkpoints: Checkpoints | None = None,
+    limits: Sequence[float] = (),
 ) -> tuple[Record, Outputs | None]:
     """Train and evaluate one arm at one seed.
 
@@ -46,9 +50,10 @@ def run(
         bench: Model and data.
         report: Told of the progress a few times a second.
         checkpoints: Where to save, and to go on from; without them nothing is saved.
+        limits: Evaluation losses by epoch beyond which it is given up, for trials; empty for runs that are compared.
 
     Returns:
-        The record (finished or diverged) and the per-example outputs (None if diverged).
+        The record (finished, pruned or diverged) and the per-example outputs (None unless finished).
     """
     config = planned.config
     dataset, training = bench.data.of(config.data), TrainingSpec(**config.training)
@@ -85,6 +90,7 @@ def run(
             checkpoints,
             further,
             None if config.evaluation is None else SparsityConfig.from_dict(config.evaluation),
+            limits,
         )
         if saved is not None:
             journal.restore(saved.books)
@@ -93,8 +99,8 @@ def run(
         device = str(trainer.args.device)
     record = Record(
         run_id=config.run_id,
-        status="diverged" if journal.diverged else "finished",
-        reason=journal.diverged,
+        status="diverged" if journal.diverged else "pruned" if journal.pruned else "finished",
+        reason=journal.diverged or journal.pruned,
         arm=planned.arm,
         config=asdict(config),
         classes=dataset.classes,
@@ -113,7 +119,7 @@ def run(
         ),
         provenance=describe(bench, dataset, device),
     )
-    return record, None if journal.diverged else journal.outputs
+    return record, journal.outputs if record.status == "finished" else None
 
 
 def describe(bench: Workbench, dataset: Dataset, device: str) -> Provenance:
