@@ -10,6 +10,7 @@ import math
 import sqlite3
 import time
 import uuid
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ _HEARTBEAT_SECONDS = 60
 """How often a machine says that its trials are alive."""
 _PATIENCE_SECONDS = 900
 """After so long without a word a trial of another machine is taken to be dead."""
+_ATTEMPTS, _PAUSE_SECONDS = 4, 0.3
 
 
 class Book:
@@ -149,16 +151,11 @@ class Ledger:
         tried is proposed again, and their checkpoint or record is found by that.
         """
         import optuna
-        from optuna.storages import RDBStorage
         from optuna.trial import TrialState
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         shared = self.url is not None
-        storage = RDBStorage(
-            self.url or _local(trials),
-            heartbeat_interval=_HEARTBEAT_SECONDS if shared else None,
-            grace_period=_PATIENCE_SECONDS if shared else None,
-        )
+        storage = _storage(self.url or _local(trials), shared)
         study = optuna.create_study(storage=storage, study_name=self.name(search), load_if_exists=True)
         if _IDENTITY not in study.user_attrs:
             assert self.spec.tune is not None
@@ -268,6 +265,23 @@ def _usable(url: str) -> Iterator[None]:
         if not str(error).startswith("The runtime optuna version"):
             raise
         raise ConfigurationError(f"The storage {masked(url)} cannot be used: {error}") from None
+
+
+def _storage(url: str, shared: bool) -> Any:
+    """Optuna's storage, its tables created if need be."""
+    import optuna
+    from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
+
+    # Heartbeats are experimental in Optuna, as it says at every call.
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    warnings.filterwarnings("ignore", "Heartbeat of storage is supposed to be used", UserWarning)
+    interval, grace = (_HEARTBEAT_SECONDS, _PATIENCE_SECONDS) if shared else (None, None)
+    for _ in range(_ATTEMPTS - 1):
+        with contextlib.suppress(OperationalError, ProgrammingError, IntegrityError):
+            return optuna.storages.RDBStorage(url, heartbeat_interval=interval, grace_period=grace)
+        # Another machine may be creating the tables at this moment; what else is wrong is wrong at the last attempt too.
+        time.sleep(_PAUSE_SECONDS)
+    return optuna.storages.RDBStorage(url, heartbeat_interval=interval, grace_period=grace)
 
 
 def _local(trials: Store) -> str:
