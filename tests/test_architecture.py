@@ -44,14 +44,17 @@ EXPERIMENT_FLOORS = [
     ["report"],
     ["training"],
     ["execution", "inspection"],
-    ["outlook", "study"],
-    ["display"],
+    ["budget", "model_card", "outlook", "search_space", "study"],
+    ["display", "recommendation"],
 ]
 # The modules of the experiment that need torch when they are loaded.
 TORCH_BOUND = {
     "data.batching",
     "inspection",
-    *(f"training.{room}" for room in ("checkpoint", "evaluation", "journal", "timing", "train", "workbench")),
+    *(
+        f"training.{room}"
+        for room in ("checkpoint", "evaluation", "journal", "keeping", "timing", "train", "workbench")
+    ),
 }
 TORCH_FREE = [
     "config",

@@ -205,6 +205,8 @@ def show_plan(console: Console, plan: Plan) -> None:
     for note in first.notes:
         if all(note in other.notes for other in others):
             console.print(note, style="dim", markup=False, highlight=False)
+    if plan.cut is not None:
+        console.print(plan.cut, style="dim", markup=False, highlight=False)
     troubled = [record for record in plan.records.values() if record.status != "finished"]
     # In a narrow terminal an arm's name has to do.
     told = ["what it is"] if console.width >= _WIDE_ENOUGH else []
@@ -290,7 +292,8 @@ def _settings(arm: ArmSpec) -> str:
     content = arm.to_toml_dict()
     evaluate, training = content.pop("evaluate", None), content.pop("training", {})
     del content["name"]
-    content.pop("rule", None)
+    for told_elsewhere in ("rule", "tune"):
+        content.pop(told_elsewhere, None)
     line = " ".join((arm.attention.rule if arm.attention.removes else "dense", *told(content), *told(training)))
     return line if evaluate is None else f"{line}; evaluated {' '.join(told(evaluate)) or 'dense'}"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import heapq
 import statistics
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ from crisp_attention.experiment.data import dataset
 from crisp_attention.experiment.execution import execute, tuning
 from crisp_attention.experiment.execution.tuning import TuningPlan
 from crisp_attention.experiment.execution.worker import Event, Task
+from crisp_attention.experiment.outlook import makespan
 from crisp_attention.experiment.results.record import Record
 from crisp_attention.experiment.results.store import Examples, Store
 from crisp_attention.experiment.results.tuning import Tuning
@@ -55,6 +55,8 @@ class Plan:
         examples: The evaluation texts, to be kept; None if nothing is pending.
         tuning: What is to be searched before the runs; None if nothing is.
         tuned: What was found; None if nothing is searched, or not found yet.
+        keep: Whether the models of the first seed are kept.
+        cut: How many texts are longer than the limit, and what becomes of them; None if none is.
     """
 
     spec: ExperimentSpec
@@ -72,6 +74,8 @@ class Plan:
     examples: Examples | None
     tuning: TuningPlan | None = None
     tuned: Tuning | None = None
+    keep: bool = False
+    cut: str | None = None
 
     @property
     def remaining(self) -> float | None:
@@ -107,10 +111,7 @@ class Plan:
         if not self.seconds:
             return None
         slowest = max(self.seconds.values())
-        free = [0.0] * jobs
-        for cell in cells:
-            heapq.heapreplace(free, free[0] + self.seconds.get(cell, slowest))
-        return max(free)
+        return makespan((self.seconds.get(cell, slowest) for cell in cells), jobs)
 
 
 class Display(Protocol):
@@ -126,7 +127,16 @@ class Display(Protocol):
         """Show the runs of a plan while they are trained; yields the receiver of events."""
 
 
-def prepare(spec: ExperimentSpec, folder: Path, display: Display, jobs: int | None = None, retry: bool = False) -> Plan:
+def prepare(
+    spec: ExperimentSpec,
+    folder: Path,
+    display: Display,
+    jobs: int | None = None,
+    retry: bool = False,
+    *,
+    storage: str | None = None,
+    keep: bool = False,
+) -> Plan:
     """Find out what is to be done, and everything that could be wrong with it; writes nothing.
 
     Args:
@@ -135,6 +145,8 @@ def prepare(spec: ExperimentSpec, folder: Path, display: Display, jobs: int | No
         display: Where progress is shown.
         jobs: Worker processes (default: one a core).
         retry: Do diverged and failed runs again.
+        storage: URL of an Optuna storage for the search to share with other machines; None for one of its own.
+        keep: Keep the trained models of the first seed.
 
     Raises:
         CrispError: If the specification, the model, the data or the directory will not do.
@@ -148,18 +160,18 @@ def prepare(spec: ExperimentSpec, folder: Path, display: Display, jobs: int | No
     search = None
     if spec.tune is not None and tuned is None:
         carved = dataset.carve(found.conditions[spec.primary_condition], spec.tune.share)
-        search = tuning.plan(spec, store, checkpoint, carved, jobs)
+        search = tuning.plan(spec, store, checkpoint, carved, jobs, storage)
     final = spec if tuned is None else apply(spec, tuned.values)
-    runs, records, pending = _todo(final, prints, store, retry)
+    runs, records, pending = _todo(final, prints, store, retry, keep)
     if search is not None:
         # What arms are asked for may be the same until each has its own values.
         runs = tuple(expand(spec, prints))
-        pending = tuple(map(Task, runs))
+        pending = tuple(Task(run, keep=keep and run.index == 0) for run in runs)
     idle = [task.run.config.run_id for task in pending if not store.in_training(task.run.config.run_id)]
     begun = sum(store.checkpoints(run_id).exists() for run_id in idle)
     division = execute.divide(jobs, len(pending))
     seconds: dict[Cell, float] = {}
-    examples = None
+    examples, cut = None, None
     if pending:
         display.announce("Checking that every arm can be run on this model, and how fast")
         from crisp_attention.experiment.training.workbench import Workbench, preflight
@@ -168,6 +180,7 @@ def prepare(spec: ExperimentSpec, folder: Path, display: Display, jobs: int | No
             preflight(checkpoint, found, probe)
         bench = Workbench(checkpoint, found)
         examples = bench.examples(spec.data.max_length)
+        cut = _cut(bench, spec.data.max_length)
         seconds = _expect(spec, pending, runs, records, division, bench)
     return Plan(
         spec=spec,
@@ -185,7 +198,18 @@ def prepare(spec: ExperimentSpec, folder: Path, display: Display, jobs: int | No
         examples=examples,
         tuning=search,
         tuned=tuned,
+        keep=keep,
+        cut=cut,
     )
+
+
+def _cut(bench: Workbench, most: int) -> str | None:
+    """How many texts of an experiment are longer than the limit, in a sentence; None if none is."""
+    train = max((dataset.train for dataset in bench.data.conditions.values()), key=len)
+    cut = sum(bench.cut(split, most) for split in (train, bench.data.test))
+    if not cut:
+        return None
+    return f"{cut} of {len(train) + len(bench.data.test)} texts are longer than {most} tokens: their ends are cut off."
 
 
 def carry_out(plan: Plan, display: Display) -> tuple[Analysis, Path]:
@@ -218,21 +242,31 @@ def _tune(plan: Plan, search: TuningPlan, store: Store, display: Display) -> Pla
     """Search first: the plan of the runs with what is found."""
     with display.tuning(plan) as receive:
         tuned = tuning.search(search, store, receive, display.announce)
-    runs, records, pending = _todo(apply(plan.spec, tuned.values), plan.prints, store)
+    runs, records, pending = _todo(apply(plan.spec, tuned.values), plan.prints, store, keep=plan.keep)
     return dataclasses.replace(plan, runs=runs, records=records, pending=pending, tuning=None, tuned=tuned)
 
 
 def _todo(
-    spec: ExperimentSpec, prints: Fingerprints, store: Store, retry: bool = False
+    spec: ExperimentSpec, prints: Fingerprints, store: Store, retry: bool = False, keep: bool = False
 ) -> tuple[tuple[PlannedRun, ...], dict[str, Record], tuple[Task, ...]]:
     """All runs of an experiment, each once; the records there are; and what is pending."""
     planned = list(expand(spec, prints))
     records = store.load_all(planned)
     runs = tuple({run.config.run_id: run for run in reversed(planned)}.values())[::-1]
-    pending = [Task(run) for run in runs if run.config.run_id not in records]
+    kept = {run.config.run_id for run in runs if keep and run.index == 0}
+    pending = [
+        Task(run, records.get(run_id), keep=run_id in kept)
+        for run in runs
+        if (run_id := run.config.run_id) not in records
+        or (run_id in kept and records[run_id].status == "finished" and not store.model(run_id).exists())
+    ]
     if retry:
         again = ((run, records.get(run.config.run_id)) for run in runs)
-        pending += [Task(run, record) for run, record in again if record is not None and record.status != "finished"]
+        pending += [
+            Task(run, record, keep=run.config.run_id in kept)
+            for run, record in again
+            if record is not None and record.status != "finished"
+        ]
     return runs, records, tuple(pending)
 
 

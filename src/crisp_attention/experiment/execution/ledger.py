@@ -279,7 +279,7 @@ def _storage(url: str, shared: bool) -> Any:
     for _ in range(_ATTEMPTS - 1):
         with contextlib.suppress(OperationalError, ProgrammingError, IntegrityError):
             return optuna.storages.RDBStorage(url, heartbeat_interval=interval, grace_period=grace)
-        # Another machine may be creating the tables at this moment; what else is wrong is wrong at the last attempt too.
+        # Another machine may be creating the tables just now; what else is wrong is so at the last attempt too.
         time.sleep(_PAUSE_SECONDS)
     return optuna.storages.RDBStorage(url, heartbeat_interval=interval, grace_period=grace)
 

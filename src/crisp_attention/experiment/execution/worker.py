@@ -40,11 +40,13 @@ class Task:
         before: Its record when it was planned, of a run to be done again; None where there was none.
             Where another process has written one since, that stands.
         limits: Evaluation losses by epoch beyond which it is given up, see `pruning.limits`.
+        keep: Whether to save the finished model too.
     """
 
     run: PlannedRun
     before: Record | None = None
     limits: tuple[float, ...] = ()
+    keep: bool = False
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,7 @@ def _train(task: Task, store: Store, bench: Workbench, pipe: Any) -> Record:
             lambda now: _tell(pipe, Event("progress", run_id, now.step, now.steps, now.loss)),
             checkpoints,
             task.limits,
+            store.model(run_id) if task.keep else None,
         )
     except Exception as error:
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:

@@ -10,6 +10,7 @@ import contextlib
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from crisp_attention.experiment.specification.sections import TrainingSpec
 from crisp_attention.experiment.training.checkpoint import Checkpoints
 from crisp_attention.experiment.training.evaluation import Outputs
 from crisp_attention.experiment.training.journal import Journal, Progress, RunningLoss
+from crisp_attention.experiment.training.keeping import save
 from crisp_attention.experiment.training.workbench import Workbench
 from crisp_attention.huggingface.callback import SparsityCallback
 from crisp_attention.huggingface.model import monitor, sparsify
@@ -39,6 +41,7 @@ def run(
     report: Callable[[Progress], None],
     checkpoints: Checkpoints | None = None,
     limits: Sequence[float] = (),
+    keep: Path | None = None,
 ) -> tuple[Record, Outputs | None]:
     """Train and evaluate one arm at one seed.
 
@@ -51,6 +54,7 @@ def run(
         report: Told of the progress a few times a second.
         checkpoints: Where to save, and to go on from; without them nothing is saved.
         limits: Evaluation losses by epoch beyond which it is given up, for trials; empty for runs that are compared.
+        keep: Where to save the finished model, ready for use; None does not.
 
     Returns:
         The record (finished, pruned or diverged) and the per-example outputs (None unless finished).
@@ -97,6 +101,8 @@ def run(
         trainer.add_callback(journal)
         trainer.train(resume_from_checkpoint=None if saved is None else str(saved.folder))
         device = str(trainer.args.device)
+        if keep is not None and not journal.diverged:
+            save(model, bench.processor, SparsityConfig.from_dict(config.evaluation or config.attention), keep)
     record = Record(
         run_id=config.run_id,
         status="diverged" if journal.diverged else "pruned" if journal.pruned else "finished",
