@@ -44,7 +44,7 @@ class Cost:
     """What trials and runs take.
 
     Attributes:
-        trial: Seconds of one trial of each arm.
+        trial: Seconds of one trial of each search.
         run: Seconds of one run of each arm.
         searching: Workers of the search; each arm's trials follow each other.
         running: Workers of the runs.

@@ -25,8 +25,10 @@ from crisp_attention.experiment.training.model import Checkpoint
 if TYPE_CHECKING:
     from crisp_attention.experiment.training.workbench import Workbench
 
-DENSE, SPARSE = "dense", "sparse"
-"""The two arms."""
+DENSE, SPARSE, PLACEBO = "dense", "sparse", "dense-other-seeds"
+"""The arms: what is compared, and the dense one again, which shows how far equal arms differ."""
+
+_OTHER_SEEDS = 1000
 
 _SPARSITY = {"low": 0.1, "high": 0.9}
 _BLOCKS = "block_topk"
@@ -68,7 +70,7 @@ class Question:
 def name_of(source: str, name: str) -> str:
     """What the experiment on a source and a model is called."""
     parts = "-".join(["tune", Path(source).stem, Path(name).name])
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", parts)[:60]
+    return re.sub(r"[^A-Za-z0-9._]+", "-", parts)[:60]
 
 
 def ask(
@@ -77,7 +79,7 @@ def ask(
     """Look at a model and data, and compose the experiment that tunes two arms alike and compares them.
 
     The dense arm's learning rate and dropouts are searched, and the sparse arm's too; that arm's sparsity, rule, layers
-    and schedule besides, with as many trials.
+    and schedule besides, with as many trials. A third arm is the dense one with other seeds.
 
     Args:
         data: `[data]` of the specification.
@@ -95,7 +97,7 @@ def ask(
         "primary": {"arm": SPARSE, "baseline": DENSE},
         "data": dict(data),
         "training": dict(training),
-        "arms": [{"name": DENSE}, sparse],
+        "arms": [{"name": DENSE}, {"name": PLACEBO, "seed_offset": _OTHER_SEEDS}, sparse],
     }
     spec = parse(content, "crisp tune")
     found = dataset.load_experiment(spec, announce)
@@ -139,7 +141,7 @@ def cost(question: Question, jobs: int | None) -> Cost:
         for rule in question.rules
     ]
     timed = spec.model_copy(update={"arms": tuple(arms), "tune": None, "seeds": 1})
-    searching, running = execute.divide(jobs, 2), execute.divide(jobs, 2 * spec.seeds)
+    searching, running = execute.divide(jobs, 2), execute.divide(jobs, len(spec.arms) * spec.seeds)
     started = time.perf_counter()
     bench.model(spec.training)
     loading = time.perf_counter() - started
@@ -152,7 +154,8 @@ def cost(question: Question, jobs: int | None) -> Cost:
             raise ConfigurationError(f"The speed of {question.checkpoint.name} could not be measured: give --trials.")
         slowest = max(own for arm, own in seconds.items() if arm != DENSE or len(seconds) == 1)
         found[threads] = (seconds[DENSE] + loading, slowest + loading)
-    return Cost(found[searching.threads], found[running.threads], searching.jobs, running.jobs)
+    dense, sparse = found[running.threads]
+    return Cost(found[searching.threads], (dense, dense, sparse), searching.jobs, running.jobs)
 
 
 def _reads(bench: Workbench) -> float:

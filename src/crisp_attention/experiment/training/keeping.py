@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +32,14 @@ def settled(attention: SparsityConfig) -> SparsityConfig | None:
     return attention.replace(apply="always") if attention.active(training=False) else None
 
 
-def save(model: PreTrainedModel, processor: Any, attention: SparsityConfig, folder: Path) -> None:
+def save(model: PreTrainedModel, processor: Any, attention: SparsityConfig, most: int, folder: Path) -> None:
     """Save a model as it is evaluated: sparse, with its settings, or dense and in need of nothing but Transformers.
 
     Args:
         model: Trained; its attention is changed to that of evaluation.
         processor: Its tokenizer or image processor.
         attention: Its settings in training.
+        most: Tokens after which a text was cut, and is to be from now on.
         folder: Where to; replaced if it is there.
 
     Raises:
@@ -51,10 +54,25 @@ def save(model: PreTrainedModel, processor: Any, attention: SparsityConfig, fold
     scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
         model.save_pretrained(scratch)
-        processor.save_pretrained(scratch)
+        with _limited(processor, most):
+            processor.save_pretrained(scratch)
         scratch.chmod(0o755)
         shutil.rmtree(folder, ignore_errors=True)
         scratch.replace(folder)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
+
+
+@contextlib.contextmanager
+def _limited(processor: Any, most: int) -> Iterator[None]:
+    """A tokenizer that cuts texts where training did; an image processor as it is."""
+    before = getattr(processor, "model_max_length", None)
+    if before is None:
+        yield
+        return
+    processor.model_max_length = min(most, before)
+    try:
+        yield
+    finally:
+        processor.model_max_length = before

@@ -102,7 +102,8 @@ def run(
         trainer.train(resume_from_checkpoint=None if saved is None else str(saved.folder))
         device = str(trainer.args.device)
         if keep is not None and not journal.diverged:
-            save(model, bench.processor, SparsityConfig.from_dict(config.evaluation or config.attention), keep)
+            evaluated = SparsityConfig.from_dict(config.evaluation or config.attention)
+            save(model, bench.processor, evaluated, config.max_length, keep)
     record = Record(
         run_id=config.run_id,
         status="diverged" if journal.diverged else "pruned" if journal.pruned else "finished",
