@@ -52,7 +52,9 @@ def results(folder: Path) -> dict[str, object]:
     return contents
 
 
-@pytest.mark.parametrize("command", [[], ["reproduce"], ["run"], ["report"], ["check"], ["inspect"], ["data"]], ids=str)
+@pytest.mark.parametrize(
+    "command", [[], ["reproduce"], ["run"], ["report"], ["tune"], ["check"], ["inspect"], ["data"]], ids=str
+)
 def test_help_loads_nothing_heavy_fits_a_narrow_terminal_and_shows_an_example_a_line(command):
     code = f"""
 import sys

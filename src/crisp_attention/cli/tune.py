@@ -61,9 +61,9 @@ def tune(
     on the evaluation split, and saves the model of the better one under FOLDER/model.
 
     Examples:
-      crisp tune reviews.csv --text review --label stars --budget 2h
-      crisp tune reviews.csv --trials 20 --seeds 10 --dry-run
-      crisp tune sms-spam --budget 1h --storage postgresql://host/trials
+      crisp tune reviews.csv --label stars --budget 2h
+      crisp tune sms-spam --trials 20 --seeds 10 --dry-run
+      crisp tune trec --storage sqlite:///trials.db
     """
     from crisp_attention.experiment import recommendation, search_space, study
     from crisp_attention.experiment.display import TerminalDisplay, show_plan, show_result

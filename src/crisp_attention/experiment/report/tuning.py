@@ -6,6 +6,7 @@ from statistics import median
 
 from crisp_attention.experiment.conclusions.analysis import Analysis
 from crisp_attention.experiment.report.tables import Table, where
+from crisp_attention.experiment.results.pruning import STARTUP_TRIALS
 from crisp_attention.experiment.results.tuning import Tuning
 from crisp_attention.experiment.specification import tuned
 from crisp_attention.experiment.specification.spec import ExperimentSpec
@@ -28,6 +29,12 @@ def notes(analysis: Analysis) -> tuple[str, ...]:
         "The evaluation split was not used. Arms that are trained alike share a search; all runs then trained on the "
         f"whole training split. Optuna {found.optuna} proposed the trials (TPE).",
     ]
+    if spec.tune.pruning:
+        sentences.append(
+            f"A trial was given up after an epoch if its lowest loss so far was above the median of the trials before "
+            f"it after that epoch, once {STARTUP_TRIALS} had been trained to their end: it counts as a trial, and is "
+            "never chosen. The rule was the same for every arm."
+        )
     return (*sentences, *_budgets(spec, found))
 
 
