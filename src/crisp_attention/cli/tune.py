@@ -55,10 +55,10 @@ def tune(
     jobs: Jobs = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Which sparsity for my model and my data? Searches, confirms, and saves the best model.
+    """Which sparsity for my model and my data? Searches, confirms, and saves the model that is recommended.
 
     Tunes sparse and dense attention alike on data held out from the training split, compares the two with fresh seeds
-    on the evaluation split, and saves the model of the better one under FOLDER/model.
+    on the evaluation split, and saves the sparse model under FOLDER/model if it is shown to help, else the dense one.
 
     Examples:
       crisp tune reviews.csv --label stars --budget 2h
