@@ -13,7 +13,7 @@ from crisp_attention.errors import ConfigurationError, RecordError
 from crisp_attention.experiment.data.dataset import carve
 from crisp_attention.experiment.execution import ledger, tuning
 from crisp_attention.experiment.results.store import Store
-from made_up_search import CHECKPOINT, Killed, Machine, data, spec_of, tune
+from made_up_search import CHECKPOINT, HERE, Killed, Machine, data, spec_of, tune
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def url(tmp_path):
 
 
 def planned(folder, spec, url, dataset=None):
-    return tuning.plan(spec, Store(folder), CHECKPOINT, carve(dataset or data(), 0.2), 1, url)
+    return tuning.plan(spec, Store(folder), CHECKPOINT, carve(dataset or data(), 0.2), 1, HERE, url)
 
 
 def test_two_machines_share_the_trials_and_find_the_same(tmp_path, machine, url):
