@@ -69,7 +69,7 @@ def work(folder: Path, runs: Iterable[PlannedRun]) -> NoReturn:
     store = Store(folder)
     for run in runs:
         if not (store.records / f"{run.config.run_id}.json").exists():
-            worker._run(Task(run), store, folder, Nowhere())
+            worker.train_task(Task(run), store, folder, Nowhere())
     os._exit(0)
 
 

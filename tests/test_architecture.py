@@ -51,7 +51,7 @@ EXPERIMENT_FLOORS = [
 TORCH_BOUND = {
     "data.batching",
     "inspection",
-    *(f"training.{room}" for room in ("checkpoint", "evaluation", "journal", "timing", "train", "workbench")),
+    *(f"training.{room}" for room in ("checkpoint", "evaluation", "journal", "ranks", "timing", "train", "workbench")),
 }
 TORCH_FREE = [
     "config",

@@ -234,12 +234,13 @@ def show_plan(console: Console, plan: Plan) -> None:
         console.print(f"All of {_count(len(plan.runs), 'run')} are done.")
         return
     side = f"{division.jobs} at a time" if division.jobs > 1 else "one after another"
+    by = f"{division.processes} processes with " if division.processes > 1 else ""
     about = "nobody knows how long" if plan.remaining is None else f"about {_duration(plan.remaining)}"
     states = [f"{plan.elsewhere} in training in another process"] * bool(plan.elsewhere)
     states += [f"{plan.begun} begun: from the last checkpoint"] * bool(plan.begun)
     begun = f" ({'; '.join(states)})" if states else ""
     console.print(
-        f"{_count(todo, 'run')} to do{begun}, {side}, {_count(division.threads, 'thread')} each: {about}. "
+        f"{_count(todo, 'run')} to do{begun}, {side}, {by}{_count(division.threads, 'thread')} each: {about}. "
         f"Ctrl-C is safe: the same command goes on in {plan.folder}.",
         markup=False,
         highlight=False,

@@ -75,7 +75,7 @@ def test_a_worker_whose_parent_is_gone_records_no_failure(tmp_path, tiny_folders
     parent, orphan = multiprocessing.Pipe()
     parent.close()
     with pytest.raises(SystemExit):
-        worker._run(Task(planned), store, tiny_study.bench_of(checkpoint, loaded), orphan)
+        worker.train_task(Task(planned), store, tiny_study.bench_of(checkpoint, loaded), orphan)
     assert store.load(planned.config.run_id) is None
     lock = store.lock(planned.config.run_id)
     assert lock is not None

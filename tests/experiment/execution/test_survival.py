@@ -113,13 +113,13 @@ def test_trouble_stands_until_it_is_retried(made_up, status):
     store, run, _ = made_up
     record = troubled(run, status)
     store.save(record, None)
-    event = worker._run(Task(run), store, None, Pipe())
+    event = worker.train_task(Task(run), store, None, Pipe())
     assert (event.kind, event.reason) == (status, f"made to be {status}")
-    event = worker._run(Task(run, record), store, None, Pipe())
+    event = worker.train_task(Task(run, record), store, None, Pipe())
     assert event.kind == "finished"
     # Another process that had planned to retry it too finds that it was done.
     before = store.load(run.config.run_id)
-    assert worker._run(Task(run, record), store, None, Pipe()).kind == "finished"
+    assert worker.train_task(Task(run, record), store, None, Pipe()).kind == "finished"
     assert store.load(run.config.run_id) == before
 
 
@@ -130,9 +130,9 @@ def test_checkpoints_go_when_the_record_is_there_and_not_before(made_up, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(store_module, "write_atomically", full)
         with pytest.raises(StorageError):
-            worker._run(Task(run), store, None, Pipe())
+            worker.train_task(Task(run), store, None, Pipe())
     assert folder.exists()
-    assert worker._run(Task(run), store, None, Pipe()).kind == "finished"
+    assert worker.train_task(Task(run), store, None, Pipe()).kind == "finished"
     assert not folder.exists()
 
 
@@ -147,7 +147,7 @@ def test_an_error_of_the_disk_is_no_failure_of_the_run(made_up):
     store, run, outcome = made_up
     outcome[0] = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with pytest.raises(StorageError, match="No space left on device"):
-        worker._run(Task(run), store, None, Pipe())
+        worker.train_task(Task(run), store, None, Pipe())
     assert store.load(run.config.run_id) is None
 
 

@@ -17,7 +17,9 @@ from typing import Any
 
 from crisp_attention.errors import ConfigurationError, CrispError, StorageError
 from crisp_attention.experiment.data.dataset import ExperimentData
+from crisp_attention.experiment.execution import distributed
 from crisp_attention.experiment.execution.worker import Event, Task, serve
+from crisp_attention.experiment.results.provenance import launch
 from crisp_attention.experiment.results.store import Store
 from crisp_attention.experiment.specification.runs import PlannedRun
 from crisp_attention.experiment.training.model import Checkpoint
@@ -31,12 +33,14 @@ class Division:
     """How the machine is divided.
 
     Attributes:
-        jobs: Worker processes.
-        threads: Torch threads of each.
+        jobs: Runs side by side.
+        threads: Torch threads of each process.
+        processes: How many train each run: those that a launcher started, otherwise one worker.
     """
 
     jobs: int
     threads: int
+    processes: int = 1
 
 
 def divide(jobs: int | None, pending: int) -> Division:
@@ -47,9 +51,11 @@ def divide(jobs: int | None, pending: int) -> Division:
         pending: Runs to do.
 
     Raises:
-        ConfigurationError: If jobs is below 1 or above the number of cores.
+        ConfigurationError: If jobs is below 1 or above the number of cores, or given under a launcher.
     """
     cores = available_cores()
+    if (launched := launch()) is not None:
+        return Division(1, max(1, cores // launched.local_size), distributed.processes_of(launched, jobs))
     if jobs is not None and not 1 <= jobs <= cores:
         raise ConfigurationError(f"--jobs must be between 1 and the {cores} cores of this machine, got {jobs}.")
     workers = max(1, min(jobs or cores, pending))
@@ -78,6 +84,7 @@ def execute(
 ) -> None:
     """Do the given tasks; returns when each has ended.
 
+    Under a launcher its processes do them, see `distributed`, and otherwise workers.
     A worker that dies takes only its run with it: that is told as "failed" (without a record, so
     that it is pending next time) and a new worker goes on. Interrupted by an exception (Ctrl-C), all
     workers are stopped and what they were training goes on from its checkpoint next time.
@@ -94,6 +101,9 @@ def execute(
         StorageError: If the run directory cannot be written.
         CrispError: If a worker cannot start.
     """
+    if launch() is not None:
+        distributed.execute(queue, store, checkpoint, data, division.threads, on_event)
+        return
     workers: list[_Worker] = []
 
     def hire() -> None:

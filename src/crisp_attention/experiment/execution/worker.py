@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from multiprocessing import connection, parent_process
@@ -25,8 +26,12 @@ from crisp_attention.experiment.specification.runs import PlannedRun
 from crisp_attention.experiment.training.model import Checkpoint
 
 if TYPE_CHECKING:
+    from crisp_attention.experiment.training.checkpoint import Checkpoints
+    from crisp_attention.experiment.training.evaluation import Outputs
+    from crisp_attention.experiment.training.journal import Progress
     from crisp_attention.experiment.training.workbench import Workbench
 
+    Trainer = Callable[[PlannedRun, Workbench, Callable[[Progress], None], Checkpoints], tuple[Record, Outputs | None]]
 
 _GRACE_SECONDS = 5.0
 
@@ -104,13 +109,28 @@ def serve(pipe: Any, folder: Path, checkpoint: Checkpoint, data: ExperimentData,
     while (task := pipe.recv()) is not None:
         try:
             with store.writing():  # what is printed goes to its disk too
-                event = _run(task, store, bench, pipe)
+                event = train_task(task, store, bench, pipe)
         except StorageError as error:
             event = Event("unsaved", task.run.config.run_id, reason=str(error))
         pipe.send(event)
 
 
-def _run(task: Task, store: Store, bench: Workbench, pipe: Any) -> Event:
+def train_task(task: Task, store: Store, bench: Workbench | Any, pipe: Any, trainer: Trainer | None = None) -> Event:
+    """Train a run and write its record, unless another process does, or has.
+
+    Args:
+        task: Which.
+        store: The run directory, opened.
+        bench: Model and data.
+        pipe: Told of progress and notes.
+        trainer: What trains in place of `train.run`.
+
+    Returns:
+        How the run ended.
+
+    Raises:
+        StorageError: If the directory cannot be written.
+    """
     run_id = task.run.config.run_id
     lock = store.lock(run_id)
     if lock is None:
@@ -118,13 +138,13 @@ def _run(task: Task, store: Store, bench: Workbench, pipe: Any) -> Event:
     try:
         record = store.load(run_id)
         if record is None or record == task.before:
-            record = _train(task.run, store, bench, pipe)
+            record = _train(task.run, store, bench, pipe, trainer)
         return Event(record.status, run_id, reason=record.reason, result=_result(record))
     finally:
         lock.release()
 
 
-def _train(planned: PlannedRun, store: Store, bench: Workbench, pipe: Any) -> Record:
+def _train(planned: PlannedRun, store: Store, bench: Workbench, pipe: Any, trainer: Trainer | None) -> Record:
     """Train, write the record, and discard the checkpoints.
 
     Raises:
@@ -134,13 +154,13 @@ def _train(planned: PlannedRun, store: Store, bench: Workbench, pipe: Any) -> Re
     from crisp_attention.experiment.training.checkpoint import Checkpoints
 
     run_id = planned.config.run_id
-    print(f"Training run {run_id}")
+    print(f"Training run {run_id}", file=sys.stderr)
     checkpoints = Checkpoints(
         store.checkpoints(run_id), run_id, lambda sentence: _tell(pipe, Event("note", run_id, reason=sentence))
     )
     started = time.perf_counter()
     try:
-        record, outputs = train.run(
+        record, outputs = (trainer or train.run)(
             planned,
             bench,
             lambda now: _tell(pipe, Event("progress", run_id, now.step, now.steps, now.loss)),

@@ -418,8 +418,9 @@ def _damaged(path: Path, why: str) -> RecordError:
 
 
 def _unknown_schema(path: Path, found: object) -> RecordError:
+    *older, newest = READABLE
     return RecordError(
-        f"{path} has record schema {found!r}, this version reads {' and '.join(map(str, READABLE))}. "
+        f"{path} has record schema {found!r}, this version reads {', '.join(map(str, older))} and {newest}. "
         "Update crisp-attention, or use the version that wrote it."
     )
 
