@@ -10,6 +10,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import hashlib
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -45,8 +46,6 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_folders(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> dict[str, Path]:
     """Random BERT, DistilBERT and RoBERTa saved to disk with a tokenizer."""
-    import shutil
-
     from transformers import AutoModelForSequenceClassification
 
     folders = {}
@@ -82,4 +81,17 @@ def csv_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("data") / "films.csv"
     lines = ["text,label", *(f"{text},{label}" for text, label in sentence_rows(160))]
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="session")
+def mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty database of MLflow, which takes seconds to make: once for each version on a machine."""
+    import mlflow
+
+    file = Path(tempfile.gettempdir()) / f"crisp-attention-mlflow-{mlflow.__version__}.sqlite3"
+    if not file.exists():
+        scratch = tmp_path_factory.mktemp("mlflow") / "empty.sqlite3"
+        mlflow.MlflowClient(f"sqlite:///{scratch}").search_experiments()
+        os.replace(shutil.copy(scratch, f"{file}.{os.getpid()}"), file)
     return file

@@ -22,7 +22,6 @@ from typing import Any
 import torch
 
 from crisp_attention.experiment import study
-from crisp_attention.experiment.execution import execute
 from crisp_attention.experiment.execution.distributed import launched
 from crisp_attention.experiment.results.store import Store
 from crisp_attention.experiment.specification.spec import read
@@ -125,7 +124,7 @@ def main(spec_file: Path, out: Path, ports: list[str]) -> None:
                 store = Store(plan.folder)
                 store.open(plan.spec, plan.prints)
                 tasks = deque(task for task in plan.pending if (task.run.arm, task.run.condition) in wanted)
-                execute.execute(tasks, store, plan.checkpoint, plan.data, plan.division, notes.receive)
+                plan.executor.execute(tasks, store, plan.checkpoint, plan.data, plan.division, notes.receive)
     content = {"steps": notes.steps, "random": notes.random, "events": notes.events}
     (out / f"rank-{RANK}.json").write_text(json.dumps(content), encoding="utf-8")
 

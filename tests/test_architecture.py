@@ -40,7 +40,7 @@ FLOORS = [
 EXPERIMENT_FLOORS = [
     ["specification"],
     ["data", "results", "statistics"],
-    ["conclusions"],
+    ["conclusions", "export"],
     ["report"],
     ["training"],
     ["execution", "inspection"],
@@ -51,7 +51,10 @@ EXPERIMENT_FLOORS = [
 TORCH_BOUND = {
     "data.batching",
     "inspection",
-    *(f"training.{room}" for room in ("checkpoint", "evaluation", "journal", "ranks", "timing", "train", "workbench")),
+    *(
+        f"training.{room}"
+        for room in ("checkpoint", "evaluation", "journal", "ranks", "timing", "tracking", "train", "workbench")
+    ),
 }
 TORCH_FREE = [
     "config",
@@ -170,6 +173,13 @@ def test_optuna_is_imported_by_the_search_alone_and_only_when_it_searches():
     for module in MODULES:
         assert ("optuna" in imports(module)) == (module == searching), module
         assert not {"optuna", "sqlalchemy"} & {name.split(".")[0] for name in imports(module, top_level=True)}, module
+
+
+def test_ray_is_imported_by_its_executor_alone_and_only_when_it_is_reached_for():
+    engine = {f"{PACKAGE}.experiment.execution.{name}" for name in ("ray_cluster", "ray_task")}
+    for module in MODULES:
+        assert ("ray" in imports(module)) == (module in engine), module
+        assert "ray" not in {name.split(".")[0] for name in imports(module, top_level=True)}, module
 
 
 def test_importing_the_package_loads_nothing_heavy():

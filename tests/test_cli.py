@@ -16,6 +16,7 @@ import pytest
 
 import crisp_attention
 import tiny_study
+from record_builders import draws, fill, make_spec
 
 CRISP = [sys.executable, "-m", "crisp_attention.cli"]
 ENVIRONMENT = os.environ | {"COLUMNS": "100", "OMP_NUM_THREADS": "1"}
@@ -52,7 +53,9 @@ def results(folder: Path) -> dict[str, object]:
     return contents
 
 
-@pytest.mark.parametrize("command", [[], ["reproduce"], ["run"], ["report"], ["check"], ["inspect"], ["data"]], ids=str)
+@pytest.mark.parametrize(
+    "command", [[], ["reproduce"], ["run"], ["report"], ["export"], ["check"], ["inspect"], ["data"]], ids=str
+)
 def test_help_loads_nothing_heavy_fits_a_narrow_terminal_and_shows_an_example_a_line(command):
     code = f"""
 import sys
@@ -97,6 +100,29 @@ def test_data_takes_what_a_source_needs_beside_its_name(tmp_path):
     refused = crisp("data", pairs, "--text", "one", "--text-pair", "othre", "--label", "verdict")
     assert refused.returncode == 2
     assert "no text_pair column 'othre'" in refused.stderr
+
+
+def test_an_export_needs_no_torch_and_bad_input_exits_with_2(tmp_path):
+    fill(tmp_path / "run", make_spec(seeds=1), draws({}))
+    code = f"""
+import sys
+sys.argv = ["crisp", "export", {str(tmp_path / "run")!r}, "--to", "csv"]
+from crisp_attention.cli import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code
+assert not {{"torch", "transformers", "mlflow"}} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    written = [Path(line) for line in done.stdout.splitlines()]
+    assert [path.name for path in written] == ["runs.csv", "predictions.csv"]
+    assert all(path.stat().st_size for path in written)
+    refused = crisp("export", tmp_path / "absent", "--to", "csv")
+    assert refused.returncode == 2
+    assert "is not a run directory: it has no study.json" in refused.stderr
+    assert crisp("export", tmp_path / "run", "--to", "xlsx").returncode == 2
 
 
 def test_the_version_is_told():

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import crisp_attention as crisp
-from crisp_attention.experiment.specification import sections, spec, tune
+from crisp_attention.experiment.export import tables
+from crisp_attention.experiment.specification import resources, sections, spec, tracking, tune
 from crisp_attention.schedule import KINDS
 from crisp_attention.traits import RULES
 
@@ -29,6 +30,8 @@ PLACES = {
     sections.VarySpec: "## Conditions",
     sections.EvaluationSpec: "## Further evaluations",
     tune.TuneSpec: "## Tuning",
+    tracking.TrackingSpec: "## Trackers",
+    resources.ResourcesSpec: "## Resources",
 }
 
 
@@ -72,6 +75,11 @@ def test_every_key_of_a_specification_has_a_row_with_its_default(section, start)
             assert told[0] != "required", f"{section.__name__}.{name} may be left out"
 
 
+@pytest.mark.parametrize("name", [*tables.RUN_COLUMNS, *tables.PREDICTION_COLUMNS])
+def test_every_exported_column_is_explained(name):
+    assert re.search(rf"^\| [^|]*`{name}`[^|]* \|", part("## Export"), re.MULTILINE)
+
+
 @pytest.mark.parametrize("name", sorted(spec.presets()))
 def test_every_preset_is_explained(name):
     assert re.search(rf"^\| `{name}` \|", EXPERIMENT, re.MULTILINE)
@@ -94,7 +102,15 @@ def test_the_example_of_tuning_is_one():
 
 
 @pytest.mark.parametrize(
-    "file", ["README.md", "CONTRIBUTING.md", "docs/operator.md", "docs/experiment.md", "docs/compatibility.md"]
+    "file",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/operator.md",
+        "docs/experiment.md",
+        "docs/clusters.md",
+        "docs/compatibility.md",
+    ],
 )
 def test_links_within_the_project_lead_somewhere(file):
     text = (ROOT / file).read_text(encoding="utf-8")

@@ -11,13 +11,15 @@ import pytest
 from rich.console import Console
 
 import tiny_study
+from crisp_attention.errors import ConfigurationError
 from crisp_attention.experiment import study
 from crisp_attention.experiment.data import dataset
 from crisp_attention.experiment.display import show_plan
-from crisp_attention.experiment.execution import execute
+from crisp_attention.experiment.execution.executor import Division, choose
 from crisp_attention.experiment.execution.worker import Task
 from crisp_attention.experiment.results.store import Store
 from crisp_attention.experiment.specification.runs import expand
+from crisp_attention.experiment.specification.tracking import TrackingSpec
 from crisp_attention.experiment.training import model, timing
 from record_builders import finished, provenance, troubled
 
@@ -83,7 +85,7 @@ def test_what_is_done_tells_how_long_the_rest_takes(spec, tmp_path, instant):
     prints = tiny_study.prints_of(checkpoint, loaded)
     store = Store(folder)
     store.open(spec, prints)
-    threads = execute.divide(1, 8).threads
+    threads = choose("local", spec.resources).divide(1, 8).threads
     for run in expand(spec, prints):
         if run.index == 0 and run.arm != "percentile-80":
             store.save(*finished(run, RIGHT, provenance=provenance(threads=threads)))
@@ -110,6 +112,16 @@ def test_what_is_done_tells_how_long_the_rest_takes(spec, tmp_path, instant):
     assert "--retry" not in shown(again)
 
 
+def test_trackers_are_asked_for_before_anything_is_done_and_each_task_names_them(spec, tmp_path, instant):
+    tracked = spec.model_copy(update={"tracking": TrackingSpec(report_to=("tensorboard",))})
+    plan = study.prepare(tracked, tmp_path / "out", Silent(), jobs=1)
+    assert {task.report_to for task in plan.pending} == {("tensorboard",)}
+    unknown = spec.model_copy(update={"tracking": TrackingSpec(report_to=("tensorbord",))})
+    with pytest.raises(ConfigurationError, match="unknown tracker 'tensorbord'"):
+        study.prepare(unknown, tmp_path / "out", Silent(), jobs=1)
+    assert not (tmp_path / "out").exists()
+
+
 def test_nothing_to_do_needs_neither_model_nor_time(spec, tmp_path, instant, monkeypatch):
     checkpoint, loaded = model.resolve(spec.model), dataset.load(spec.data)
     prints = tiny_study.prints_of(checkpoint, loaded)
@@ -130,14 +142,14 @@ def test_nothing_to_do_needs_neither_model_nor_time(spec, tmp_path, instant, mon
 def test_workers_share_the_runs_in_order(spec, tmp_path, instant):
     plan = study.prepare(spec, tmp_path / "out", Silent(), jobs=1)
     seconds = {(arm.name, ""): 10.0 * (number + 1) for number, arm in enumerate(spec.arms)}
-    two = dataclasses.replace(plan, seconds=seconds, division=execute.Division(2, 1))
+    two = dataclasses.replace(plan, seconds=seconds, division=Division(2, 1))
     # 10 20 30 40 10 20 30 40: one worker does 10, 30, 10, 20, 40 (110), the other 20, 40, 30 (90).
     assert two.remaining == 110
     assert dataclasses.replace(two, seconds={}).remaining is None
     assert "nobody knows how long" in " ".join(shown(dataclasses.replace(two, seconds={})).split())
     # An arm that could not be timed is taken to be as slow as the slowest.
     some = {cell: value for cell, value in seconds.items() if cell[0] != "dense"}
-    one = dataclasses.replace(two, seconds=some, division=execute.Division(1, 2))
+    one = dataclasses.replace(two, seconds=some, division=Division(1, 2))
     assert one.remaining == 2 * (40 + 20 + 30 + 40)
 
 

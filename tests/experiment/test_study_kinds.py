@@ -12,7 +12,7 @@ import pytest
 import tiny_study
 from crisp_attention.experiment import study
 from crisp_attention.experiment.data import dataset, images
-from crisp_attention.experiment.execution import execute
+from crisp_attention.experiment.execution import local
 from crisp_attention.experiment.results.store import Store
 from crisp_attention.experiment.specification.runs import Fingerprints, expand
 from crisp_attention.experiment.specification.spec import parse
@@ -97,7 +97,7 @@ class Silent:
 
 
 def test_workers_train_each_condition_on_its_own_data(tiny_folders, csv_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(execute, "available_cores", lambda: 1)  # one thread: tiny models gain nothing from more
+    monkeypatch.setattr(local, "available_cores", lambda: 1)  # one thread: tiny models gain nothing from more
     text = tiny_study.toml(tiny_folders["bert"], csv_file, seeds=1, epochs=1).replace("train_examples = 96\n", "")
     text += '[[evaluations]]\nname = "typos"\ntypos = 0.1\n[vary]\nlabel_noise = [0.0, 0.4]\n'
     text = text.replace('arm = "percentile-80"', 'arm = "percentile-80"\ncondition = "label_noise=0"')

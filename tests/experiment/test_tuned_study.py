@@ -21,7 +21,8 @@ from crisp_attention.cli import app
 from crisp_attention.errors import ConfigurationError
 from crisp_attention.experiment import study
 from crisp_attention.experiment.display import TerminalDisplay, show_plan
-from crisp_attention.experiment.execution import execute, worker
+from crisp_attention.experiment.execution import worker
+from crisp_attention.experiment.execution.local import LocalExecutor
 from crisp_attention.experiment.results.store import Store
 from crisp_attention.experiment.specification.spec import parse
 from crisp_attention.experiment.training import timing, workbench
@@ -182,8 +183,7 @@ def here(queue, store, checkpoint, data, division, on_event):
     bench = workbench.Workbench(checkpoint, data)
     while queue:
         task = queue.popleft()
-        pipe = type("Pipe", (), {"send": lambda self, event: None})()
-        on_event(task.run, worker._run(task, store, bench, pipe))
+        on_event(task.run, worker.perform(task, store, bench, lambda event: None))
 
 
 def crisp(file, folder):
@@ -213,7 +213,7 @@ def test_killed_while_it_tunes_it_finds_the_same_whatever_the_evaluation_split(
     for name, test in rows.items():
         held_out = write(tmp_path, f"{name}.csv", test)
         files[name] = SMALL.format(model=tiny_folders["bert"], data=csv_file, test=held_out) + TUNE
-    monkeypatch.setattr(execute, "execute", here)
+    monkeypatch.setattr(LocalExecutor, "execute", staticmethod(here))
     study.carry_out(study.prepare(read(files["other"]), tmp_path / "other", Silent(), jobs=1), Silent())
 
     file, folder = tmp_path / "spec.toml", tmp_path / "one"

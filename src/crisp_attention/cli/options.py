@@ -28,4 +28,23 @@ Test = Annotated[
     typer.Option(metavar="FILE", help="The evaluation split (default: the source's own, or carved from it)."),
 ]
 Retry = Annotated[bool, typer.Option("--retry", help="Do diverged and failed runs again.")]
+ReportTo = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--report-to",
+        metavar="NAME",
+        help="Show runs in a tracker: tensorboard, mlflow, wandb, trackio. Repeatable.",
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop; writes nothing.")]
+On = Annotated[
+    str,
+    typer.Option(
+        metavar="WHERE",
+        help="local: worker processes here. ray: the cluster of RAY_ADDRESS, or one on this machine. ray://HOST:PORT.",
+    ),
+]
+Part = Annotated[
+    str | None,
+    typer.Option("--shard", metavar="K/N", help="Only part K of N of the runs, as in a Slurm array (see --dry-run)."),
+]

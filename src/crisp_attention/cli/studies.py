@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +14,21 @@ import typer
 from rich.console import Console
 
 from crisp_attention.cli.application import command
-from crisp_attention.cli.options import DryRun, Jobs, Label, Out, Retry, Seeds, Subset, Test, Text, TextPair
+from crisp_attention.cli.options import (
+    DryRun,
+    Jobs,
+    Label,
+    On,
+    Out,
+    Part,
+    ReportTo,
+    Retry,
+    Seeds,
+    Subset,
+    Test,
+    Text,
+    TextPair,
+)
 from crisp_attention.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -64,7 +80,10 @@ def reproduce(
     seeds: Seeds = None,
     out: Out = None,
     jobs: Jobs = None,
+    on: On = "local",
+    shard: Part = None,
     retry: Retry = False,
+    report_to: ReportTo = None,
     dry_run: DryRun = False,
 ) -> None:
     """Run the paper's experiment: dense attention against three sparsities.
@@ -97,7 +116,8 @@ def reproduce(
         raise ConfigurationError(f"{' and '.join(given)} must go with --dataset, which is missing.")
     named = [Path(name).name for name in (model, dataset) if name is not None]
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join([preset, *named]))[:60]
-    _run(spec.model_copy(update={"name": name}), seeds, out, jobs, retry, dry_run)
+    spec = _tracked(spec.model_copy(update={"name": name}), report_to)
+    _run(spec, seeds, out, jobs, on, shard, retry, dry_run)
 
 
 @command
@@ -107,7 +127,10 @@ def run(
     seeds: Seeds = None,
     out: Out = None,
     jobs: Jobs = None,
+    on: On = "local",
+    shard: Part = None,
     retry: Retry = False,
+    report_to: ReportTo = None,
     dry_run: DryRun = False,
 ) -> None:
     """Run an experiment of your own: any arms x seeds, on your data; resumable.
@@ -117,11 +140,14 @@ def run(
     Examples:
       crisp run experiment.toml --dry-run
       crisp run experiment.toml --seeds 10
+      crisp run experiment.toml --report-to tensorboard
+      crisp run experiment.toml --on ray://head:10001
+      crisp run experiment.toml --shard 3/20
       torchrun --nproc-per-node 2 -m crisp_attention.cli run experiment.toml
     """
     from crisp_attention.experiment.specification.spec import read
 
-    _run(read(spec), seeds, out, jobs, retry, dry_run)
+    _run(_tracked(read(spec), report_to), seeds, out, jobs, on, shard, retry, dry_run)
 
 
 @command
@@ -142,24 +168,48 @@ def report(folder: Annotated[Path, typer.Argument(help="Run directory, as runs/q
     console.print(f"Report: {page}", markup=False, highlight=False, soft_wrap=True)
 
 
+def _tracked(spec: ExperimentSpec, report_to: list[str] | None) -> ExperimentSpec:
+    """With the trackers that were named, if any were, in place of the specification's own."""
+    from crisp_attention.experiment.specification.tracking import TrackingSpec
+
+    return spec.model_copy(update={"tracking": TrackingSpec(report_to=tuple(report_to))}) if report_to else spec
+
+
 def _run(
-    spec: ExperimentSpec, seeds: int | None, out: Path | None, jobs: int | None, retry: bool, dry_run: bool
+    spec: ExperimentSpec,
+    seeds: int | None,
+    out: Path | None,
+    jobs: int | None,
+    on: str,
+    shard: str | None,
+    retry: bool,
+    dry_run: bool,
 ) -> None:
+    from crisp_attention.cli import slurm
     from crisp_attention.experiment import study
     from crisp_attention.experiment.display import TerminalDisplay, show_plan, show_result
+    from crisp_attention.experiment.execution.executor import choose
+    from crisp_attention.experiment.specification.shards import Shard
     from crisp_attention.experiment.specification.spec import parse, to_plain
 
+    part = None if shard is None else Shard.parse(shard)
     if seeds is not None:
         spec = parse(to_plain(spec) | {"seeds": seeds}, f"--seeds {seeds}")
     folder = out or Path("runs") / spec.name
     console = Console()
     display = TerminalDisplay(console)
     try:
-        plan = study.prepare(spec, folder, display, jobs, retry)
-        show_plan(console, plan)
-        if dry_run:
-            return
-        analysis, page = study.carry_out(plan, display)
+        with contextlib.closing(choose(on, spec.resources)) as executor:
+            plan = study.prepare(spec, folder, display, jobs, retry, executor=executor, shard=part)
+            show_plan(console, plan)
+            if dry_run:
+                if plan.pending and on == "local":
+                    shards = spec.seeds if part is None else part.of
+                    console.print(f"As a Slurm array of {shards}:", style="dim")
+                    # The shell must get it in one line.
+                    typer.echo(slurm.array(sys.argv[1:], spec.resources, shards))
+                return
+            analysis, page = study.carry_out(plan, display)
     except KeyboardInterrupt:
         console.print(
             f"Interrupted. Finished runs are kept in {folder}; the same command goes on from there.", markup=False
@@ -167,5 +217,8 @@ def _run(
         raise typer.Exit(130) from None
     show_result(console, analysis)
     console.print(f"Report: {page}", markup=False, highlight=False, soft_wrap=True)
-    if any(arm.troubled or arm.missing for arm in analysis.arms):
+    if part is not None:
+        if study.unfinished(folder, part):
+            raise typer.Exit(1)
+    elif any(arm.troubled or arm.missing for arm in analysis.arms):
         raise typer.Exit(1)

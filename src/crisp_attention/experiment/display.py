@@ -230,17 +230,20 @@ def show_plan(console: Console, plan: Plan) -> None:
     if troubled and not any(task.before for task in plan.pending):
         console.print(f"{_count(len(troubled), 'run')} diverged or failed; --retry does them again.", style="yellow")
     _show_tuning(console, plan)
+    part = "" if plan.shard is None else f" in shard {plan.shard}"
     if not plan.pending:
-        console.print(f"All of {_count(len(plan.runs), 'run')} are done.")
+        whole = f"of {_count(len(plan.runs), 'run')}" if plan.shard is None else "runs"
+        console.print(f"All {whole}{part} are done.")
         return
     side = f"{division.jobs} at a time" if division.jobs > 1 else "one after another"
+    side = " ".join(filter(None, (side, division.place)))
     by = f"{division.processes} processes with " if division.processes > 1 else ""
     about = "nobody knows how long" if plan.remaining is None else f"about {_duration(plan.remaining)}"
     states = [f"{plan.elsewhere} in training in another process"] * bool(plan.elsewhere)
     states += [f"{plan.begun} begun: from the last checkpoint"] * bool(plan.begun)
     begun = f" ({'; '.join(states)})" if states else ""
     console.print(
-        f"{_count(todo, 'run')} to do{begun}, {side}, {by}{_count(division.threads, 'thread')} each: {about}. "
+        f"{_count(todo, 'run')} to do{part}{begun}, {side}, {by}{_count(division.threads, 'thread')} each: {about}. "
         f"Ctrl-C is safe: the same command goes on in {plan.folder}.",
         markup=False,
         highlight=False,
@@ -261,6 +264,7 @@ def _show_tuning(console: Console, plan: Plan) -> None:
         lines += [f"  {_shared(search.arms)}: {_ranges(search)}" for search in todo.searches]
         idle = [arm.name for arm in plan.spec.arms if not plan.spec.searched(arm)]
         lines += [f"  {_shared(idle)}: nothing to search"] if idle else []
+        lines += ["Whichever shard begins first searches; the others wait for what it finds."] if plan.shard else []
     elif plan.tuned is not None:
         lines.append(f"Tuned, with {_count(plan.tuned.trials, 'trial')} a search:")
         lines += [f"  {_shared(item.arms)}: {_values(item.best)}" for item in plan.tuned.outcomes]

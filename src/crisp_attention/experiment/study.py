@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Protocol
 from crisp_attention.experiment import report
 from crisp_attention.experiment.conclusions.analysis import Analysis, analyse
 from crisp_attention.experiment.data import dataset
-from crisp_attention.experiment.execution import distributed, execute, tuning
+from crisp_attention.experiment.execution import distributed, tuning
+from crisp_attention.experiment.execution.executor import Division, Executor, choose
 from crisp_attention.experiment.execution.tuning import TuningPlan
 from crisp_attention.experiment.execution.worker import Event, Task
 from crisp_attention.experiment.results.record import Record
 from crisp_attention.experiment.results.store import Examples, Store
 from crisp_attention.experiment.results.tuning import Tuning
 from crisp_attention.experiment.specification.runs import Fingerprints, PlannedRun, expand
+from crisp_attention.experiment.specification.shards import Shard
 from crisp_attention.experiment.specification.spec import ExperimentSpec
 from crisp_attention.experiment.specification.tuned import apply, probes
 from crisp_attention.experiment.training import model
@@ -46,15 +48,17 @@ class Plan:
         prints: Of both.
         records: What is there already, by run id.
         runs: All runs of the experiment, each once; as they were asked for until `tuning` is done.
-        pending: Those still to do.
+        pending: Those still to do, of the shard if there is one.
         elsewhere: How many of these another process is training now.
         begun: How many of the others were interrupted and have a checkpoint.
-        division: Workers and threads.
+        division: Runs side by side, and threads.
+        executor: Who does them.
         seconds: What a run takes, by arm and condition; empty if nothing is pending, and without those
             that could not be timed.
         examples: The evaluation texts, to be kept; None if nothing is pending.
         tuning: What is to be searched before the runs; None if nothing is.
         tuned: What was found; None if nothing is searched, or not found yet.
+        shard: The part of the runs that is to be done here; None for all.
     """
 
     spec: ExperimentSpec
@@ -67,11 +71,13 @@ class Plan:
     pending: tuple[Task, ...]
     elsewhere: int
     begun: int
-    division: execute.Division
+    division: Division
+    executor: Executor
     seconds: Mapping[Cell, float]
     examples: Examples | None
     tuning: TuningPlan | None = None
     tuned: Tuning | None = None
+    shard: Shard | None = None
 
     @property
     def remaining(self) -> float | None:
@@ -126,21 +132,37 @@ class Display(Protocol):
         """Show the runs of a plan while they are trained; yields the receiver of events."""
 
 
-def prepare(spec: ExperimentSpec, folder: Path, display: Display, jobs: int | None = None, retry: bool = False) -> Plan:
+def prepare(
+    spec: ExperimentSpec,
+    folder: Path,
+    display: Display,
+    jobs: int | None = None,
+    retry: bool = False,
+    *,
+    executor: Executor | None = None,
+    shard: Shard | None = None,
+) -> Plan:
     """Find out what is to be done, and everything that could be wrong with it; writes nothing.
 
     Args:
         spec: The experiment.
         folder: The run directory, new or of the same experiment.
         display: Where progress is shown.
-        jobs: Worker processes (default: one a core).
+        jobs: Runs side by side (default: as many as there is place for).
         retry: Do diverged and failed runs again.
+        executor: Who does them (default: worker processes on this machine).
+        shard: The part of the runs that is to be done here (default: all).
 
     Raises:
         CrispError: If the specification, the model, the data or the directory will not do.
     """
+    executor = executor or choose("local", spec.resources)
     distributed.require_share(spec.training.batch_size)
     store = Store(folder)
+    if spec.tracking.report_to:
+        from crisp_attention.experiment.training import tracking
+
+        tracking.require(spec.tracking.report_to)
     checkpoint = model.resolve(spec.model, display.announce)
     found = dataset.load_experiment(spec, display.announce)
     prints = Fingerprints(checkpoint.fingerprint, *found.prints())
@@ -149,16 +171,17 @@ def prepare(spec: ExperimentSpec, folder: Path, display: Display, jobs: int | No
     search = None
     if spec.tune is not None and tuned is None:
         carved = dataset.carve(found.conditions[spec.primary_condition], spec.tune.share)
-        search = tuning.plan(spec, store, checkpoint, carved, jobs)
+        search = tuning.plan(spec, store, checkpoint, carved, jobs, executor)
     final = spec if tuned is None else apply(spec, tuned.values)
-    runs, records, pending = _todo(final, prints, store, retry)
+    runs, records, pending = _todo(final, prints, store, shard, retry)
     if search is not None:
         # What arms are asked for may be the same until each has its own values.
         runs = tuple(expand(spec, prints))
-        pending = tuple(map(Task, runs))
+        own = _own(spec, runs, shard)
+        pending = tuple(Task(run) for run in runs if run.config.run_id in own)
     idle = [task.run.config.run_id for task in pending if not store.in_training(task.run.config.run_id)]
     begun = sum(store.checkpoints(run_id).exists() for run_id in idle)
-    division = execute.divide(jobs, len(pending))
+    division = executor.divide(jobs, len(pending))
     seconds: dict[Cell, float] = {}
     examples = None
     if pending:
@@ -182,10 +205,12 @@ def prepare(spec: ExperimentSpec, folder: Path, display: Display, jobs: int | No
         elsewhere=len(pending) - len(idle),
         begun=begun,
         division=division,
+        executor=executor,
         seconds=seconds,
         examples=examples,
         tuning=search,
         tuned=tuned,
+        shard=shard,
     )
 
 
@@ -209,32 +234,79 @@ def carry_out(plan: Plan, display: Display) -> tuple[Analysis, Path]:
         store.save_examples(plan.examples)
     if plan.tuning is not None:
         plan = _tune(plan, plan.tuning, store, display)
-    if plan.pending:
-        with display.training(plan) as receive:
-            execute.execute(deque(plan.pending), store, plan.checkpoint, plan.data, plan.division, receive)
+    while plan.pending:
+        elsewhere = _train(plan, store, display)
+        # Whoever was training these may have ended since, or be on a machine that is gone.
+        free = store.abandoned(elsewhere, display.announce)
+        free = {run_id for run_id in free if store.load(run_id) is None}
+        plan = dataclasses.replace(
+            plan, pending=tuple(task for task in plan.pending if task.run.config.run_id in free), elsewhere=0
+        )
     return rebuild(plan.folder)
+
+
+def _train(plan: Plan, store: Store, display: Display) -> set[str]:
+    """Do what is pending; returns the ids of runs that other processes were training."""
+    elsewhere = set()
+    with display.training(plan) as receive:
+
+        def note(run: PlannedRun | None, event: Event) -> None:
+            if event.kind == "elsewhere":
+                elsewhere.add(event.run_id)
+            receive(run, event)
+
+        plan.executor.execute(deque(plan.pending), store, plan.checkpoint, plan.data, plan.division, note)
+    return elsewhere
 
 
 def _tune(plan: Plan, search: TuningPlan, store: Store, display: Display) -> Plan:
     """Search first: the plan of the runs with what is found."""
     with display.tuning(plan) as receive:
         tuned = tuning.search(search, store, receive, display.announce)
-    runs, records, pending = _todo(apply(plan.spec, tuned.values), plan.prints, store)
+    runs, records, pending = _todo(apply(plan.spec, tuned.values), plan.prints, store, plan.shard)
     return dataclasses.replace(plan, runs=runs, records=records, pending=pending, tuning=None, tuned=tuned)
 
 
 def _todo(
-    spec: ExperimentSpec, prints: Fingerprints, store: Store, retry: bool = False
+    spec: ExperimentSpec, prints: Fingerprints, store: Store, shard: Shard | None, retry: bool = False
 ) -> tuple[tuple[PlannedRun, ...], dict[str, Record], tuple[Task, ...]]:
-    """All runs of an experiment, each once; the records there are; and what is pending."""
+    """All runs of an experiment, each once; the records there are; and what is pending, of the shard."""
     planned = list(expand(spec, prints))
     records = store.load_all(planned)
     runs = tuple({run.config.run_id: run for run in reversed(planned)}.values())[::-1]
-    pending = [Task(run) for run in runs if run.config.run_id not in records]
+    wanted = _own(spec, planned, shard)
+    own = [run for run in runs if run.config.run_id in wanted]
+    report_to = spec.tracking.report_to
+    pending = [Task(run, None, report_to) for run in own if run.config.run_id not in records]
     if retry:
-        again = ((run, records.get(run.config.run_id)) for run in runs)
-        pending += [Task(run, record) for run, record in again if record is not None and record.status != "finished"]
+        again = ((run, records.get(run.config.run_id)) for run in own)
+        pending += [
+            Task(run, record, report_to) for run, record in again if record is not None and record.status != "finished"
+        ]
     return runs, records, tuple(pending)
+
+
+def _own(spec: ExperimentSpec, runs: Sequence[PlannedRun], shard: Shard | None) -> frozenset[str]:
+    """The ids of the runs that are to be done here."""
+    if shard is None:
+        return frozenset(run.config.run_id for run in runs)
+    return shard.own(runs, len(spec.arms) * len(spec.conditions()))
+
+
+def unfinished(folder: Path, shard: Shard) -> int:
+    """How many runs of a shard have no result: missing, diverged or failed.
+
+    Args:
+        folder: The run directory.
+        shard: The part of its runs that counts.
+
+    Raises:
+        RecordError: If the directory or a record in it is damaged.
+    """
+    store = Store(folder)
+    spec, runs, _ = store.study()
+    own, records = _own(spec, runs, shard), store.load_all(runs)
+    return len(own) - sum(records[run_id].status == "finished" for run_id in own & records.keys())
 
 
 def rebuild(folder: Path) -> tuple[Analysis, Path]:
@@ -258,7 +330,7 @@ def _expect(
     pending: Sequence[Task],
     runs: Sequence[PlannedRun],
     records: Mapping[str, Record],
-    division: execute.Division,
+    division: Division,
     bench: Workbench,
 ) -> dict[Cell, float]:
     """Seconds a run: as long as finished ones took where there are any, timed where there are none."""

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,11 @@ import pytest
 import crisp_attention as crisp
 import launched_study
 from crisp_attention.experiment.data import dataset
-from crisp_attention.experiment.execution import distributed, execute
+from crisp_attention.experiment.execution import distributed
+from crisp_attention.experiment.execution.executor import Division, choose
+from crisp_attention.experiment.results.provenance import launch
 from crisp_attention.experiment.results.store import Store
+from crisp_attention.experiment.specification.resources import ResourcesSpec
 from crisp_attention.experiment.specification.spec import read
 from crisp_attention.experiment.training import evaluation, model, train
 from crisp_attention.experiment.training.workbench import Workbench
@@ -45,27 +49,37 @@ def test_without_a_launcher_nothing_is_asked(monkeypatch):
         assert leads
 
 
-def test_runs_side_by_side_and_processes_together_exclude_each_other(rank_0_of_3):
+@pytest.fixture
+def leading(rank_0_of_3, monkeypatch):
+    """Rank 0 within `launched`, as if the others had come."""
+    monkeypatch.setattr(distributed, "_team", types.SimpleNamespace(own=launch()))
+
+
+def test_runs_side_by_side_and_processes_together_exclude_each_other(leading):
     with pytest.raises(crisp.ConfigurationError, match=r"--jobs 2 asks .* a launcher has started 3 processes"):
-        execute.divide(2, 5)
+        choose("local", ResourcesSpec()).divide(2, 5)
+
+
+def test_a_cluster_and_processes_together_exclude_each_other(rank_0_of_3):
+    with pytest.raises(crisp.ConfigurationError, match=r"--on ray has runs done elsewhere, but a launcher"):
+        choose("ray", ResourcesSpec())
 
 
 def test_a_study_that_every_process_would_do_is_refused(rank_0_of_3):
     with pytest.raises(crisp.ConfigurationError, match=r"each of which would do the whole study"):
-        execute.divide(None, 5)
+        choose("local", ResourcesSpec()).divide(None, 5)
 
 
 @pytest.mark.parametrize("setting", [("ACCELERATE_MIXED_PRECISION", "bf16"), ("ACCELERATE_USE_FSDP", "true")])
-def test_what_a_launcher_would_change_in_silence_is_refused(rank_0_of_3, monkeypatch, setting):
+def test_what_a_launcher_would_change_in_silence_is_refused(leading, monkeypatch, setting):
     monkeypatch.setenv(*setting)
     with pytest.raises(crisp.ConfigurationError, match="=".join(setting)):
-        execute.divide(None, 5)
+        choose("local", ResourcesSpec()).divide(None, 5)
 
 
-def test_cores_are_shared_by_the_processes_of_this_machine(rank_0_of_3, monkeypatch):
-    monkeypatch.setattr(execute, "available_cores", lambda: 8)
-    monkeypatch.setattr(distributed, "_team", object())
-    assert execute.divide(None, 5) == execute.Division(jobs=1, threads=2, processes=3)
+def test_cores_are_shared_by_the_processes_of_this_machine(leading, monkeypatch):
+    monkeypatch.setattr(distributed, "available_cores", lambda: 8)
+    assert choose("local", ResourcesSpec()).divide(None, 5) == Division(jobs=1, threads=2, processes=3)
 
 
 # Two processes

@@ -16,10 +16,14 @@ import pytest
 import made_up_worker
 from crisp_attention.errors import StorageError
 from crisp_attention.experiment import study
-from crisp_attention.experiment.execution import execute, worker
+from crisp_attention.experiment.execution import local, worker
+from crisp_attention.experiment.execution.executor import Division
 from crisp_attention.experiment.execution.worker import Event, Task
+from crisp_attention.experiment.results import files, leases
 from crisp_attention.experiment.results import store as store_module
 from crisp_attention.experiment.results.store import Store
+from crisp_attention.experiment.specification.resources import ResourcesSpec
+from crisp_attention.experiment.training.journal import Progress
 from record_builders import PRINTS, draws, fill, finished, make_spec, planned, troubled
 
 RIGHT = np.arange(200) % 3 != 0
@@ -48,6 +52,19 @@ def test_processes_on_one_directory_never_do_the_same_run_twice(tmp_path):
     assert len(runs) == told["runs"]
     for record in store.load_all(runs).values():
         store.load_arrays(record)
+
+
+def test_machines_do_each_run_once_without_locks_and_take_over_what_others_left(tmp_path):
+    """One is killed, one suspended until all is done, which then has nothing to add."""
+    told = scenario("apart", tmp_path, 3)
+    assert told["failed"] == 0
+    assert told["unchanged"]
+    trained = Counter((tmp_path / made_up_worker.TRAINED).read_text().split())
+    store = Store(tmp_path)
+    _, runs, _ = store.study()
+    assert set(store.load_all(runs)) == {run.config.run_id for run in runs}
+    assert trained == Counter(run.config.run_id for run in runs) + Counter(told["interrupted"])
+    assert len(told["interrupted"]) == 2
 
 
 def test_sixty_kills_at_random_moments_lose_no_finished_run(tmp_path):
@@ -83,12 +100,6 @@ def test_what_killed_processes_left_is_swept_and_what_others_write_is_not(tmp_pa
 # Who does a run again
 
 
-class Pipe(list):
-    """Keeps the events."""
-
-    send = list.append
-
-
 @pytest.fixture
 def made_up(tmp_path, monkeypatch):
     """A store with one run, and a worker whose training is made up; `outcome` is what it returns or raises."""
@@ -113,13 +124,13 @@ def test_trouble_stands_until_it_is_retried(made_up, status):
     store, run, _ = made_up
     record = troubled(run, status)
     store.save(record, None)
-    event = worker.train_task(Task(run), store, None, Pipe())
+    event = worker._run(Task(run), store, None, [].append)
     assert (event.kind, event.reason) == (status, f"made to be {status}")
-    event = worker.train_task(Task(run, record), store, None, Pipe())
+    event = worker._run(Task(run, record), store, None, [].append)
     assert event.kind == "finished"
     # Another process that had planned to retry it too finds that it was done.
     before = store.load(run.config.run_id)
-    assert worker.train_task(Task(run, record), store, None, Pipe()).kind == "finished"
+    assert worker._run(Task(run, record), store, None, [].append).kind == "finished"
     assert store.load(run.config.run_id) == before
 
 
@@ -128,12 +139,37 @@ def test_checkpoints_go_when_the_record_is_there_and_not_before(made_up, monkeyp
     folder = store.checkpoints(run.config.run_id)
     (folder / "checkpoint-5").mkdir(parents=True)
     with monkeypatch.context() as patch:
-        patch.setattr(store_module, "write_atomically", full)
+        patch.setattr(store_module, "write_once", full)
         with pytest.raises(StorageError):
-            worker.train_task(Task(run), store, None, Pipe())
+            worker._run(Task(run), store, None, [].append)
     assert folder.exists()
-    assert worker.train_task(Task(run), store, None, Pipe()).kind == "finished"
+    assert worker._run(Task(run), store, None, [].append).kind == "finished"
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("moment", ["in training", "at the end"])
+def test_a_run_that_was_taken_over_is_left_to_the_other(made_up, monkeypatch, moment):
+    """This process was suspended; the other finishes first, or later."""
+    from crisp_attention.experiment.training import train
+
+    store, run, outcome = made_up
+    taken = []
+
+    def train_run(planned, bench, report, checkpoints, tracking):
+        report(Progress(1, 10, 0.5))
+        file = next((store.folder / "leases" / run.config.run_id).glob("[0-9]*"))
+        file.with_name("2").write_bytes(file.read_bytes())
+        file.unlink()
+        if moment == "in training":
+            monkeypatch.setattr(leases, "_awake_or_not", lambda: 1e12)
+            report(Progress(2, 10, 0.5))
+            taken.append("went on")
+        return outcome[0]
+
+    monkeypatch.setattr(train, "run", train_run)
+    assert worker._run(Task(run), store, None, [].append).kind == "elsewhere"
+    assert not taken
+    assert list(store.records.iterdir()) == []
 
 
 # Disks
@@ -147,12 +183,14 @@ def test_an_error_of_the_disk_is_no_failure_of_the_run(made_up):
     store, run, outcome = made_up
     outcome[0] = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with pytest.raises(StorageError, match="No space left on device"):
-        worker.train_task(Task(run), store, None, Pipe())
+        worker._run(Task(run), store, None, [].append)
     assert store.load(run.config.run_id) is None
 
 
-class OneTask(Pipe):
+class OneTask(list):
     """A parent that has one task and keeps what it is told."""
+
+    send = list.append
 
     def __init__(self, task):
         super().__init__()
@@ -170,12 +208,12 @@ def serve(monkeypatch):
     def serve(pipe, folder, log):
         with monkeypatch.context() as patch:
             for name in ("dup2", "_end_with_parent"):
-                patch.setattr(worker.os if name == "dup2" else worker, name, lambda *_: None)
-            patch.setattr(worker.signal, "signal", lambda *_: None)
+                patch.setattr(local.os if name == "dup2" else local, name, lambda *_: None)
+            patch.setattr(local.signal, "signal", lambda *_: None)
             patch.setattr(workbench, "Workbench", lambda *_: None)
             patch.setattr(sys, "stdout", sys.stdout)
             patch.setattr(sys, "stderr", sys.stderr)
-            worker.serve(pipe, folder, None, None, 1, log)
+            local.serve(pipe, folder, None, None, 1, log)
 
     return serve
 
@@ -184,7 +222,7 @@ def test_a_worker_that_cannot_write_says_so_and_its_study_ends(made_up, serve, m
     store, run, _ = made_up
     pipe = OneTask(Task(run))
     with monkeypatch.context() as patch:
-        patch.setattr(store_module, "write_atomically", full)
+        patch.setattr(store_module, "write_once", full)
         serve(pipe, store.folder, store.folder / "logs" / "worker.log")
     assert [event.kind for event in pipe] == ["ready", "unsaved"]
     assert "No space left on device. Finished runs in it are kept. Make room" in pipe[-1].reason
@@ -216,11 +254,11 @@ def test_a_study_whose_directory_cannot_be_written_stops_at_once(tmp_path, monke
     ours, theirs = multiprocessing.Pipe()
     theirs.send(Event("ready"))
     theirs.send(Event("unsaved", runs[0].config.run_id, reason="the disk is full"))
-    monkeypatch.setattr(execute, "_start", lambda *_: execute._Worker(Process(), ours))
+    monkeypatch.setattr(local, "_start", lambda *_: local._Worker(Process(), ours))
     tasks = [Task(run) for run in runs]
     with pytest.raises(StorageError, match="the disk is full"):
-        execute.execute(
-            deque(tasks), store, None, None, execute.Division(1, 1), lambda run, event: told.append(event.kind)
+        local.LocalExecutor(ResourcesSpec()).execute(
+            deque(tasks), store, None, None, Division(1, 1), lambda run, event: told.append(event.kind)
         )
     assert told == ["ready", "unsaved"]
     assert sent == ["terminated", "waited a while", "killed", "waited"]
@@ -246,7 +284,7 @@ def test_an_error_of_the_disk_says_what_happened_and_how_to_go_on(tmp_path, monk
     def fail(*arguments):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(store_module.os, "fsync", fail)
+    monkeypatch.setattr(files.os, "fsync", fail)
     with pytest.raises(StorageError) as caught:
         store.save(*finished(run, RIGHT))
     message = str(caught.value)

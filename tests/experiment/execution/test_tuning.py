@@ -13,10 +13,12 @@ import pytest
 
 from crisp_attention.errors import ConfigurationError, CrispError, RecordError, StorageError
 from crisp_attention.experiment.data.dataset import Dataset, ExperimentData, Split, carve
-from crisp_attention.experiment.execution import execute, tuning
+from crisp_attention.experiment.execution import tuning
+from crisp_attention.experiment.execution.local import LocalExecutor
 from crisp_attention.experiment.execution.worker import Event
 from crisp_attention.experiment.results.record import Epoch, Score
 from crisp_attention.experiment.results.store import Store
+from crisp_attention.experiment.specification.resources import ResourcesSpec
 from crisp_attention.experiment.specification.runs import expand
 from crisp_attention.experiment.specification.tuned import apply
 from crisp_attention.experiment.training.model import Checkpoint
@@ -24,6 +26,7 @@ from record_builders import ARMS, MODEL, PLACEBO, PRINTS, finished, make_spec, t
 
 RATE = {"low": 1e-5, "high": 1e-2}
 CHECKPOINT = Checkpoint("made-up", None, MODEL)
+HERE = LocalExecutor(ResourcesSpec(cpus=1))
 
 
 class Killed(BaseException):
@@ -59,7 +62,7 @@ def machine(monkeypatch):
 
 
 class Machine:
-    """Stands for `execute.execute`.
+    """Stands for `LocalExecutor.execute`.
 
     Attributes:
         trained: Runs that were trained.
@@ -70,7 +73,7 @@ class Machine:
 
     def __init__(self, monkeypatch):
         self.trained, self.seen, self.until, self.outcome = [], [], math.inf, lambda run: "finished"
-        monkeypatch.setattr(execute, "execute", self)
+        monkeypatch.setattr(LocalExecutor, "execute", self)
 
     def __call__(self, queue, store, checkpoint, data, division, on_event):
         self.seen.append(data)
@@ -81,7 +84,8 @@ class Machine:
             if record is None or record == task.before:
                 self.trained.append(task.run)
                 kind = self.outcome(task.run)
-                store.save(*(self.result(task.run) if kind == "finished" else (troubled(task.run, kind), None)))
+                made = self.result(task.run) if kind == "finished" else (troubled(task.run, kind), None)
+                store.save(*made, task.before)
                 if len(self.trained) >= self.until:
                     raise Killed
             on_event(task.run, Event("progress", task.run.config.run_id))
@@ -107,7 +111,7 @@ def whole(tmp_path_factory):
 def tune(folder, spec, dataset=None):
     store = Store(folder)
     store.open(spec, PRINTS)
-    todo = tuning.plan(spec, store, CHECKPOINT, carve(dataset or data(), spec.tune.share), 1)
+    todo = tuning.plan(spec, store, CHECKPOINT, carve(dataset or data(), spec.tune.share), 1, HERE)
     return store.tuning(spec) if todo is None else tuning.search(todo, store, lambda *_: None, lambda _: None)
 
 
@@ -361,9 +365,9 @@ def test_optuna_that_is_missing_is_told_before_anything_is_written(tmp_path, mon
     monkeypatch.setattr(tuning.importlib.util, "find_spec", lambda name: None)
     spec = spec_of()
     with pytest.raises(ConfigurationError, match=r"needs the package optuna: pip install 'crisp-attention\[tune\]'"):
-        tuning.plan(spec, Store(tmp_path / "out"), CHECKPOINT, carve(data(), 0.2), 1)
+        tuning.plan(spec, Store(tmp_path / "out"), CHECKPOINT, carve(data(), 0.2), 1, HERE)
     assert not (tmp_path / "out").exists()
-    assert tuning.plan(make_spec(), Store(tmp_path / "out"), CHECKPOINT, data(), 1) is None
+    assert tuning.plan(make_spec(), Store(tmp_path / "out"), CHECKPOINT, data(), 1, HERE) is None
 
 
 def test_another_process_is_waited_for_and_what_it_found_is_taken(tmp_path, machine, monkeypatch):
@@ -372,7 +376,7 @@ def test_another_process_is_waited_for_and_what_it_found_is_taken(tmp_path, mach
     store = Store(tmp_path / "mine")
     store.open(spec, PRINTS)
     lock, told = store.lock("tuning"), []
-    todo = tuning.plan(spec, store, CHECKPOINT, carve(data(), 0.2), 1)
+    todo = tuning.plan(spec, store, CHECKPOINT, carve(data(), 0.2), 1, HERE)
 
     def announce(message):
         """While we wait, the other process ends."""
@@ -392,7 +396,7 @@ def test_a_plan_counts_what_is_done(tmp_path, machine):
     machine.until = 5
     with pytest.raises(Killed):
         tune(tmp_path, spec)
-    todo = tuning.plan(spec, Store(tmp_path), CHECKPOINT, carve(data(), 0.2), 1)
+    todo = tuning.plan(spec, Store(tmp_path), CHECKPOINT, carve(data(), 0.2), 1, HERE)
     assert todo.done == {"dense": 3, "topk-50": 2}
     assert (todo.trials, todo.left) == (4, 3)
 

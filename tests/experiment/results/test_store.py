@@ -3,7 +3,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -16,7 +15,7 @@ from pydantic import ValidationError
 from crisp_attention.errors import RecordError
 from crisp_attention.experiment.results import store as store_module
 from crisp_attention.experiment.results.record import SCHEMA, Record, Score
-from crisp_attention.experiment.results.store import Store, write_atomically
+from crisp_attention.experiment.results.store import Store
 from crisp_attention.experiment.specification.runs import Fingerprints
 from record_builders import DATA, MODEL, PRINTS, content, finished, make_spec, planned, troubled
 
@@ -46,45 +45,6 @@ def damage(file, change):
     file.write_bytes(change(before.decode()).encode(errors="surrogateescape"))
     assert file.read_bytes() != before
     return file
-
-
-# Writing atomically
-
-
-def test_a_file_is_written_and_replaced(tmp_path):
-    file = tmp_path / "file"
-    write_atomically(file, b"one")
-    write_atomically(file, b"two")
-    assert everything(tmp_path) == {"file": b"two"}
-    assert file.stat().st_mode & 0o777 == 0o644
-
-
-@pytest.mark.parametrize("step", ["fsync", "replace", "chmod"])
-@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()], ids=["error", "interrupt"])
-def test_a_failure_leaves_the_old_file_and_nothing_beside_it(tmp_path, monkeypatch, step, error):
-    file = tmp_path / "file"
-    write_atomically(file, b"old")
-
-    def fail(*arguments):
-        raise error
-
-    monkeypatch.setattr(store_module.os, step, fail)
-    with pytest.raises(type(error)):
-        write_atomically(file, b"new")
-    with pytest.raises(type(error)):
-        write_atomically(tmp_path / "fresh", b"new")
-    assert everything(tmp_path) == {"file": b"old"}
-
-
-def test_a_file_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch):
-    steps = []
-    for step in ("fsync", "replace"):
-        original = getattr(os, step)
-        monkeypatch.setattr(
-            store_module.os, step, lambda *args, step=step, original=original: (steps.append(step), original(*args))
-        )
-    write_atomically(tmp_path / "file", b"content")
-    assert steps == ["fsync", "replace"]
 
 
 # The directory
@@ -257,20 +217,20 @@ def test_a_run_in_trouble_has_a_reason_and_no_outputs(store, run, status):
 def test_the_record_is_written_after_its_outputs(store, run, monkeypatch):
     """Whoever sees a record sees its outputs too, whenever the process ends."""
     written = []
-    monkeypatch.setattr(store_module, "write_atomically", lambda path, content: written.append(path.suffix))
+    monkeypatch.setattr(store_module, "write_once", lambda path, content: written.append(path.suffix) or True)
     store.save(*finished(run, RIGHT))
     assert written == [".npz", ".json"]
 
 
 def test_a_failure_between_outputs_and_record_leaves_the_run_undone(store, run, monkeypatch):
-    original = store_module.write_atomically
+    original = store_module.write_once
 
     def fail(path, content):
         if path.suffix == ".json":
             raise OSError("disk full")
-        original(path, content)
+        return original(path, content)
 
-    monkeypatch.setattr(store_module, "write_atomically", fail)
+    monkeypatch.setattr(store_module, "write_once", fail)
     with pytest.raises(OSError, match="disk full"):
         store.save(*finished(run, RIGHT))
     assert store.load(run.config.run_id) is None
@@ -278,6 +238,26 @@ def test_a_failure_between_outputs_and_record_leaves_the_run_undone(store, run, 
     store.save(*finished(run, ~RIGHT))
     found = store.load_arrays(store.load(run.config.run_id))
     np.testing.assert_array_equal(found["test_logits"].argmax(1) == found["test_labels"], ~RIGHT)
+
+
+def test_the_first_record_of_a_run_stands(store, run):
+    """Who was silent for so long that another process took its run over has nothing to add."""
+    first = store.save(*finished(run, RIGHT))
+    before = everything(store.folder)
+    assert store.save(*finished(run, RIGHT)) == first
+    assert everything(store.folder) == before
+    assert store.save(*finished(run, ~RIGHT)) == first
+    assert store.save(troubled(run, "failed"), None) == first
+    found = store.load_arrays(store.load(run.config.run_id))
+    np.testing.assert_array_equal(found["test_logits"].argmax(1) == found["test_labels"], RIGHT)
+
+
+def test_a_record_gives_way_to_that_of_a_run_that_is_done_again(store, run):
+    failed = store.save(troubled(run, "failed"), None)
+    done = store.save(*finished(run, RIGHT), before=failed)
+    assert store.load(run.config.run_id) == done
+    # Another process had planned to do it again too.
+    assert store.save(*finished(run, ~RIGHT), before=failed) == done
 
 
 def schema_changed(text):
@@ -407,6 +387,7 @@ def test_whoever_only_looks_writes_nothing_and_keeps_nobody_from_the_run(store):
     assert store.in_training("a")
     lock.release()
     assert not store.in_training("a")
+    assert [path.name for path in (store.folder / "leases").iterdir()] == ["a"]
 
     held = threading.Event()
 

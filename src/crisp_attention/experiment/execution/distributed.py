@@ -24,11 +24,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from crisp_attention.errors import ConfigurationError, CrispError
+from crisp_attention.errors import ConfigurationError, CrispError, StorageError
 from crisp_attention.experiment.data.dataset import ExperimentData
-from crisp_attention.experiment.execution.worker import Event, Task, train_task
+from crisp_attention.experiment.execution.executor import Division
+from crisp_attention.experiment.execution.local import available_cores
+from crisp_attention.experiment.execution.worker import Event, Task, environment, perform
 from crisp_attention.experiment.results.provenance import Launch, launch
 from crisp_attention.experiment.results.store import Store
+from crisp_attention.experiment.specification.resources import ResourcesSpec
 from crisp_attention.experiment.specification.runs import PlannedRun
 from crisp_attention.experiment.training.model import Checkpoint
 
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from crisp_attention.experiment.training.checkpoint import Checkpoints
     from crisp_attention.experiment.training.evaluation import Outputs
     from crisp_attention.experiment.training.journal import Progress
+    from crisp_attention.experiment.training.tracking import Tracking
     from crisp_attention.experiment.training.workbench import Workbench
 
 T = TypeVar("T")
@@ -92,25 +96,6 @@ def require_share(batch_size: int) -> None:
         )
 
 
-def processes_of(launched: Launch, jobs: int | None) -> int:
-    """How many processes train each run.
-
-    Raises:
-        ConfigurationError: If runs are to be trained side by side, the launcher asks for what is not served, or the
-            study does not go on within `launched`.
-    """
-    if jobs is not None:
-        raise ConfigurationError(
-            f"--jobs {jobs} asks for runs side by side, but a launcher has started {launched.size} processes, "
-            "which train one run after another together. Leave --jobs out, or start the command without the launcher."
-        )
-    for name, why in _UNSERVED.items():
-        if os.environ.get(name, "no").lower() not in ("no", "false", "0", ""):
-            raise ConfigurationError(f"{why}, but the launcher sets {name}={os.environ[name]}. Leave that out.")
-    _require_team()
-    return launched.size
-
-
 @contextlib.contextmanager
 def launched() -> Iterator[bool]:
     """What a command does under a launcher; yields whether this process is to go through the study itself.
@@ -138,54 +123,94 @@ def launched() -> Iterator[bool]:
         _team = None
 
 
-def execute(
-    queue: deque[Task],
-    store: Store,
-    checkpoint: Checkpoint,
-    data: ExperimentData,
-    threads: int,
-    on_event: Callable[[PlannedRun | None, Event], None],
-) -> None:
-    """Do the given tasks one after another, each by all processes; as `execute.execute`.
+class LaunchedExecutor:
+    """The processes that a launcher started: one run after another, each by all of them.
 
     Args:
-        queue: What to train, in order; emptied. `on_event` may append to it when it is told how a run has ended.
-        store: The run directory, opened.
-        checkpoint: Where the weights are.
-        data: All data of the experiment.
-        threads: Torch's threads in each process.
-        on_event: Told of everything, with the run concerned (None for "ready").
-
-    Raises:
-        StorageError: If the run directory cannot be written.
-        CrispError: If a process is gone, or cannot do what the others do.
+        resources: What each process gets.
     """
-    team = _require_team()
-    with _printing_to(store, team.own), _named_if_lost():
-        team.say(_SetUp(store.folder, threads))
-        bench = team.together(functools.partial(_set_up, team.own, store.folder, threads, (checkpoint, data)))
-        on_event(None, Event("ready"))
-        while queue:
-            task = queue.popleft()
-            ears = _Ears(functools.partial(on_event, task.run))
-            on_event(task.run, train_task(task, store, bench, ears, functools.partial(_lead, team)))
+
+    def __init__(self, resources: ResourcesSpec) -> None:
+        self._threads = resources.cpus
+
+    def divide(self, jobs: int | None, pending: int) -> Division:
+        """Share the cores of this machine among its processes.
+
+        Args:
+            jobs: Must be None: a run takes all processes.
+            pending: Runs to do.
+
+        Raises:
+            ConfigurationError: If runs are to be trained side by side, the launcher asks for what is not served, or
+                the study does not go on within `launched`.
+        """
+        own = _require_team().own
+        if jobs is not None:
+            raise ConfigurationError(
+                f"--jobs {jobs} asks for runs side by side, but a launcher has started {own.size} processes, "
+                "which train one run after another together. Leave --jobs out, or start without the launcher."
+            )
+        for name, why in _UNSERVED.items():
+            if os.environ.get(name, "no").lower() not in ("no", "false", "0", ""):
+                raise ConfigurationError(f"{why}, but the launcher sets {name}={os.environ[name]}. Leave that out.")
+        return Division(1, self._threads or max(1, available_cores() // own.local_size), processes=own.size)
+
+    def execute(
+        self,
+        queue: deque[Task],
+        store: Store,
+        checkpoint: Checkpoint,
+        data: ExperimentData,
+        division: Division,
+        on_event: Callable[[PlannedRun | None, Event], None],
+    ) -> None:
+        """Do the given tasks; see `Executor.execute`.
+
+        Raises:
+            StorageError: If the run directory cannot be written.
+            CrispError: If a process is gone, or cannot do what the others do.
+        """
+        team = _require_team()
+        with _printing_to(store, team.own), _named_if_lost():
+            team.say(_SetUp(store.folder, division.threads))
+            bench = team.together(
+                functools.partial(_set_up, team.own, store.folder, division.threads, (checkpoint, data))
+            )
+            on_event(None, Event("ready"))
+            while queue:
+                task = queue.popleft()
+                tell = functools.partial(_tell, functools.partial(on_event, task.run))
+                event = perform(task, store, bench, tell, functools.partial(_lead, team))
+                on_event(task.run, event)
+                if event.kind == "unsaved":
+                    # No other run could be kept either.
+                    raise StorageError(event.reason)
+
+    def close(self) -> None:
+        """Nothing: the processes are the launcher's."""
 
 
-@dataclass(frozen=True)
-class _Ears:
-    """Stands for the pipe of a worker process, in the process that listens."""
-
-    send: Callable[[Event], None]
+def _tell(on_event: Callable[[Event], None], event: Event) -> None:
+    """Report progress; end where nobody reads any more, which is no failure of the run."""
+    try:
+        on_event(event)
+    except OSError:
+        sys.exit(1)
 
 
 def _lead(
-    team: _Team, planned: PlannedRun, bench: Workbench, report: Callable[[Progress], None], checkpoints: Checkpoints
+    team: _Team,
+    planned: PlannedRun,
+    bench: Workbench,
+    report: Callable[[Progress], None],
+    checkpoints: Checkpoints,
+    tracking: Tracking | None,
 ) -> tuple[Record, Outputs | None]:
     """`train.run` on all ranks."""
     from crisp_attention.experiment.training import train
 
     team.say(planned)
-    return team.together(lambda: train.run(planned, bench, report, checkpoints))
+    return team.together(lambda: train.run(planned, bench, report, checkpoints, tracking))
 
 
 def _follow(own: Launch) -> None:
@@ -238,8 +263,8 @@ def _set_up(own: Launch, folder: Path, threads: int, given: tuple[Checkpoint, Ex
             )
     if own.rank:
         _print_to(_log(folder, own))
-    # Accelerate reads it, and chooses a number of its own where it is not there.
-    os.environ["OMP_NUM_THREADS"] = str(threads)
+    # Accelerate reads the threads from there, and chooses a number of its own where there is none.
+    os.environ.update(environment(threads))
     torch.set_num_threads(threads)
     quiet_transformers()
     return Workbench(checkpoint, data)

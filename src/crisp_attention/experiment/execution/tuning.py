@@ -20,7 +20,7 @@ from typing import Any
 
 from crisp_attention.errors import ConfigurationError, CrispError, RecordError
 from crisp_attention.experiment.data.dataset import Dataset, ExperimentData
-from crisp_attention.experiment.execution import execute
+from crisp_attention.experiment.execution.executor import Division, Executor
 from crisp_attention.experiment.execution.worker import Event, Task
 from crisp_attention.experiment.results.store import Store
 from crisp_attention.experiment.results.tuning import Outcome, Trial, Tuning
@@ -52,7 +52,8 @@ class TuningPlan:
             split of a run is.
         checkpoint: The model.
         done: How many trials of each search have a result already, by its arm.
-        division: Workers and threads.
+        division: Trials side by side, and threads.
+        executor: Who does them.
     """
 
     spec: ExperimentSpec
@@ -60,7 +61,8 @@ class TuningPlan:
     data: Dataset
     checkpoint: Checkpoint
     done: dict[str, int]
-    division: execute.Division
+    division: Division
+    executor: Executor
 
     @property
     def trials(self) -> int:
@@ -75,7 +77,7 @@ class TuningPlan:
 
 
 def plan(
-    spec: ExperimentSpec, store: Store, checkpoint: Checkpoint, data: Dataset, jobs: int | None
+    spec: ExperimentSpec, store: Store, checkpoint: Checkpoint, data: Dataset, jobs: int | None, executor: Executor
 ) -> TuningPlan | None:
     """What is to be searched; None if nothing is, or all is found. Writes nothing.
 
@@ -84,7 +86,8 @@ def plan(
         store: Its run directory, which need not be there.
         checkpoint: The model.
         data: The two parts of the training split, see `dataset.carve`.
-        jobs: Worker processes asked for, or None.
+        jobs: How many trials side by side were asked for, or None.
+        executor: Who will do them.
 
     Raises:
         ConfigurationError: If Optuna is not installed.
@@ -101,7 +104,7 @@ def plan(
         record = trials.load(path.stem)
         if record is not None and record.status != "failed":
             done[record.arm] = done.get(record.arm, 0) + 1
-    return TuningPlan(spec, own, data, checkpoint, done, execute.divide(jobs, len(own)))
+    return TuningPlan(spec, own, data, checkpoint, done, executor.divide(jobs, len(own)), executor)
 
 
 def search(
@@ -118,7 +121,7 @@ def search(
     Args:
         todo: What to search.
         store: The run directory, opened.
-        on_event: Told of everything, as in `execute.execute`.
+        on_event: Told of everything, as in `Executor.execute`.
         announce: Told if another process is searching, whose end is waited for.
 
     Raises:
@@ -131,6 +134,7 @@ def search(
         if found is not None:
             return found
         trials = store.open_trials()
+        trials.abandoned(None, announce)  # by whoever searched here before, on another machine perhaps
         with _readable(trials):
             books = {search.arm: _Books(search, todo, trials) for search in todo.searches}
             queue = deque(task for own in books.values() if (task := own.propose()) is not None)
@@ -144,7 +148,7 @@ def search(
 
             if queue:
                 data = ExperimentData({"": todo.data})
-                execute.execute(queue, trials, todo.checkpoint, data, todo.division, receive)
+                todo.executor.execute(queue, trials, todo.checkpoint, data, todo.division, receive)
             tuning = Tuning(
                 outcomes=tuple(own.outcome() for own in books.values()),
                 train_examples=len(todo.data.train),

@@ -1,39 +1,34 @@
-"""A process that trains one run after another: reads `Task`s from a pipe, writes events to it.
-
-It writes each record itself, before it says so, and ends with its parent, however that ended.
-"""
+"""Doing one run, as all executors do: from a `Task` to its record and the `Event` that says how it ended."""
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from multiprocessing import connection, parent_process
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from crisp_attention.errors import StorageError
-from crisp_attention.experiment.data.dataset import ExperimentData
+from crisp_attention.experiment.results.leases import Lease, LeaseLostError
 from crisp_attention.experiment.results.record import RealisedSparsity, Record, Timing
 from crisp_attention.experiment.results.store import DISK_ERRORS, Store
 from crisp_attention.experiment.specification.runs import PlannedRun
-from crisp_attention.experiment.training.model import Checkpoint
 
 if TYPE_CHECKING:
     from crisp_attention.experiment.training.checkpoint import Checkpoints
     from crisp_attention.experiment.training.evaluation import Outputs
     from crisp_attention.experiment.training.journal import Progress
+    from crisp_attention.experiment.training.tracking import Tracking
     from crisp_attention.experiment.training.workbench import Workbench
 
-    Trainer = Callable[[PlannedRun, Workbench, Callable[[Progress], None], Checkpoints], tuple[Record, Outputs | None]]
+    Trainer = Callable[
+        [PlannedRun, Workbench, Callable[[Progress], None], Checkpoints, Tracking | None],
+        tuple[Record, Outputs | None],
+    ]
 
-_GRACE_SECONDS = 5.0
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 
 
 @dataclass(frozen=True)
@@ -44,10 +39,12 @@ class Task:
         run: Which.
         before: Its record when it was planned, of a run to be done again; None where there was none.
             Where another process has written one since, that stands.
+        report_to: Trackers to show it in, see `TrackingSpec`.
     """
 
     run: PlannedRun
     before: Record | None = None
+    report_to: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,8 @@ class Event:
 
     Attributes:
         kind: "ready" for a run; "progress"; "note"; or how the run ended: "finished", "diverged", "failed",
-            "elsewhere" (another process is training it), or "unsaved" (its record could not be written).
+            "elsewhere" (another process is training it, or has taken it over), or "unsaved" (its record could not be
+            written).
         run_id: Which run; empty for "ready".
         step, steps, loss: Progress, as in `journal.Progress`.
         reason: Why it diverged, failed or was not saved; or what there is to note.
@@ -72,100 +70,84 @@ class Event:
     result: str = ""
 
 
-def serve(pipe: Any, folder: Path, checkpoint: Checkpoint, data: ExperimentData, threads: int, log: Path) -> None:
-    """Body of a worker process.
+Tell = Callable[[Event], None]
+"""Told of progress and notes while a run is in training."""
+
+
+def environment(threads: int) -> dict[str, str]:
+    """What numerical libraries read when they are imported, for a process that trains with so many threads."""
+    return dict.fromkeys(_THREAD_VARIABLES, str(threads)) | {"TOKENIZERS_PARALLELISM": "false"}
+
+
+def perform(task: Task, store: Store, bench: Workbench, tell: Tell, trainer: Trainer | None = None) -> Event:
+    """Do one run, unless it is done or another process is doing it; its record is written before this returns.
 
     Args:
-        pipe: Duplex connection: tasks in (None ends), events out.
-        folder: The run directory.
-        checkpoint: Where the weights are.
-        data: All data of the experiment.
-        threads: Torch's threads.
-        log: File that takes all that is printed.
-    """
-    # Ctrl-C reaches the whole process group; the parent decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # As an exception, so that scratch folders are removed on the way out.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    store = Store(folder)
-    try:
-        stream = log.open("a", buffering=1, encoding="utf-8")
-    except OSError as error:
-        pipe.send(Event("unsaved", reason=str(store.unwritable(error))))
-        return
-    os.dup2(stream.fileno(), 1)
-    os.dup2(stream.fileno(), 2)
-    sys.stdout = sys.stderr = stream
-
-    import torch
-
-    from crisp_attention.experiment.training.workbench import Workbench, quiet_transformers
-
-    torch.set_num_threads(threads)
-    quiet_transformers()
-    bench = Workbench(checkpoint, data)
-    pipe.send(Event("ready"))
-    while (task := pipe.recv()) is not None:
-        try:
-            with store.writing():  # what is printed goes to its disk too
-                event = train_task(task, store, bench, pipe)
-        except StorageError as error:
-            event = Event("unsaved", task.run.config.run_id, reason=str(error))
-        pipe.send(event)
-
-
-def train_task(task: Task, store: Store, bench: Workbench | Any, pipe: Any, trainer: Trainer | None = None) -> Event:
-    """Train a run and write its record, unless another process does, or has.
-
-    Args:
-        task: Which.
+        task: The run.
         store: The run directory, opened.
         bench: Model and data.
-        pipe: Told of progress and notes.
-        trainer: What trains in place of `train.run`.
+        tell: Told of progress and notes.
+        trainer: What trains, in place of `train.run`.
 
     Returns:
-        How the run ended.
-
-    Raises:
-        StorageError: If the directory cannot be written.
+        How it ended: any kind of event but "ready", "progress" and "note".
     """
+    try:
+        with store.writing():  # what is printed goes to its disk too
+            return _run(task, store, bench, tell, trainer)
+    except StorageError as error:
+        return Event("unsaved", task.run.config.run_id, reason=str(error))
+
+
+def _run(task: Task, store: Store, bench: Workbench, tell: Tell, trainer: Trainer | None = None) -> Event:
     run_id = task.run.config.run_id
-    lock = store.lock(run_id)
-    if lock is None:
+    lease = store.lock(run_id)
+    if lease is None:
         return Event("elsewhere", run_id)
     try:
         record = store.load(run_id)
         if record is None or record == task.before:
-            record = _train(task.run, store, bench, pipe, trainer)
+            record = _train(task, lease, store, bench, tell, trainer)
         return Event(record.status, run_id, reason=record.reason, result=_result(record))
+    except LeaseLostError as error:
+        print(error, file=sys.stderr)
+        return Event("elsewhere", run_id)
     finally:
-        lock.release()
+        lease.release()
 
 
-def _train(planned: PlannedRun, store: Store, bench: Workbench, pipe: Any, trainer: Trainer | None) -> Record:
+def _train(task: Task, lease: Lease, store: Store, bench: Workbench, tell: Tell, trainer: Trainer | None) -> Record:
     """Train, write the record, and discard the checkpoints.
+
+    Returns:
+        The record that stands.
 
     Raises:
         StorageError: If the directory cannot be written; what was trained is in the last checkpoint.
+        LeaseLostError: If another process has taken the run over.
     """
     from crisp_attention.experiment.training import train
     from crisp_attention.experiment.training.checkpoint import Checkpoints
 
+    planned = task.run
     run_id = planned.config.run_id
     print(f"Training run {run_id}", file=sys.stderr)
-    checkpoints = Checkpoints(
-        store.checkpoints(run_id), run_id, lambda sentence: _tell(pipe, Event("note", run_id, reason=sentence))
-    )
+
+    def note(sentence: str) -> None:
+        tell(Event("note", run_id, reason=sentence))
+
+    checkpoints = Checkpoints(store.checkpoints(run_id), run_id, note)
+    tracking = _tracking(task, store, note)
     started = time.perf_counter()
+
+    def report(now: Progress) -> None:
+        lease.require()
+        tell(Event("progress", run_id, now.step, now.steps, now.loss))
+
     try:
-        record, outputs = (trainer or train.run)(
-            planned,
-            bench,
-            lambda now: _tell(pipe, Event("progress", run_id, now.step, now.steps, now.loss)),
-            checkpoints,
-        )
+        record, outputs = (trainer or train.run)(planned, bench, report, checkpoints, tracking)
+    except LeaseLostError:
+        raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             # No fault of the run: it stays pending.
@@ -173,17 +155,19 @@ def _train(planned: PlannedRun, store: Store, bench: Workbench, pipe: Any, train
         traceback.print_exc()
         reason = f"{type(error).__name__}: {error}"
         record, outputs = _failure(planned, bench, reason, time.perf_counter() - started), None
-    store.save(record, outputs)
+    lease.renew()
+    lease.require()
+    record = store.save(record, outputs, task.before)
     checkpoints.clear()
     return record
 
 
-def _tell(pipe: Any, event: Event) -> None:
-    """Report progress; end where nobody listens any more, which is no failure of the run."""
-    try:
-        pipe.send(event)
-    except OSError:
-        sys.exit(1)
+def _tracking(task: Task, store: Store, note: Callable[[str], None]) -> Tracking | None:
+    if not task.report_to:
+        return None
+    from crisp_attention.experiment.training.tracking import Tracking
+
+    return Tracking(task.report_to, store.folder, note)
 
 
 def _result(record: Record) -> str:
@@ -214,13 +198,3 @@ def _failure(planned: PlannedRun, bench: Workbench, reason: str, seconds: float)
         ),
         provenance=describe(bench, bench.data.of(planned.config.data), "unknown"),
     )
-
-
-def _end_with_parent() -> None:
-    """Leave at once when the parent is gone, killed or not: an orphan must not train on."""
-    parent = parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(_GRACE_SECONDS)
-        os._exit(1)

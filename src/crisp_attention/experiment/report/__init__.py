@@ -8,7 +8,8 @@ from crisp_attention.experiment.conclusions.analysis import Analysis
 from crisp_attention.experiment.report.disagreements import attention_maps, what_flipped
 from crisp_attention.experiment.report.pages import Content, render_html, render_markdown
 from crisp_attention.experiment.report.sections import closing, findings
-from crisp_attention.experiment.results.store import Store, write_atomically
+from crisp_attention.experiment.results.files import write_atomically
+from crisp_attention.experiment.results.store import Store
 
 __all__ = ["write"]
 

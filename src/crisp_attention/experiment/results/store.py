@@ -1,10 +1,11 @@
-"""A run directory: the study's identity, one atomic record a run, a lock a run. Nothing is overwritten.
+"""A run directory: the study's identity, one atomic record a run, a lease and a lock a run. Nothing is overwritten.
 
 runs/NAME/
   study.json          the specification, fingerprints, and how many seeds were asked for when
   records/ID.json     one finished, diverged or failed run
   records/ID.npz      its per-example outputs
-  locks/ID.lock       held while a process trains that run
+  leases/ID/N         who trains that run, and how often that was renewed; see `leases`
+  locks/ID.lock       locked besides, where the file system has locks
   checkpoints/ID/     where it goes on if it is interrupted; gone once its record is there
   tuning.json         what was found for each arm, once and for all; only where the study tunes
   tuning/             the trials: runs like the others, on data without the evaluation split, and Optuna's database
@@ -21,20 +22,20 @@ import errno
 import hashlib
 import io
 import json
-import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from crisp_attention.errors import ConfigurationError, RecordError, StorageError
+from crisp_attention.experiment.results.faults import HINT, damaged, first, unknown_schema, unwritable
+from crisp_attention.experiment.results.files import write_atomically, write_once
 from crisp_attention.experiment.results.identity import describe, difference
+from crisp_attention.experiment.results.leases import Lease, Leases, exclusively
 from crisp_attention.experiment.results.record import READABLE, Arrays, Record
 from crisp_attention.experiment.results.tuning import Tuning
 from crisp_attention.experiment.specification.runs import Fingerprints, PlannedRun, expand
@@ -44,16 +45,8 @@ from crisp_attention.experiment.specification.tuned import apply
 _STUDY = "study.json"
 _EXAMPLES = "examples.json"
 _TUNING = "tuning.json"
-_HINT = "Choose another --out, or move that directory away."
-# Who only looks whether a run is locked holds it for an instant, which must not keep anybody from training it.
-_PATIENCE = 0.1
-_REMEDIES = {
-    errno.ENOSPC: "Make room on its disk",
-    errno.EDQUOT: "Make room in your quota",
-    errno.EROFS: "Make it writable",
-    errno.EACCES: "Make it writable",
-    errno.EPERM: "Make it writable",
-}
+# What is at stake is the order in which numbers of seeds were asked for.
+_PATIENCE = 10.0
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """Numbers of the errors that mean a disk and no mistake in a program."""
@@ -82,6 +75,7 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.records = folder / "records"
+        self.leases = Leases(folder)
 
     def require(self, spec: ExperimentSpec, prints: Fingerprints) -> None:
         """Make sure that the directory is new or belongs to this experiment; writes nothing.
@@ -97,10 +91,10 @@ class Store:
         if (self.folder / _STUDY).exists():
             existing, wanted = self._read_study(), describe(spec, prints)
             if existing["identity"] != wanted["identity"]:
-                raise RecordError(f"{self.folder} holds another experiment ({difference(existing, wanted)}). {_HINT}")
+                raise RecordError(f"{self.folder} holds another experiment ({difference(existing, wanted)}). {HINT}")
             self.tuning(spec)
         elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
-            raise RecordError(f"{self.folder} exists and is not a run directory (it has no {_STUDY}). {_HINT}")
+            raise RecordError(f"{self.folder} exists and is not a run directory (it has no {_STUDY}). {HINT}")
 
     def open(self, spec: ExperimentSpec, prints: Fingerprints) -> None:
         """Create the directory, or go on in it.
@@ -119,7 +113,7 @@ class Store:
         study = describe(spec, prints)
         with self.writing():
             self._lay_out()
-            with FileLock(self.folder / "locks" / "study.lock"):
+            with exclusively(self.folder / "locks" / "study.lock", _PATIENCE):
                 if (self.folder / _STUDY).exists():
                     asked = self._read_study()["seeds_asked"]
                     study["seeds_asked"] = asked if asked[-1] == spec.seeds else [*asked, spec.seeds]
@@ -158,11 +152,7 @@ class Store:
 
     def unwritable(self, error: OSError) -> StorageError:
         """What to tell a user of an error of the disk."""
-        remedy = _REMEDIES.get(error.errno or 0, "See to its disk")
-        return StorageError(
-            f"{self.folder} could not be written: {error.strerror or error}. Finished runs in it are kept. {remedy} "
-            "and give the same command again: it goes on from there."
-        )
+        return unwritable(self.folder, error)
 
     def study(self) -> tuple[ExperimentSpec, list[PlannedRun], list[int]]:
         """The experiment that a directory holds.
@@ -179,13 +169,21 @@ class Store:
         try:
             spec = parse(study["spec"], str(path))
         except ConfigurationError as error:
-            raise _damaged(path, str(error)) from None
+            raise damaged(path, str(error)) from None
         data = {"": study["data"]} if isinstance(study["data"], str) else study["data"]
         if set(data) != set(spec.conditions()):
-            raise _damaged(path, "its data are not those of its conditions")
+            raise damaged(path, "its data are not those of its conditions")
         prints = Fingerprints(study["model"], data, study.get("evaluations", {}))
         tuning = self.tuning(spec)
         return spec, list(expand(spec if tuning is None else apply(spec, tuning.values), prints)), study["seeds_asked"]
+
+    def identity(self) -> str:
+        """Hash of what makes two studies the same, see `identity.describe`.
+
+        Raises:
+            RecordError: If there is no readable study.
+        """
+        return str(self._read_study()["identity"])
 
     def tuning(self, spec: ExperimentSpec) -> Tuning | None:
         """What was tried and found for the arms; None if nothing is searched, or not found yet.
@@ -204,13 +202,13 @@ class Store:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            raise _damaged(path, _first(error)) from None
+            raise damaged(path, first(error)) from None
         if fault := tuning.fault(spec):
-            raise _damaged(path, fault)
+            raise damaged(path, fault)
         if tuning.trials != spec.tune.trials:
             raise RecordError(
                 f"{self.folder} holds runs with what {tuning.trials} trials of each arm found; tune.trials = "
-                f"{spec.tune.trials} would choose anew when results can be seen. {_HINT}"
+                f"{spec.tune.trials} would choose anew when results can be seen. {HINT}"
             )
         return tuning
 
@@ -250,7 +248,7 @@ class Store:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise _damaged(path, str(error)) from None
+            raise damaged(path, str(error)) from None
 
     def load(self, run_id: str) -> Record | None:
         """The record of a run, or None if there is none yet.
@@ -264,20 +262,20 @@ class Store:
         except FileNotFoundError:
             return None
         except (OSError, UnicodeDecodeError) as error:
-            raise _damaged(path, str(error)) from None
+            raise damaged(path, str(error)) from None
         try:
             content = json.loads(text)
             if not isinstance(content, dict):
-                raise _damaged(path, "not a JSON object")
+                raise damaged(path, "not a JSON object")
             if content.get("schema") not in READABLE:
-                raise _unknown_schema(path, content.get("schema"))
+                raise unknown_schema(path, content.get("schema"))
             record = Record.model_validate(content)
         except json.JSONDecodeError as error:
-            raise _damaged(path, f"not valid JSON ({error.msg} at character {error.pos}); truncated?") from None
+            raise damaged(path, f"not valid JSON ({error.msg} at character {error.pos}); truncated?") from None
         except ValidationError as error:
-            raise _damaged(path, _first(error)) from None
+            raise damaged(path, first(error)) from None
         if record.run_id != run_id:
-            raise _damaged(path, f"it describes run {record.run_id}")
+            raise damaged(path, f"it describes run {record.run_id}")
         return record
 
     def load_all(self, runs: list[PlannedRun]) -> dict[str, Record]:
@@ -297,18 +295,27 @@ class Store:
         try:
             content = path.read_bytes()
         except OSError as error:
-            raise _damaged(path, str(error)) from None
+            raise damaged(path, str(error)) from None
         if hashlib.sha256(content).hexdigest() != record.arrays.sha256:
-            raise _damaged(path, "its checksum differs from the record's")
+            raise damaged(path, "its checksum differs from the record's")
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
 
-    def save(self, record: Record, arrays: Mapping[str, np.ndarray[Any, Any]] | None) -> None:
+    def save(
+        self, record: Record, arrays: Mapping[str, np.ndarray[Any, Any]] | None, before: Record | None = None
+    ) -> Record:
         """Write a run's outputs, then its record: a record on disk is always complete.
+
+        The first record of a run stands. Runs are deterministic: whoever comes later, because it was silent for so
+        long that another process took its run over, has nothing to add.
 
         Args:
             record: The record, its `arrays` not yet filled in.
             arrays: Per-example outputs of a finished run.
+            before: The record that this one replaces, of a run that was done again.
+
+        Returns:
+            The record that stands.
 
         Raises:
             StorageError: If they cannot be written; there is no record then.
@@ -317,44 +324,57 @@ class Store:
             if arrays is not None:
                 buffer = io.BytesIO()
                 np.savez_compressed(buffer, allow_pickle=False, **arrays)
-                content = buffer.getvalue()
-                file = f"{record.run_id}.npz"
-                write_atomically(self.records / file, content)
-                entry = Arrays(file=file, sha256=hashlib.sha256(content).hexdigest())
-                record = record.model_copy(update={"arrays": entry})
-            plain = record.model_dump(mode="json", by_alias=True)
-            write_atomically(self.records / f"{record.run_id}.json", _to_json(plain))
+                record = record.model_copy(update={"arrays": self._save_outputs(record.run_id, buffer.getvalue())})
+            plain = _to_json(record.model_dump(mode="json", by_alias=True))
+            path = self.records / f"{record.run_id}.json"
+            if before is not None and self.load(record.run_id) == before:
+                write_atomically(path, plain)
+            elif not write_once(path, plain):
+                return self.load(record.run_id) or record
+        return record
+
+    def _save_outputs(self, run_id: str, content: bytes) -> Arrays:
+        """Write outputs; a file of that name with others may be named by a record, and is left alone."""
+        sha256 = hashlib.sha256(content).hexdigest()
+        path = self.records / f"{run_id}.npz"
+        if not write_once(path, content) and path.read_bytes() != content:
+            path = self.records / f"{run_id}-{sha256[:8]}.npz"
+            write_atomically(path, content)
+        return Arrays(file=path.name, sha256=sha256)
 
     def checkpoints(self, run_id: str) -> Path:
         """Where a run's checkpoints are kept while it is in training."""
         return self.folder / "checkpoints" / run_id
 
-    def lock(self, run_id: str) -> FileLock | None:
-        """Take a run for this process; None if another holds it. Released when the process ends.
+    def lock(self, run_id: str) -> Lease | None:
+        """Take a run for this process; None if another holds it. Others have it when the process ends.
 
         Raises:
-            StorageError: If there is no room for the lock.
+            StorageError: If there is no room for the lease.
         """
-        lock = FileLock(self.folder / "locks" / f"{run_id}.lock")
-        try:
-            lock.acquire(timeout=_PATIENCE, poll_interval=_PATIENCE / 5)
-        except Timeout:
-            return None
-        except OSError as error:
-            raise self.unwritable(error) from error
-        return lock
+        with self.writing():
+            return self.leases.take(run_id)
 
     def in_training(self, run_id: str) -> bool:
-        """Whether a process is training a run now; writes nothing."""
-        if not (self.folder / "locks" / f"{run_id}.lock").exists():
-            return False
-        try:
-            lock = self.lock(run_id)
-        except StorageError:  # nobody trains in a directory that cannot be written
-            return False
-        if lock is not None:
-            lock.release()
-        return lock is None
+        """Whether a process is training a run now, or may be on another machine; writes nothing."""
+        return self.leases.held(run_id)
+
+    def abandoned(self, run_ids: Iterable[str] | None, announce: Callable[[str], None]) -> set[str]:
+        """Those of the given runs (None: of all) that nobody is training, so that they can be taken.
+
+        A holder on another machine that shows no sign of life is watched for as long as its lease lasts.
+
+        Args:
+            run_ids: Which.
+            announce: Told if that takes a while.
+
+        Raises:
+            StorageError: If the directory cannot be written.
+        """
+        with self.writing():
+            return self.leases.abandoned(
+                run_ids, lambda count: announce(f"Waiting for a sign of life from other machines ({count} begun there)")
+            )
 
     def _sweep(self) -> None:
         """Remove what processes that were killed left behind: halves of files, checkpoints of finished runs."""
@@ -376,53 +396,13 @@ class Store:
         except FileNotFoundError:
             raise RecordError(f"{self.folder} is not a run directory: it has no {_STUDY}.") from None
         except (OSError, ValueError) as error:
-            raise _damaged(path, str(error)) from None
+            raise damaged(path, str(error)) from None
         wanted = {"schema", "spec", "model", "data", "identity", "seeds_asked"}
         if not isinstance(study, dict) or not wanted <= set(study) or not study["seeds_asked"]:
-            raise _damaged(path, f"expected the keys {', '.join(sorted(wanted))}, none of them empty")
+            raise damaged(path, f"expected the keys {', '.join(sorted(wanted))}, none of them empty")
         if study["schema"] not in READABLE:
-            raise _unknown_schema(path, study["schema"])
+            raise unknown_schema(path, study["schema"])
         return study
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all, also after a power cut."""
-    descriptor, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(scratch, 0o644)
-        os.replace(scratch, path)
-    except BaseException:
-        Path(scratch).unlink(missing_ok=True)
-        raise
-
-
-def _first(error: Exception) -> str:
-    """The first of the faults that a validation found, or the error as it is."""
-    if not isinstance(error, ValidationError):
-        return str(error)
-    first = error.errors()[0]
-    return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
-
-
-def _damaged(path: Path, why: str) -> RecordError:
-    record = path.with_suffix(".json").name
-    again = f"Delete {record if path.suffix == '.npz' else 'it'} to have that run done again."
-    if path.name == _TUNING:
-        return RecordError(f"{path} is damaged: {why}. Delete it: what was found is read from the trials again.")
-    advice = again if path.parent.name == "records" else _HINT
-    return RecordError(f"{path} is damaged: {why}. {advice}")
-
-
-def _unknown_schema(path: Path, found: object) -> RecordError:
-    *older, newest = READABLE
-    return RecordError(
-        f"{path} has record schema {found!r}, this version reads {', '.join(map(str, older))} and {newest}. "
-        "Update crisp-attention, or use the version that wrote it."
-    )
 
 
 def _to_json(content: Any) -> bytes:

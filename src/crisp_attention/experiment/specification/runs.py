@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from crisp_attention.config import SparsityConfig
 from crisp_attention.experiment.specification.sections import ArmSpec
 from crisp_attention.experiment.specification.spec import ExperimentSpec
 
@@ -46,6 +47,12 @@ class RunConfig:
         content = {key: value for key, value in content.items() if key not in ("evaluation", "evaluations") or value}
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    @property
+    def rule(self) -> str:
+        """Which scores survive in training; "dense" where all do."""
+        attention = SparsityConfig.from_dict(self.attention)
+        return attention.rule if attention.removes else "dense"
 
 
 @dataclasses.dataclass(frozen=True)

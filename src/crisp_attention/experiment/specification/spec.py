@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from crisp_attention.errors import ConfigurationError, CrispError, nearest
 from crisp_attention.experiment.specification.mistakes import told
+from crisp_attention.experiment.specification.resources import ResourcesSpec
 from crisp_attention.experiment.specification.section import Section
 from crisp_attention.experiment.specification.sections import (
     ATTENTION_FIELDS,
@@ -27,6 +28,7 @@ from crisp_attention.experiment.specification.sections import (
     VarySpec,
     without_later,
 )
+from crisp_attention.experiment.specification.tracking import UNTRACKED, TrackingSpec
 from crisp_attention.experiment.specification.tune import Range, TuneSpec, fixed
 
 MAX_SEEDS = 1000
@@ -55,6 +57,8 @@ class ExperimentSpec(Section):
         description="planned looks: numbers of seeds at which to test, `seeds` among them",
     )
     tune: TuneSpec | None = Field(None, description="what is searched for each arm before its seeds run; see TuneSpec")
+    resources: ResourcesSpec = Field(ResourcesSpec(), description="what each run gets of a machine; see ResourcesSpec")
+    tracking: TrackingSpec = Field(TrackingSpec(), description="where runs are shown besides; see TrackingSpec")
 
     @model_validator(mode="after")
     def _check_arms(self) -> ExperimentSpec:
@@ -123,10 +127,10 @@ class ExperimentSpec(Section):
         return next(arm for arm in self.arms if arm.name == name)
 
     def identity(self) -> dict[str, Any]:
-        """All that decides what the runs are, without how many seeds or trials there are or where data lie."""
+        """All that decides what the runs are, without how many there are, where data lie or who does them."""
         content = to_plain(self)
-        for key in ("name", "description", "choices", "seeds"):
-            del content[key]
+        for key in ("name", "description", "choices", "seeds", "resources", "tracking"):
+            content.pop(key, None)
         if self.tune is not None:
             # Like seeds, trials may become more.
             del content["tune"]["trials"]
@@ -221,7 +225,14 @@ def preset(name: str) -> ExperimentSpec:
 
 # What later releases added, with what it was where nothing is said: left out there, so that experiments
 # and runs of earlier releases keep their names.
-_LATER: dict[str, Any] = {"vary": None, "evaluations": [], "looks": [], "tune": None}
+_LATER: dict[str, Any] = {
+    "vary": None,
+    "evaluations": [],
+    "looks": [],
+    "tune": None,
+    "resources": ResourcesSpec().model_dump(mode="json"),
+    "tracking": UNTRACKED,
+}
 _LATER_ARM: dict[str, Any] = {"tune": None}
 _LATER_DATA: dict[str, Any] = {"label_noise": 0.0}
 _LATER_PRIMARY: dict[str, Any] = {"condition": None}
@@ -236,6 +247,8 @@ def _known_keys(location: tuple[str | int, ...]) -> list[str]:
         "vary": VarySpec,
         "evaluations": EvaluationSpec,
         "tune": TuneSpec,
+        "tracking": TrackingSpec,
+        "resources": ResourcesSpec,
     }
     section = sections.get(str(location[0]), ExperimentSpec) if len(location) > 1 else ExperimentSpec
     if section is ArmSpec and "training" in location[:-1]:

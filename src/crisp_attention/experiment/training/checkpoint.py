@@ -21,7 +21,7 @@ import torch
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from crisp_attention.experiment.results import provenance
-from crisp_attention.experiment.results.store import write_atomically
+from crisp_attention.experiment.results.files import write_atomically
 
 _LEAST_SECONDS = 30.0
 _MOST_SHARE = 0.05

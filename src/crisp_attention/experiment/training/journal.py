@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any, cast
 
 import numpy as np
@@ -207,6 +208,7 @@ class Journal(TrainerCallback):
                 test=score(test_logits, self.test.labels),
             )
         )
+        self._tell_trackers(self.epochs[-1])
         self.report(Progress(state.global_step, state.max_steps, loss))
         if not last:
             self._save_if_due(control)
@@ -219,6 +221,21 @@ class Journal(TrainerCallback):
             "train_labels": self.probe.labels,
         }
         self._look_closer()
+
+    def _tell_trackers(self, epoch: Epoch) -> None:
+        """Log what trackers show of an epoch."""
+        # Trackers show a name without a prefix among those of training. The Trainer has a "train_loss" of its own.
+        realised = {"realised_sparsity": self.realised_train, "test_realised_sparsity": self.realised_test}
+        self.trainer.log(
+            {
+                "running_loss": epoch.running_loss,
+                "probe_accuracy": epoch.train.accuracy,
+                "probe_loss": epoch.train.loss,
+                "test_accuracy": epoch.test.accuracy,
+                "test_loss": epoch.test.loss,
+                **{name: fmean(own.values()) for name, own in realised.items() if own},
+            }
+        )
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Complete the checkpoint that the Trainer has just saved, and see what it cost."""

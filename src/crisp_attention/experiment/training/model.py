@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from crisp_attention.errors import AssetError, ConfigurationError, nearest
-from crisp_attention.experiment.data.assets import ASSETS, fetch
+from crisp_attention.experiment.data.assets import ASSETS, cache_folder, fetch
 
 PACKAGED = ("minilm-l6",)
 ARCHITECTURES = {"tiny-vit": "a Vision Transformer of 3 layers, trained from scratch"}
@@ -71,6 +74,46 @@ def resolve(name: str, announce: Callable[[str], None] = lambda _: None) -> Chec
     if path.exists() or name.startswith((".", "/", "~")):
         raise ConfigurationError(f"Model {name!r} is not a folder with config.json and *.safetensors weights.")
     return _checkpoint(name, _from_hub(name, announce))
+
+
+def pack(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """The files of a checkpoint by name, to take it to another machine."""
+    files = {file for pattern in (*_WANTED, *_DECIDING) for file in checkpoint.folder.glob(pattern)}
+    return {file.name: file.read_bytes() for file in sorted(files) if file.is_file()}
+
+
+def is_here(checkpoint: Checkpoint) -> bool:
+    """Whether this machine has a checkpoint in its folder, with the same content."""
+    try:
+        return _fingerprint(checkpoint.folder) == checkpoint.fingerprint
+    except ConfigurationError:
+        return False
+
+
+def unpack(checkpoint: Checkpoint, files: Mapping[str, bytes]) -> Checkpoint:
+    """A checkpoint of another machine, in this machine's cache.
+
+    Args:
+        checkpoint: As it is there.
+        files: What `pack` returned there.
+
+    Raises:
+        OSError: If the cache cannot be written.
+    """
+    folder = cache_folder() / "checkpoints" / checkpoint.fingerprint
+    here = replace(checkpoint, folder=folder)
+    if is_here(here):
+        return here
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        whole = Path(scratch) / "whole"
+        whole.mkdir()
+        for name, content in files.items():
+            (whole / name).write_bytes(content)
+        # What is there is damaged, or another process has just written the same.
+        shutil.rmtree(folder, ignore_errors=True)
+        os.rename(whole, folder)
+    return here
 
 
 def _checkpoint(name: str, folder: Path) -> Checkpoint:

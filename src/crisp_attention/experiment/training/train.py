@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, cast
 
@@ -30,6 +30,7 @@ from crisp_attention.experiment.training.checkpoint import Checkpoints
 from crisp_attention.experiment.training.evaluation import Outputs
 from crisp_attention.experiment.training.journal import Journal, Progress, RunningLoss
 from crisp_attention.experiment.training.ranks import Ranks
+from crisp_attention.experiment.training.tracking import Tracking
 from crisp_attention.experiment.training.workbench import Workbench
 from crisp_attention.huggingface.callback import SparsityCallback
 from crisp_attention.huggingface.model import monitor, sparsify
@@ -37,7 +38,11 @@ from crisp_attention.monitoring import SparsityMonitor
 
 
 def run(
-    planned: PlannedRun, bench: Workbench, report: Callable[[Progress], None], checkpoints: Checkpoints | None = None
+    planned: PlannedRun,
+    bench: Workbench,
+    report: Callable[[Progress], None],
+    checkpoints: Checkpoints | None = None,
+    tracking: Tracking | None = None,
 ) -> tuple[Record, Outputs | None]:
     """Train and evaluate one arm at one seed.
 
@@ -52,6 +57,7 @@ def run(
         bench: Model and data.
         report: Told of the progress a few times a second.
         checkpoints: Where to save, and to go on from; without them nothing is saved.
+        tracking: Where to show the run besides, which changes neither record nor outputs.
 
     Returns:
         The record (finished or diverged) and the per-example outputs (None if diverged).
@@ -71,6 +77,7 @@ def run(
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="crisp-run-"))
         watcher = stack.enter_context(monitor(model))
         watcher.watch_entropy = False  # until the last evaluation
+        trackers = [] if tracking is None else stack.enter_context(tracking.of(planned))
         order = LengthGroupedBatches(train.lengths, training.batch_size, config.seed)
         batches = RankBatches(order, ranks.rank, ranks.size)
         trainer = _PairedTrainer(
@@ -79,10 +86,16 @@ def run(
             ranks,
             watcher,
             model=model,
-            args=_arguments(training, config.seed, scratch if checkpoints is None else str(checkpoints.folder), ranks),
+            args=_arguments(
+                training,
+                config.seed,
+                scratch if checkpoints is None else str(checkpoints.folder),
+                {} if tracking is None else tracking.arguments(planned),
+                ranks,
+            ),
             train_dataset=train,
             data_collator=bench.collator(config.padding, config.max_length),
-            callbacks=[SparsityCallback()],
+            callbacks=[SparsityCallback(), *trackers],
         )
         trainer.remove_callback(PrinterCallback)  # who called shows the progress
         if not ranks.leads:
@@ -219,7 +232,9 @@ def _probe(train: Split, count: int) -> Split:
     return train.take(np.unique(np.linspace(0, len(train) - 1, min(count, len(train))).astype(np.int64)))
 
 
-def _arguments(training: TrainingSpec, seed: int, folder: str, ranks: Ranks) -> TrainingArguments:
+def _arguments(
+    training: TrainingSpec, seed: int, folder: str, tracked: Mapping[str, Any], ranks: Ranks
+) -> TrainingArguments:
     # Without being told, Accelerate does not notice processes that have no GPU.
     cpu = ranks.size > 1 and not torch.cuda.is_available()
     return TrainingArguments(
@@ -239,7 +254,8 @@ def _arguments(training: TrainingSpec, seed: int, folder: str, ranks: Ranks) -> 
         save_strategy="no",
         eval_strategy="no",
         logging_strategy="no",
-        report_to=[],
+        report_to=[],  # trackers are callbacks of ours, which cannot disturb a run
         disable_tqdm=True,
         remove_unused_columns=False,
+        **tracked,
     )

@@ -8,28 +8,50 @@ import pytest
 import crisp_attention as crisp
 import tiny_study
 from crisp_attention.experiment.data import dataset
-from crisp_attention.experiment.execution import execute, worker
+from crisp_attention.experiment.execution import local, worker
+from crisp_attention.experiment.execution.executor import Division
+from crisp_attention.experiment.execution.local import LocalExecutor
 from crisp_attention.experiment.execution.worker import Task
 from crisp_attention.experiment.results.store import Store
+from crisp_attention.experiment.specification.resources import ResourcesSpec
 from crisp_attention.experiment.specification.runs import expand
 from crisp_attention.experiment.training import model
 
 
 @pytest.mark.parametrize(
-    ("cores", "jobs", "pending", "expected"),
-    [(2, None, 12, (2, 1)), (8, None, 3, (3, 2)), (8, 2, 12, (2, 4)), (1, None, 5, (1, 1)), (4, None, 0, (1, 4))],
+    ("cores", "jobs", "pending", "cpus", "expected"),
+    [
+        (2, None, 12, None, (2, 1)),
+        (8, None, 3, None, (3, 2)),
+        (8, 2, 12, None, (2, 4)),
+        (1, None, 5, None, (1, 1)),
+        (4, None, 0, None, (1, 4)),
+        (8, None, 12, 3, (2, 3)),
+        (8, 1, 12, 3, (1, 3)),
+        (8, None, 1, 1, (1, 1)),
+    ],
 )
-def test_cores_are_split_between_workers(monkeypatch, cores, jobs, pending, expected):
-    monkeypatch.setattr(execute, "available_cores", lambda: cores)
-    division = execute.divide(jobs, pending)
+def test_cores_are_split_between_workers(monkeypatch, cores, jobs, pending, cpus, expected):
+    monkeypatch.setattr(local, "available_cores", lambda: cores)
+    division = LocalExecutor(ResourcesSpec(cpus=cpus)).divide(jobs, pending)
     assert (division.jobs, division.threads) == expected
 
 
 @pytest.mark.parametrize("jobs", [0, -1, 3])
 def test_more_workers_than_cores_are_refused(monkeypatch, jobs):
-    monkeypatch.setattr(execute, "available_cores", lambda: 2)
-    with pytest.raises(crisp.ConfigurationError, match=f"between 1 and the 2 cores of this machine, got {jobs}"):
-        execute.divide(jobs, 5)
+    monkeypatch.setattr(local, "available_cores", lambda: 2)
+    with pytest.raises(crisp.ConfigurationError, match=f"between 1 and 2, for the 2 cores of this machine; got {jobs}"):
+        LocalExecutor(ResourcesSpec()).divide(jobs, 5)
+
+
+def test_runs_that_ask_for_more_than_the_machine_has_are_refused(monkeypatch):
+    monkeypatch.setattr(local, "available_cores", lambda: 4)
+    with pytest.raises(crisp.ConfigurationError, match=r"resources\.cpus = 5, but this machine has 4 cores"):
+        LocalExecutor(ResourcesSpec(cpus=5)).divide(None, 5)
+    with pytest.raises(
+        crisp.ConfigurationError, match="between 1 and 2, for the 4 cores of this machine, 2 a run; got 3"
+    ):
+        LocalExecutor(ResourcesSpec(cpus=2)).divide(3, 5)
 
 
 @pytest.mark.slow
@@ -50,12 +72,12 @@ def test_a_worker_that_dies_takes_only_its_run_with_it(tmp_path, tiny_folders, c
             if event.kind == "failed":
                 assert "worker process died (exit code -9" in event.reason
 
-    execute.execute(
+    LocalExecutor(ResourcesSpec()).execute(
         deque(map(Task, runs)),
         store,
         checkpoint,
         dataset.ExperimentData({"": loaded}),
-        execute.Division(1, 1),
+        Division(1, 1),
         receive,
     )
     failed = [run_id for kind, run_id in events if kind == "failed"]
@@ -75,7 +97,12 @@ def test_a_worker_whose_parent_is_gone_records_no_failure(tmp_path, tiny_folders
     parent, orphan = multiprocessing.Pipe()
     parent.close()
     with pytest.raises(SystemExit):
-        worker.train_task(Task(planned), store, tiny_study.bench_of(checkpoint, loaded), orphan)
+        worker._run(
+            Task(planned),
+            store,
+            tiny_study.bench_of(checkpoint, loaded),
+            lambda event: local._tell(orphan, event),
+        )
     assert store.load(planned.config.run_id) is None
     lock = store.lock(planned.config.run_id)
     assert lock is not None
