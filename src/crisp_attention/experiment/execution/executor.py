@@ -97,8 +97,8 @@ def choose(on: str, resources: ResourcesSpec) -> Executor:
         resources: What each run gets.
 
     Raises:
-        ConfigurationError: If there is none of that name, Ray is not installed, or it is not "local" where a launcher has
-            started this process.
+        ConfigurationError: If there is none of that name, Ray is not installed, or it is not "local" under a
+            launcher.
     """
     if launch() is not None:
         from crisp_attention.experiment.execution.distributed import LaunchedExecutor
