@@ -9,7 +9,7 @@ ARGS ?=
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help install reproduce test test-quick lint benchmark clean
+.PHONY: help install reproduce test test-quick lint docs wheel release-check audit benchmark clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -37,6 +37,22 @@ lint: install  ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: install  ## Build the documentation into build/site; every link is checked
+	NO_MKDOCS_2_WARNING=1 HF_HUB_OFFLINE=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "build/site/index.html"
+
+wheel: install  ## Build the source archive and the wheel into dist/
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist
+
+release-check: wheel  ## Check the wheel's contents, and try it in empty environments (minutes; ARGS="--all": every extra)
+	$(BIN)/python -m pytest tests/test_wheel.py
+	$(BIN)/python tests/clean_install.py dist/*.whl $(ARGS) -- $(PIP_ARGS)
+
+audit: install  ## Look for known weaknesses of what is pinned (needs the internet)
+	$(BIN)/python -m pip install --quiet -c constraints.txt 'pip-audit>=2.7'
+	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
 
 benchmark: install  ## Measure the speed of fine-tuning on this machine (a few minutes)
 	$(BIN)/python benchmarks/finetuning_throughput.py $(ARGS)

@@ -20,7 +20,7 @@ MODULES = {
 
 # Lower rooms never import higher ones; modules of one room stand on one line.
 FLOORS = [
-    ["errors", "noise"],
+    ["errors", "noise", "representation"],
     ["settings"],
     ["schedule", "traits"],
     ["config"],
@@ -44,8 +44,10 @@ EXPERIMENT_FLOORS = [
     ["report"],
     ["training"],
     ["execution", "inspection"],
-    ["outlook", "study"],
-    ["display"],
+    ["outline", "outlook", "study"],
+    ["progress"],
+    ["display", "notebook"],
+    ["api"],
 ]
 # The modules of the experiment that need torch when they are loaded.
 TORCH_BOUND = {
@@ -59,6 +61,7 @@ TORCH_BOUND = {
 TORCH_FREE = [
     "config",
     "errors",
+    "representation",
     "schedule",
     "settings",
     "traits",

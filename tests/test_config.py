@@ -12,6 +12,7 @@ import crisp_attention as crisp
 from cases import VALUES, model_settings
 from crisp_attention import Schedule, SparsityConfig
 from crisp_attention.traits import RULES
+from fragments import words
 
 configurations = model_settings().map(SparsityConfig.from_dict)
 
@@ -34,6 +35,22 @@ def test_what_differs_from_the_defaults_and_the_strength_rebuild_it(config):
     assert SparsityConfig.from_dict({**config.changes(), **config.strength}) == config
     assert set(config.changes()) <= set(config.to_dict())
     assert len(config.strength) == bool(config.traits.strengths)
+
+
+@given(config=configurations)
+def test_is_written_as_the_shortest_python_that_makes_it(config):
+    assert eval(repr(config), {"SparsityConfig": SparsityConfig, "Schedule": Schedule}) == config
+    assert "None" not in repr(config)
+
+
+def test_is_told_in_a_line_and_explained_in_a_notebook():
+    config = SparsityConfig(sparsity=0.9, layers=[-1], schedule={"kind": "cubic", "end": 0.5})
+    ramp = "Schedule(kind='cubic', begin=0.0, end=0.5, initial=0.0, stagger=0.0)"
+    assert repr(config) == f"SparsityConfig(rule='topk', sparsity=0.9, layers=(-1,), schedule={ramp})"
+    shown = words(config._repr_html_())
+    assert "sparsity 0.9 share of valid scores to remove" in shown
+    assert shown.index("layers [-1]") < shown.index("min_keep 1")
+    assert "key_block" not in shown  # no setting of this rule
 
 
 @given(config=configurations)

@@ -104,12 +104,8 @@ def test_the_example_of_tuning_is_one():
 @pytest.mark.parametrize(
     "file",
     [
-        "README.md",
-        "CONTRIBUTING.md",
-        "docs/operator.md",
-        "docs/experiment.md",
-        "docs/clusters.md",
-        "docs/compatibility.md",
+        *("README.md", "CONTRIBUTING.md", "SECURITY.md", "results/README.md"),
+        *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")),
     ],
 )
 def test_links_within_the_project_lead_somewhere(file):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from crisp_attention.huggingface.autoregister import install
 
 if TYPE_CHECKING:
+    from crisp_attention import experiment as experiment
     from crisp_attention.config import SparsityConfig
     from crisp_attention.errors import (
         AssetError,
@@ -98,6 +99,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
+    if name == "experiment":
+        return importlib.import_module(f"{__name__}.{name}")
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
@@ -106,7 +109,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "experiment"})
 
 
 install()

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from crisp_attention.errors import ConfigurationError
+from crisp_attention.representation import card, table
 from crisp_attention.schedule import Schedule
 from crisp_attention.settings import (
     known_keys,
@@ -23,6 +24,7 @@ from crisp_attention.settings import (
     require_sparsity,
     resolve,
     setting,
+    written,
 )
 from crisp_attention.traits import RULES, RuleTraits
 
@@ -245,6 +247,17 @@ class SparsityConfig:
     def essence(self) -> dict[str, Any]:
         """What a reader wants to know: the rule, its strength, and what differs from the rule's defaults."""
         return {"rule": self.rule, **self.strength, **self.changes()}
+
+    def __repr__(self) -> str:
+        return written(self, self.essence())
+
+    def _repr_html_(self) -> str:
+        values = self.to_dict()
+        help_of = {item.name: item.metadata["help"] for item in dataclasses.fields(self)}
+        # What sets this configuration apart comes first.
+        order = dict.fromkeys((*self.essence(), *values))
+        rows = [(name, str(values[name]), help_of[name]) for name in order]
+        return card("SparsityConfig", table(("setting", "value", "meaning"), rows, prose=("value", "meaning")))
 
     def identity(self) -> dict[str, Any]:
         """What tells this configuration from others, in a form that later releases keep; `from_dict` reads it.

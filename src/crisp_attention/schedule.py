@@ -21,6 +21,7 @@ from crisp_attention.settings import (
     require_sparsity,
     resolve,
     setting,
+    written,
 )
 
 # The settings that each kind reads beside `kind`, with their defaults.
@@ -142,6 +143,9 @@ class Schedule:
         # A negative stagger keeps the last layer at `begin` and delays the first.
         delay = stagger * depth if stagger >= 0 else -stagger * (1.0 - depth)
         return (self.begin or 0.0) + delay, (self.end if self.end is not None else 1.0) + delay
+
+    def __repr__(self) -> str:
+        return written(self, self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
         """The settings that this kind reads, as a plain dict that JSON can hold."""

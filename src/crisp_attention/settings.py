@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Protocol, Self, TypeVar
 
 from crisp_attention.errors import ConfigurationError, nearest
@@ -24,6 +24,12 @@ Settings = TypeVar("Settings", bound=_FromDict)
 def setting(default: Any, help: str) -> Any:
     """A dataclass field with its help text in `metadata["help"]`."""
     return dataclasses.field(default=default, metadata={"help": help})
+
+
+def written(instance: Any, names: Iterable[str]) -> str:
+    """An instance as Python writes it, with the settings of these names alone."""
+    values = ", ".join(f"{name}={getattr(instance, name)!r}" for name in names)
+    return f"{type(instance).__name__}({values})"
 
 
 def known_keys(cls: type, values: object, what: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import crisp_attention as crisp
 from cases import masks, settings_of
 from crisp_attention.backends import Call, Detail, Dropout, cpu, reference
+from crisp_attention.backends.cpu import kernels
 from crisp_attention.backends.cpu.threshold import level_of, memory_of_levels
 from crisp_attention.backends.cpu.writer import PANEL, WIDTHS
 from crisp_attention.config import SparsityConfig
@@ -243,6 +244,36 @@ def test_gradients_reach_twice_but_not_their_own():
     output = crisp.attention(*inputs, sparsity=0.5, backend="cpu").sum()
     with pytest.raises(crisp.ConfigurationError, match=r"second derivatives.*backend='reference'"):
         torch.autograd.grad(output, inputs[:1], create_graph=True)
+
+
+def test_a_bias_that_learns_is_served_where_nobody_wants_its_gradient():
+    bias = torch.randn(1, 2, 6, 6, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    call = made((1, 2, 6, 6), 4)
+    call = replace(call, query=call.query.float(), key=call.key.float(), value=call.value.float(), bias=bias)
+    assert cpu.refusal(call) == "the bias wants a gradient"
+    with torch.no_grad():
+        assert cpu.refusal(call) is None
+        exact, ours = (module.attention(call).output for module in (reference, cpu))
+    torch.testing.assert_close(ours, exact, atol=1e-5, rtol=1e-5)
+
+
+def test_a_kernel_is_compiled_once_however_masks_and_tensors_lie_in_memory():
+    by_key = torch.ones(2, 40, dtype=torch.bool).index_fill(1, torch.tensor([3]), False)
+    by_pair = ((torch.arange(40) - torch.arange(40)[:, None]).abs() < 30)[None, None]
+    assert_same(made())
+    compiled = len(kernels.forward.signatures), len(kernels.backward.signatures)
+    for masked in (
+        {"valid": by_key},
+        {"valid": by_pair},
+        {"valid": by_pair.expand(2, 4, 40, 40).contiguous(), "query_valid": by_key},
+        {"bias": torch.eye(40, dtype=torch.float64)},
+        {"bias": torch.eye(40, dtype=torch.float64).expand(2, 4, 40, 40).contiguous()},
+    ):
+        for rule in ("percentile", "random"):
+            assert_same(made(rule=rule, **masked))
+    call = made()
+    assert_same(replace(call, query=call.query.transpose(1, 2).contiguous().transpose(1, 2)))
+    assert (len(kernels.forward.signatures), len(kernels.backward.signatures)) == compiled
 
 
 VALUES = st.one_of(

@@ -172,6 +172,15 @@ def test_scores_that_are_no_numbers_show_in_their_row_alone(rule):
     assert not found[0, 1].isnan().any()
 
 
+def test_second_derivatives_are_refused():
+    call = made((1, 1, 4, 4))
+    inputs = [x.requires_grad_() for x in (call.query, call.key, call.value)]
+    output = backend.attention(call).output.sum()
+    assert all(x.any() for x in torch.autograd.grad(output, inputs, retain_graph=True))
+    with pytest.raises(crisp.ConfigurationError, match=r"second derivatives.*'triton'.*backend='reference'"):
+        torch.autograd.grad(output, inputs, create_graph=True)
+
+
 @settings(max_examples=6)
 @given(data=st.data())
 def test_agrees_for_any_call(data):

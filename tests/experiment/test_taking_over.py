@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from crisp_attention.experiment import study
-from crisp_attention.experiment.execution import execute
+from crisp_attention.experiment.execution.executor import Division
 from crisp_attention.experiment.execution.worker import Event, Task
 from crisp_attention.experiment.results import leases
 from crisp_attention.experiment.results.leases import Leases
@@ -27,13 +27,10 @@ class Told(list):
         yield lambda run, event: self.append(event.kind)
 
 
-@pytest.fixture
-def plan(tmp_path, monkeypatch):
-    """Three runs to do by workers that do what they can take."""
-    spec = make_spec(seeds=3)
-    runs = [run for (arm, _), run in planned(spec).items() if arm == "dense"]
+class MadeUp:
+    """An executor that trains nothing."""
 
-    def carry(queue, store, checkpoint, data, division, on_event):
+    def execute(self, queue, store, checkpoint, data, division, on_event):
         while queue:
             run = queue.popleft().run
             lease = store.lock(run.config.run_id)
@@ -42,11 +39,17 @@ def plan(tmp_path, monkeypatch):
                 lease.release()
             on_event(run, Event("elsewhere" if lease is None else "finished", run.config.run_id))
 
-    monkeypatch.setattr(execute, "execute", carry)
+
+@pytest.fixture
+def plan(tmp_path):
+    """Three runs to do by workers that do what they can take."""
+    spec = make_spec(seeds=3)
+    runs = [run for (arm, _), run in planned(spec).items() if arm == "dense"]
+
     return study.Plan(
         spec=spec, folder=tmp_path, checkpoint=None, data=None, prints=PRINTS, records={}, runs=tuple(runs),
         examples=None, pending=tuple(map(Task, runs)), elsewhere=0, begun=0, seconds={},
-        division=execute.Division(1, 1),
+        division=Division(1, 1), executor=MadeUp(),
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ import torch
 from transformers import ViTConfig, ViTModel
 
 import crisp_attention as crisp
+from fragments import words
 
 
 def test_names_every_layer_and_what_it_realises(model):
@@ -17,7 +18,11 @@ def test_names_every_layer_and_what_it_realises(model):
         assert layer.realised == pytest.approx(0.5, abs=0.02)
         assert not layer.causal
         assert not layer.cross
-    assert str(report).count("of 0.500 requested") == 2
+    assert str(report).count("of 0.500 requested") == repr(report).count("of 0.500 requested") == 2
+    shown = words(report._repr_html_())
+    assert shown.startswith(f"ok {type(model).__name__} rule percentile, sparsity 0.5, in training and evaluation.")
+    assert all(f"{layer.index} {layer.name} 4 0.500 {layer.realised:.3f}" in shown for layer in report.layers)
+    assert f"computed by {report.layers[0].backend}" in shown
 
 
 def test_names_an_untouched_layer(bert):
@@ -39,6 +44,9 @@ def test_names_an_untouched_layer(bert):
     assert not report.ok
     assert "bert.encoder.layer.1.attention.self" in report.problems[0]
     assert "NOT SERVED" in str(report)
+    shown = words(report._repr_html_())
+    assert shown.startswith("not served BertForSequenceClassification")
+    assert report.problems[0] in shown
 
 
 @pytest.mark.parametrize("how", ["sdpa", "softmax"])

@@ -14,6 +14,7 @@ import transformers
 import crisp_attention as crisp
 import zoo
 import zoo_table
+from fragments import words
 
 PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
 VERSION, RECORDED = zoo_table.read(PAGE.read_text(encoding="utf-8"))
@@ -131,6 +132,9 @@ def test_an_audit_leaves_the_model_alone(bert):
     assert report.verdict == "served", str(report)
     assert report.served
     assert "ok     sparsity 0 equals stock" in str(report)
+    shown = words(report._repr_html_())
+    assert shown.startswith("served BertForSequenceClassification")
+    assert all(f"{check.name} {check.outcome} {check.detail}" in shown for check in report.checks)
     assert bert.config.to_dict() == sparse
     crisp.densify(bert)
     assert bert.config.to_dict() == config

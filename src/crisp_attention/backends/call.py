@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from crisp_attention import noise
+from crisp_attention.errors import ConfigurationError
 from crisp_attention.rules.selection import Pairs, Selection
 
 
@@ -123,3 +124,12 @@ class Computed(NamedTuple):
     weights: Tensor | None = None
     probabilities: Tensor | None = None
     keep: Tensor | None = None
+
+
+def refuse_second_derivatives(backend: str) -> None:
+    """Raise `ConfigurationError` in a backward pass whose own gradients are wanted, which a kernel would drop."""
+    if torch.is_grad_enabled():
+        raise ConfigurationError(
+            f"create_graph=True asks for second derivatives, which backend={backend!r} does not compute. Use "
+            "backend='reference'."
+        )

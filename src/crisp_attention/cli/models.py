@@ -37,7 +37,7 @@ def check(
     from crisp_attention.config import SparsityConfig
 
     config = SparsityConfig(sparsity=sparsity, rule=rule)
-    from crisp_attention.experiment.training.model import resolve
+    from crisp_attention.experiment.training.model import load, resolve
 
     console = Console(stderr=True)
     checkpoint = resolve(model, lambda message: console.print(message, style="dim", markup=False, highlight=False))
@@ -51,7 +51,7 @@ def check(
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    network = AutoModel.from_pretrained(checkpoint.folder)
+    network = load(checkpoint, AutoModel, use_safetensors=True)
     report = audit(network)
     if report.checks:
         if report.served:

@@ -187,21 +187,20 @@ def _run(
 ) -> None:
     from crisp_attention.cli import slurm
     from crisp_attention.experiment import study
-    from crisp_attention.experiment.display import TerminalDisplay, show_plan, show_result
+    from crisp_attention.experiment.display import TerminalDisplay, show_result
     from crisp_attention.experiment.execution.executor import choose
     from crisp_attention.experiment.specification.shards import Shard
-    from crisp_attention.experiment.specification.spec import parse, to_plain
+    from crisp_attention.experiment.specification.spec import with_seeds
 
     part = None if shard is None else Shard.parse(shard)
-    if seeds is not None:
-        spec = parse(to_plain(spec) | {"seeds": seeds}, f"--seeds {seeds}")
-    folder = out or Path("runs") / spec.name
+    spec = with_seeds(spec, seeds)
+    folder = study.directory(spec, out)
     console = Console()
     display = TerminalDisplay(console)
     try:
         with contextlib.closing(choose(on, spec.resources)) as executor:
             plan = study.prepare(spec, folder, display, jobs, retry, executor=executor, shard=part)
-            show_plan(console, plan)
+            display.present(plan)
             if dry_run:
                 if plan.pending and on == "local":
                     shards = spec.seeds if part is None else part.of
@@ -211,9 +210,7 @@ def _run(
                 return
             analysis, page = study.carry_out(plan, display)
     except KeyboardInterrupt:
-        console.print(
-            f"Interrupted. Finished runs are kept in {folder}; the same command goes on from there.", markup=False
-        )
+        console.print(f"{study.interrupted(folder)} the same command goes on from there.", markup=False)
         raise typer.Exit(130) from None
     show_result(console, analysis)
     console.print(f"Report: {page}", markup=False, highlight=False, soft_wrap=True)

@@ -13,7 +13,7 @@ from crisp_attention.backends import reference
 from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError, UnsupportedModelError
 from crisp_attention.experiment.report.attention import InspectedLayer, Inspection, Level
-from crisp_attention.experiment.training.model import Checkpoint
+from crisp_attention.experiment.training.model import Checkpoint, load
 from crisp_attention.huggingface.model import dense, monitor, sparsify
 from crisp_attention.huggingface.persistence import SETTINGS, read_settings
 from crisp_attention.operator import AttentionOutput
@@ -52,7 +52,7 @@ def inspect(
         raise ConfigurationError("The text is empty; give a sentence in quotes.")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    network = AutoModel.from_pretrained(checkpoint.folder).eval()
+    network = load(checkpoint, AutoModel, use_safetensors=True).eval()
     if network.main_input_name != "input_ids" or network.config.is_encoder_decoder:
         raise UnsupportedModelError(
             f"crisp inspect shows a text's attention to itself. {type(network).__name__} "
@@ -62,7 +62,7 @@ def inspect(
         own, _ = read_settings(network.config)
         rule, sparsity = own.rule, own.sparsity if sparsity is None else sparsity
     config = SparsityConfig(rule=rule or "topk", sparsity=sparsity)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder)
+    tokenizer = load(checkpoint, AutoTokenizer)
     whole = tokenizer(text, pair)["input_ids"]
     inputs = tokenizer(text, pair, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
     read = inputs["input_ids"][0].tolist()

@@ -57,3 +57,11 @@ class Outlook:
         pace = (gone + self._trust) / (done / self._jobs + self._trust)
         # The workers share the runs, but not one run.
         return pace * max(sum(rest.values()) / self._jobs, max(rest.values(), default=0.0))
+
+
+def duration(seconds: float, most: float | None = None) -> str:
+    """A duration in words, or a range of two, to two digits or so."""
+    longest = seconds if most is None else most
+    unit, size, digits = ("s", 1, 0) if longest < 90 else ("min", 60, 0) if longest < 90 * 60 else ("h", 3600, 1)
+    ends = (f"{max(value / size, 10.0**-digits):.{digits}f}" for value in (seconds, longest))
+    return f"{'-'.join(dict.fromkeys(ends))} {unit}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
+import os
 import statistics
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,6 +20,7 @@ from crisp_attention.experiment.execution import distributed, tuning
 from crisp_attention.experiment.execution.executor import Division, Executor, choose
 from crisp_attention.experiment.execution.tuning import TuningPlan
 from crisp_attention.experiment.execution.worker import Event, Task
+from crisp_attention.experiment.outline import outline
 from crisp_attention.experiment.results.record import Record
 from crisp_attention.experiment.results.store import Examples, Store
 from crisp_attention.experiment.results.tuning import Tuning
@@ -27,6 +29,7 @@ from crisp_attention.experiment.specification.shards import Shard
 from crisp_attention.experiment.specification.spec import ExperimentSpec
 from crisp_attention.experiment.specification.tuned import apply, probes
 from crisp_attention.experiment.training import model
+from crisp_attention.representation import bullets, card, paragraph, table
 
 if TYPE_CHECKING:
     from crisp_attention.experiment.training.workbench import Workbench
@@ -79,6 +82,23 @@ class Plan:
     tuned: Tuning | None = None
     shard: Shard | None = None
 
+    def __repr__(self) -> str:
+        told = outline(self)
+        return f"Plan of {told.name} in {self.folder}: {told.size} {told.todo}"
+
+    def _repr_html_(self) -> str:
+        told = outline(self)
+        on = "" if told.done else f" Interrupting is safe: the same call goes on in {self.folder}."
+        return card(
+            f"Plan of {told.name}",
+            paragraph(told.size),
+            bullets(told.notes),
+            table(told.arms.header, told.arms.rows, told.arms.prose),
+            paragraph(f"{told.trouble}; retry=True does them again.") if told.trouble else "",
+            bullets(told.tuning),
+            paragraph(f"{told.todo}{on}"),
+        )
+
     @property
     def remaining(self) -> float | None:
         """Seconds until all is done, the workers sharing the runs in order; None if nobody can tell."""
@@ -125,11 +145,24 @@ class Display(Protocol):
     def announce(self, message: str) -> None:
         """Say what happens next."""
 
+    def present(self, plan: Plan) -> None:
+        """Show what is about to be done."""
+
     def tuning(self, plan: Plan) -> AbstractContextManager[Callable[[PlannedRun | None, Event], None]]:
         """Show the trials of a plan while they are trained; yields the receiver of events."""
 
     def training(self, plan: Plan) -> AbstractContextManager[Callable[[PlannedRun | None, Event], None]]:
         """Show the runs of a plan while they are trained; yields the receiver of events."""
+
+
+def directory(spec: ExperimentSpec, out: str | os.PathLike[str] | None) -> Path:
+    """The run directory: the one asked for, or runs/NAME."""
+    return Path("runs") / spec.name if out is None else Path(out)
+
+
+def interrupted(folder: Path) -> str:
+    """What to tell who interrupted a study; how to go on with it is left to be said."""
+    return f"Interrupted. Finished runs are kept in {folder};"
 
 
 def prepare(
@@ -186,13 +219,14 @@ def prepare(
     examples = None
     if pending:
         display.announce("Checking that every arm can be run on this model, and how fast")
-        from crisp_attention.experiment.training.workbench import Workbench, preflight
+        from crisp_attention.experiment.training.workbench import Workbench, preflight, quiet
 
-        for probe in probes(spec) if tuned is None else (final,):
-            preflight(checkpoint, found, probe)
-        bench = Workbench(checkpoint, found)
-        examples = bench.examples(spec.data.max_length)
-        seconds = _expect(spec, pending, runs, records, division, bench)
+        with quiet():
+            for probe in probes(spec) if tuned is None else (final,):
+                preflight(checkpoint, found, probe)
+            bench = Workbench(checkpoint, found)
+            examples = bench.examples(spec.data.max_length)
+            seconds = _expect(spec, pending, runs, records, division, bench)
     return Plan(
         spec=spec,
         folder=folder,

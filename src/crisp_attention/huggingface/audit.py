@@ -28,6 +28,7 @@ from crisp_attention.huggingface.check import evaluation, probe
 from crisp_attention.huggingface.inputs import Inputs, working_inputs
 from crisp_attention.huggingface.model import densify, sparsify
 from crisp_attention.huggingface.trial import Trial
+from crisp_attention.representation import Tone, bullets, card, table
 
 Verdict = Literal["served", "served with limits", "refused"]
 
@@ -58,11 +59,17 @@ class AuditReport:
         """The checks that found something wrong."""
         return tuple(check for check in self.checks if check.outcome == "failed")
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         marks = {"ok": "ok    ", "failed": "FAILED", "not applicable": "n/a   "}
         lines = [f"{self.model}: {self.verdict}"]
         lines += [f"  {marks[check.outcome]} {check.name}: {check.detail}" for check in self.checks]
         return "\n".join(lines + [f"  {reason}" for reason in self.reasons])
+
+    def _repr_html_(self) -> str:
+        tones: dict[Verdict, Tone] = {"served": "good", "served with limits": "open", "refused": "bad"}
+        rows = [(check.name, check.outcome, check.detail) for check in self.checks]
+        measured = table(("check", "outcome", "measured"), rows, prose=("outcome", "measured")) if rows else ""
+        return card(self.model, bullets(self.reasons), measured, badge=(self.verdict, tones[self.verdict]))
 
 
 def audit(model: PreTrainedModel, inputs: Inputs | None = None) -> AuditReport:

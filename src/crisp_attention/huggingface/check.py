@@ -27,6 +27,7 @@ from crisp_attention.huggingface.inputs import Inputs, working_inputs
 from crisp_attention.huggingface.persistence import SETTINGS, default_implementations, read_settings
 from crisp_attention.masks import hides_future
 from crisp_attention.operator import AttentionOutput
+from crisp_attention.representation import bullets, card, paragraph, table
 from crisp_attention.state import Implementations, LayerState, ModelState, attach, detach, layers, shared_states
 
 # Called attention, but without scores of pairs that could be ranked.
@@ -113,15 +114,46 @@ class CheckReport:
         """Whether every attention layer is served."""
         return not self.problems
 
-    def __str__(self) -> str:
-        when = {"always": "in training and evaluation", "train": "in training only", "eval": "in evaluation only"}
-        settings = ", ".join(f"{name} {value}" for name, value in self.config.essence().items() if name != "apply")
-        lines = [f"{self.model}: {'ok' if self.ok else 'NOT SERVED'} ({settings}, {when[self.config.apply]})"]
+    def __repr__(self) -> str:
+        lines = [f"{self.model}: {'ok' if self.ok else 'NOT SERVED'} ({self._settings})"]
         lines += [f"  {layer}" for layer in self.layers]
         lines += [f"  {name}: a pooling head, stays dense" for name in self.dense]
-        for backend in dict.fromkeys(layer.backend for layer in self.layers if layer.requested != 0.0):
-            lines.append(f"  computed by {backend}")
+        lines += [f"  computed by {backend}" for backend in self._backends]
         return "\n".join(lines + [f"  problem: {problem}" for problem in self.problems])
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (
+                str(layer.index),
+                layer.name,
+                str(layer.heads),
+                "" if layer.requested is None else f"{layer.requested:.3f}",
+                f"{layer.realised:.3f}",
+                ", ".join(["causal"] * layer.causal + ["cross-attention"] * layer.cross),
+            )
+            for layer in self.layers
+        ]
+        header = ("layer", "name", "heads", "requested", "realised", "kind")
+        return card(
+            self.model,
+            paragraph(f"{self._settings}. Shares of valid pairs that are removed, on a probe:"),
+            bullets(self.problems),
+            table(header, rows, prose=("name", "kind")),
+            bullets([f"{name}: a pooling head, stays dense" for name in self.dense]),
+            bullets([f"computed by {backend}" for backend in self._backends]),
+            badge=("ok", "good") if self.ok else ("not served", "bad"),
+        )
+
+    @property
+    def _settings(self) -> str:
+        when = {"always": "in training and evaluation", "train": "in training only", "eval": "in evaluation only"}
+        told = [f"{name} {value}" for name, value in self.config.essence().items() if name != "apply"]
+        return ", ".join([*told, when[self.config.apply]])
+
+    @property
+    def _backends(self) -> list[str]:
+        """What computes the layers that are sparse, each once."""
+        return list(dict.fromkeys(layer.backend for layer in self.layers if layer.requested != 0.0))
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from crisp_attention.experiment.statistics import (
     look_at,
     paired,
 )
+from fragments import words
 
 EXAMPLES = 400
 
@@ -85,6 +86,8 @@ def test_each_word_where_it_belongs(counts, word):
     found = verdict_on(counts)
     assert found.word == word
     assert word in found.headline.lower()
+    assert repr(found).splitlines() == [found.headline, *(f"  {sentence}" for sentence in found.details)]
+    assert words(found._repr_html_()) == " ".join((word, found.headline, *found.details))
 
 
 def test_the_headline_of_a_verdict_is_one_sentence_with_both_names():

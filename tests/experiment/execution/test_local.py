@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import subprocess
+import sys
 from collections import deque
 
 import pytest
@@ -52,6 +54,34 @@ def test_runs_that_ask_for_more_than_the_machine_has_are_refused(monkeypatch):
         crisp.ConfigurationError, match="between 1 and 2, for the 4 cores of this machine, 2 a run; got 3"
     ):
         LocalExecutor(ResourcesSpec(cpus=2)).divide(3, 5)
+
+
+SCRIPT = """
+import multiprocessing, sys
+from crisp_attention.experiment.execution import local
+print("the script begins", flush=True)
+main = sys.modules["__main__"]
+with local._without_main():
+    child = multiprocessing.get_context("spawn").Process(target=print, args=("the child is done",), daemon=True)
+    child.start()
+child.join()
+assert sys.modules["__main__"] is main
+sys.exit(child.exitcode)
+"""
+
+
+@pytest.mark.parametrize("source", ["a file", "standard input"])
+def test_a_worker_does_not_run_the_script_again_that_started_it(tmp_path, source):
+    """Without an `if __name__ == "__main__"` in the script, and without a file of it, as in a notebook."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT, encoding="utf-8")
+    with script.open(encoding="utf-8") as text:
+        done = subprocess.run(
+            [sys.executable, script if source == "a file" else "-"],
+            stdin=text, capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["the script begins", "the child is done"]
 
 
 @pytest.mark.slow

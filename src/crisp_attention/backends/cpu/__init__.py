@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from crisp_attention import noise
-from crisp_attention.backends.call import Call, Computed, Detail
+from crisp_attention.backends.call import Call, Computed, Detail, refuse_second_derivatives
 from crisp_attention.backends.cpu import kernels, pool
 from crisp_attention.backends.cpu.writer import LANES, WIDTHS
-from crisp_attention.errors import ConfigurationError
 from crisp_attention.rules.selection import Pairs, Selection, Threshold
 
 _MOST_KEYS = 2**16  # a survivor's key is stored in 16 bits
@@ -38,7 +37,10 @@ def refusal(call: Call) -> str | None:
         (call.softcap is not None, "scores are soft-capped"),
         (call.sinks is not None, "there are attention sinks"),
         (call.detail is Detail.WEIGHTS, "somebody wants to see the weights, which it does not store"),
-        (call.bias is not None and call.bias.requires_grad, "the bias wants a gradient"),
+        (
+            call.bias is not None and call.bias.requires_grad and torch.is_grad_enabled(),
+            "the bias wants a gradient",
+        ),
         (width > max(WIDTHS), f"heads are wider than {max(WIDTHS)}"),
         (call.pairs.shape[3] > _MOST_KEYS, f"there are more than {_MOST_KEYS} keys"),
     )
@@ -102,7 +104,7 @@ class _Plan:
         return cls(
             mask=(
                 *_mask(pairs),
-                _filled((batch, queries), pairs.query_valid, torch.ones((), dtype=torch.bool)),
+                _query_valid(pairs),
                 counts_padded,
                 _filled(shape, call.bias, torch.zeros(())),
                 call.bias is not None,
@@ -125,13 +127,20 @@ class _Plan:
         )
 
 
-def _mask(pairs: Pairs) -> tuple[Any, bool, bool]:
+def _mask(pairs: Pairs) -> tuple[tuple[Any, int, int, int, int], bool, bool]:
     """The mask of valid pairs, and whether it is to be read by key (all queries alike) or by pair."""
     if pairs.valid is None:
-        return torch.ones((), dtype=torch.bool).expand(pairs.shape).numpy(), False, False
+        return _strided(torch.ones((), dtype=torch.bool).expand(pairs.shape)), False, False
     valid = pairs.valid
     by_key = valid.shape[1] == 1 and (valid.stride(2) == 0 or bool((valid == valid[:, :, :1]).all()))
-    return valid.expand(pairs.shape).numpy(), by_key, not by_key
+    return _strided(valid.expand(pairs.shape)), by_key, not by_key
+
+
+def _query_valid(pairs: Pairs) -> Any:
+    """The queries that count, `[B, Q]`."""
+    if pairs.query_valid is None:
+        return np.ones(pairs.shape[0:3:2], np.bool_)
+    return pairs.query_valid.contiguous().numpy()
 
 
 def _uncounted(pairs: Pairs) -> int:
@@ -139,10 +148,10 @@ def _uncounted(pairs: Pairs) -> int:
     return 0 if pairs.query_valid is None else int((~pairs.query_valid).sum(-1).max()) * pairs.shape[3]
 
 
-def _filled(shape: tuple[int, ...], tensor: Tensor | None, default: Tensor) -> Any:
+def _filled(shape: tuple[int, ...], tensor: Tensor | None, default: Tensor) -> tuple[Any, int, int, int, int]:
     """A tensor or, in place of None, a default, expanded to a shape without copying."""
-    chosen = default if tensor is None else tensor.detach().to(default.dtype)
-    return chosen.expand(shape).numpy()
+    chosen = default if tensor is None else tensor.to(default.dtype)
+    return _strided(chosen.expand(shape))
 
 
 def _dropout(call: Call) -> tuple[Any, Any, Any]:
@@ -163,13 +172,21 @@ def _empty(batch: int, heads: int, tokens: int, width: int) -> Tensor:
 
 
 def _flat(tensor: Tensor) -> tuple[Any, int, int, int]:
-    """A tensor's memory as one dimension, from its first element to its last, and its strides but for the last."""
-    tensor = tensor.detach()
+    """A tensor of which the last dimension is to be contiguous, as memory and its other strides."""
     if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
         tensor = tensor.contiguous()
+    return _strided(tensor)[:4]
+
+
+def _strided(tensor: Tensor) -> tuple[Any, int, int, int, int]:
+    """A tensor's memory as one dimension, from its first element to its last, and its strides.
+
+    In this form all tensors are of one type for Numba, however they lie in memory, and a kernel is compiled once.
+    """
+    tensor = tensor.detach()
     span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    batch, heads, tokens, _ = tensor.stride()
-    return tensor.as_strided((span,), (1,)).numpy(), batch, heads, tokens
+    batch, heads, queries, last = tensor.stride()
+    return tensor.as_strided((span,), (1,)).numpy(), batch, heads, queries, last
 
 
 class _Attention(torch.autograd.Function):
@@ -221,11 +238,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise ConfigurationError(
-                "create_graph=True asks for second derivatives, which backend='cpu' does not compute. Use "
-                "backend='reference'."
-            )
+        refuse_second_derivatives("cpu")
         query, key, value, out, *stored = ctx.saved_tensors
         plan: _Plan = ctx.plan
         shape = _shape(query, key, value)

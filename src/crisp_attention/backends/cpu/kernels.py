@@ -120,6 +120,13 @@ def _pack_rows(flat, base, step, rows, depth, width, packed):
 
 
 @compiled
+def _of_pair(matrix, b, h, i, j):
+    """What a matrix `[B, H, Q, K]`, as memory and its four strides, says of a pair."""
+    flat, of_b, of_h, of_i, of_j = matrix
+    return flat[b * of_b + h * of_h + i * of_i + j * of_j]
+
+
+@compiled
 def _order(query_valid, b, queries, counts_padded, order):
     """Queries in the order in which they are taken, those that count first; how many do."""
     front = 0
@@ -141,12 +148,12 @@ def _finish_scores(scores, at, i, b, h, count, stride, columns, valid, by_pair, 
     """Add the bias to a row of raw scores and hide what is invalid and what only fills up a panel."""
     if has_bias:
         for j in range(count):
-            scores[at + j] += bias[b, h, i, columns[j]]
+            scores[at + j] += _of_pair(bias, b, h, i, columns[j])
     for j in range(count, stride):
         scores[at + j] = -np.inf
     if by_pair:
         for j in range(count):
-            if not valid[b, h, i, columns[j]]:
+            if not _of_pair(valid, b, h, i, columns[j]):
                 scores[at + j] = -np.inf
 
 
@@ -157,10 +164,10 @@ def _rank(scores, s_at, ranks, r_at, i, b, h, count, stride, columns, largest, r
         if scores[s_at + j] == -np.inf:
             ranks[r_at + j] = -np.inf
             continue
-        rank = ranking[b, h, i, columns[j]] if ranked else scores[s_at + j]
+        rank = _of_pair(ranking, b, h, i, columns[j]) if ranked else scores[s_at + j]
         if not largest:
             rank = -rank
-        if forces and forced[b, h, i, columns[j]]:
+        if forces and _of_pair(forced, b, h, i, columns[j]):
             rank = np.inf
         ranks[r_at + j] = rank
     for j in range(count, stride):
@@ -180,7 +187,8 @@ def forward(
         q: Float32 `[B, H, Q, D]` as memory and strides of B, H and Q, D being contiguous; likewise k
             `[B, G, K, D]`, v `[B, G, K, Dv]` and out `[B, H, Q, Dv]`.
         factor: Scale of q.k.
-        valid: Bool `[B, H, Q, K]`; read if `by_pair`, or if `by_key`, where all rows are alike.
+        valid: Bool `[B, H, Q, K]` as memory and four strides, likewise bias, ranking and forced; read if `by_pair`, or
+            if `by_key`, where all rows are alike.
         query_valid: Bool `[B, Q]`: queries that count. Others take no part in a threshold over several rows unless
             `counts_padded`.
         bias: Float32 `[B, H, Q, K]`, read if `has_bias`.
@@ -219,7 +227,7 @@ def forward(
         first_head, last_head = g * (heads // groups), (g + 1) * (heads // groups)
         count = 0
         for j in range(keys):
-            if not by_key or valid[b, first_head, 0, j]:
+            if not by_key or _of_pair(valid, b, first_head, 0, j):
                 columns[count] = j
                 count += 1
         panels = (count + PANEL - 1) // PANEL

@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from crisp_attention.backends.call import Call, Computed, Detail
+from crisp_attention.backends.call import Call, Computed, Detail, refuse_second_derivatives
 from crisp_attention.backends.triton import blocks, flash, threshold, tiles
 from crisp_attention.rules.selection import Blocks, Threshold
 
@@ -132,8 +131,8 @@ class _Attention(torch.autograd.Function):
         return done.output, done.kept, done.entropy
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
+        refuse_second_derivatives("triton")
         query, key, value, output, log_sum = ctx.saved_tensors
         rest, rule, dropped, split, alive, causal, largest = ctx.rest
         gradients = flash.backward(

@@ -17,8 +17,17 @@ from crisp_attention.experiment.statistics import (
     seeds_needed,
     smallest_p,
 )
+from crisp_attention.representation import Tone, bullets, card
 
 Word = Literal["helps", "hurts", "equivalent", "inconclusive", "no verdict"]
+
+_TONES: dict[Word, Tone] = {
+    "helps": "good",
+    "hurts": "bad",
+    "equivalent": "same",
+    "inconclusive": "open",
+    "no verdict": "open",
+}
 
 USUAL_SEEDS = 10
 _EFFECT_OF_INTEREST = 1.0
@@ -37,6 +46,12 @@ class Verdict:
     word: Word
     headline: str
     details: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return "\n  ".join((self.headline, *self.details))
+
+    def _repr_html_(self) -> str:
+        return card(self.headline, bullets(self.details), badge=(self.word, _TONES[self.word]))
 
 
 def judge(

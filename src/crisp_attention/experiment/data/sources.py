@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -76,7 +77,7 @@ def read(spec: DataSpec, announce: Callable[[str], None]) -> Table:
         DataError: If it is missing or malformed.
         AssetError: If it cannot be downloaded.
     """
-    path = Path(spec.source).expanduser()
+    path = Path(os.path.expanduser(spec.source))
     if spec.test is not None and (spec.source in PACKAGED or not path.is_file()):
         raise DataError(f"test = {spec.test!r} goes with a data file; {spec.source!r} is not one.")
     if spec.source == "digits":
@@ -87,7 +88,9 @@ def read(spec: DataSpec, announce: Callable[[str], None]) -> Table:
     if path.is_dir():
         return _read_image_folder(path) if (path / "train").is_dir() else _read_glue(spec, path)
     if path.is_file():
-        test = None if spec.test is None else _from_frame(_read_file(Path(spec.test).expanduser()), spec, spec.test)
+        test = (
+            None if spec.test is None else _from_frame(_read_file(Path(os.path.expanduser(spec.test))), spec, spec.test)
+        )
         return _with_test(_from_frame(_read_file(path), spec, spec.source), test)
     if path.suffix or spec.source.startswith((".", "/", "~")) or spec.source.count("/") > 1:
         raise DataError(f"No such data file or folder: {spec.source}.")

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import connection, parent_process
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from crisp_attention.errors import ConfigurationError, CrispError, StorageError
@@ -150,7 +151,8 @@ def _start(store: Store, checkpoint: Checkpoint, data: ExperimentData, threads: 
     ours, theirs = context.Pipe()
     log = store.folder / "logs" / f"worker-{os.getpid()}-{number}.log"
     process = context.Process(target=serve, args=(theirs, store.folder, checkpoint, data, threads, log), daemon=True)
-    process.start()
+    with _without_main():
+        process.start()
     theirs.close()
     return _Worker(process, ours)
 
@@ -209,6 +211,22 @@ def _end_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(_PARTING_SECONDS)
         os._exit(1)
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """Start children within that do not run the main module of this process again.
+
+    A spawned child imports its parent's main module. A script without an `if __name__ == "__main__"` would begin its
+    experiment anew in each worker, and a notebook or a script from standard input has no file to import. Workers
+    need nothing of it.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 @contextmanager

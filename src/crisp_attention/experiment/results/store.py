@@ -291,7 +291,11 @@ class Store:
         """
         if record.arrays is None:
             raise RecordError(f"Run {record.run_id} is {record.status} and has no per-example outputs.")
-        path = self.records / record.arrays.file
+        own = [self.records / f"{record.run_id}{part}.npz" for part in ("", f"-{record.arrays.sha256[:8]}")]
+        # By the run's id, never by a name that a record brings along, which could lead out of the directory.
+        path = next((path for path in own if path.name == record.arrays.file), None)
+        if path is None:
+            raise damaged(own[0], f"its record names the file {record.arrays.file!r}")
         try:
             content = path.read_bytes()
         except OSError as error:

@@ -178,6 +178,15 @@ def parse(content: Mapping[str, Any], origin: str) -> ExperimentSpec:
         raise ConfigurationError(f"{origin}: {error}") from None
 
 
+def with_seeds(spec: ExperimentSpec, seeds: int | None) -> ExperimentSpec:
+    """The experiment with another number of runs per arm; as it is where that is None.
+
+    Raises:
+        ConfigurationError: If it cannot have so many.
+    """
+    return spec if seeds is None else parse(to_plain(spec) | {"seeds": seeds}, f"seeds = {seeds}")
+
+
 def read(path: Path) -> ExperimentSpec:
     """Read a specification from a TOML file.
 

@@ -10,8 +10,9 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from crisp_attention.errors import AssetError, ConfigurationError, nearest
+from crisp_attention.errors import AssetError, ConfigurationError, UnsupportedModelError, nearest
 from crisp_attention.experiment.data.assets import ASSETS, cache_folder, fetch
 
 PACKAGED = ("minilm-l6",)
@@ -61,6 +62,7 @@ def resolve(name: str, announce: Callable[[str], None] = lambda _: None) -> Chec
 
     Raises:
         ConfigurationError: If a folder holds no model.
+        UnsupportedModelError: If it could only be loaded by running code that comes with it.
         AssetError: If the hub is not reachable or lacks the name; names the offline alternative.
     """
     if name in PACKAGED:
@@ -68,7 +70,7 @@ def resolve(name: str, announce: Callable[[str], None] = lambda _: None) -> Chec
     if name in ARCHITECTURES:
         folder = _ARCHITECTURES / name
         return Checkpoint(name, folder, _fingerprint(folder), pretrained=False)
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.is_dir():
         return _checkpoint(path.resolve().name, path)
     if path.exists() or name.startswith((".", "/", "~")):
@@ -122,7 +124,40 @@ def _checkpoint(name: str, folder: Path) -> Checkpoint:
             f"Model folder {folder} needs config.json and *.safetensors weights (as save_pretrained writes them); "
             f"it has: {', '.join(sorted(item.name for item in folder.iterdir())) or 'nothing'}."
         )
-    return Checkpoint(name, folder, _fingerprint(folder))
+    fingerprint = _fingerprint(folder)
+    _refuse_foreign_code(name, json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    return Checkpoint(name, folder, fingerprint)
+
+
+def load(checkpoint: Checkpoint, auto_class: Any, **options: Any) -> Any:
+    """What a checkpoint holds, by one of Transformers' auto classes; code that comes with it is never run.
+
+    Args:
+        checkpoint: Where it is.
+        auto_class: As `AutoModel`.
+        **options: For its `from_pretrained`.
+
+    Raises:
+        UnsupportedModelError: If Transformers cannot load it.
+    """
+    try:
+        return auto_class.from_pretrained(checkpoint.folder, trust_remote_code=False, **options)
+    except (ValueError, OSError, RuntimeError) as error:
+        raise UnsupportedModelError(f"{checkpoint.name} cannot be loaded: {error}") from None
+
+
+def _refuse_foreign_code(name: str, config: dict[str, Any]) -> None:
+    if "auto_map" not in config:
+        return
+    from transformers import CONFIG_MAPPING
+
+    kind = config.get("model_type")
+    if kind not in CONFIG_MAPPING:
+        raise UnsupportedModelError(
+            f"{name} comes with code of its own (auto_map in config.json), which is never run, and model_type {kind!r} "
+            "is none that the installed Transformers knows. If you trust that code, load the model in Python with "
+            "trust_remote_code=True and call crisp_attention.sparsify."
+        )
 
 
 def _fingerprint(folder: Path) -> str:

@@ -62,7 +62,7 @@ class Workbench:
             if split.kind == "text":
                 self._encoded[key] = EncodedTexts(split, self.processor, max_length)
             else:
-                config = AutoConfig.from_pretrained(self.checkpoint.folder)
+                config = AutoConfig.from_pretrained(self.checkpoint.folder, trust_remote_code=False)
                 channels = getattr(config, "num_channels", _COLOURS)
                 self._encoded[key] = EncodedImages(split, self.processor, channels, _patches(config))
         return self._encoded[key]
@@ -106,6 +106,22 @@ def quiet_transformers() -> None:
     logging.getLogger("accelerate").setLevel(logging.ERROR)
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """As `quiet_transformers` within; a notebook that called us is as talkative afterwards as before."""
+    accelerate = logging.getLogger("accelerate")
+    verbosity, level = transformers.utils.logging.get_verbosity(), accelerate.level
+    bars = transformers.utils.logging.is_progress_bar_enabled()
+    quiet_transformers()
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_verbosity(verbosity)
+        accelerate.setLevel(level)
+        if bars:
+            transformers.utils.logging.enable_progress_bar()
+
+
 def preflight(checkpoint: Checkpoint, data: ExperimentData, spec: ExperimentSpec) -> None:
     """Make sure, before anything is written, that every arm can be run on this model.
 
@@ -122,7 +138,6 @@ def preflight(checkpoint: Checkpoint, data: ExperimentData, spec: ExperimentSpec
         ConfigurationError: If a rule cannot serve it, it has no dropout that an arm sets, or fewer
             positions than `data.max_length`.
     """
-    quiet_transformers()
     bench = Workbench(checkpoint, data)
     models: dict[tuple[float | None, float | None], PreTrainedModel] = {}
     for arm in spec.arms:
@@ -149,9 +164,9 @@ def _settings(arm: ArmSpec) -> Iterator[SparsityConfig]:
 def _processor(checkpoint: Checkpoint, data: ExperimentData) -> Any:
     with _suited(checkpoint, data):
         if data.test.kind == "text":
-            return AutoTokenizer.from_pretrained(checkpoint.folder)
+            return AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
         # The same pixels whether torchvision is installed or not.
-        return AutoImageProcessor.from_pretrained(checkpoint.folder, backend="pil")
+        return AutoImageProcessor.from_pretrained(checkpoint.folder, backend="pil", trust_remote_code=False)
 
 
 def _load(checkpoint: Checkpoint, data: ExperimentData, training: TrainingSpec) -> PreTrainedModel:
@@ -160,6 +175,7 @@ def _load(checkpoint: Checkpoint, data: ExperimentData, training: TrainingSpec) 
     with _suited(checkpoint, data):
         config = AutoConfig.from_pretrained(
             checkpoint.folder,
+            trust_remote_code=False,
             num_labels=len(data.classes),
             id2label=dict(enumerate(data.classes)),
             label2id={name: index for index, name in enumerate(data.classes)},
@@ -172,6 +188,8 @@ def _load(checkpoint: Checkpoint, data: ExperimentData, training: TrainingSpec) 
         model, found = auto.from_pretrained(
             checkpoint.folder,
             config=config,
+            trust_remote_code=False,
+            use_safetensors=True,
             dtype=torch.float32,
             ignore_mismatched_sizes=True,
             output_loading_info=True,

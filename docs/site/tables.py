@@ -1,0 +1,158 @@
+"""Tables of what was measured, made from the records in results/: no figure in them is typed by hand."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from crisp_attention.experiment import study
+from crisp_attention.experiment.results.store import Store
+
+RESULTS = Path(__file__).parents[2] / "results"
+
+
+def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _read(file: str) -> Any:
+    return json.loads((RESULTS / "benchmarks" / file).read_text(encoding="utf-8"))
+
+
+def studies() -> str:
+    """A part a published study: its verdict and its arms."""
+    parts = []
+    for folder in sorted(path.parent for path in RESULTS.glob("*/study.json")):
+        analysis = study.analyse(Store(folder))
+        differences = {contrast.arm: contrast.differences for contrast in analysis.contrasts}
+        rows = []
+        for arm in analysis.arms:
+            points = differences.get(arm.name)
+            spread = f" ± {arm.accuracies.std(ddof=1):.2f}" if len(arm.accuracies) > 1 else ""
+            mean = f"{arm.accuracies.mean():.2f}{spread}" if len(arm.accuracies) else "-"
+            rows.append(
+                [
+                    arm.name,
+                    str(len(arm.accuracies)),
+                    mean,
+                    ""
+                    if points is None
+                    else f"{statistics.fmean(points):+.2f} ({min(points):+.2f} to {max(points):+.2f})",
+                ]
+            )
+        header = ["arm", "runs", "accuracy, % (± SD over seeds)", "difference from the baseline (least to most)"]
+        parts += [f"### {analysis.spec.name}", f"**{analysis.verdict.headline}**", analysis.spec.description]
+        parts += [_markdown(header, rows), f"[Full report](results/{folder.name}/report.html)"]
+    return "\n\n".join(part for part in parts if part)
+
+
+def attention_cpu() -> str:
+    """A table a setting of `crisp bench`: the median ratio to dense attention by variant and length."""
+    parts = []
+    for file in sorted(RESULTS.glob("benchmarks/attention-cpu/*/bench.json")):
+        bench = json.loads(file.read_text(encoding="utf-8"))
+        plan, lengths = bench["plan"], bench["plan"]["lengths"]
+        ratios: dict[str, dict[int, list[float]]] = {}
+        for timing in bench["timings"]:
+            ratios.setdefault(timing["variant"], {})[timing["length"]] = timing["ratios"]
+        rows = [
+            [variant, *(_ratio(own[length]) if length in own else "-" for length in lengths)]
+            for variant, own in ratios.items()
+        ]
+        parts += [
+            f"#### Head width {plan['width']}, {bench['machine']['device']}",
+            f"{plan['heads']} heads, {plan['tokens']} tokens a batch, {plan['dtype']}, sparsity {plan['sparsity']:g}, "
+            f"{plan['rounds']} rounds, torch {bench['machine']['torch']}. The least that exact selection leaves is "
+            f"{bench['limit']:.2f}.",
+            _markdown(["variant", *(f"N = {length}" for length in lengths)], rows),
+        ]
+    return "\n\n".join(parts)
+
+
+def _ratio(values: Sequence[float]) -> str:
+    return f"{statistics.median(values):.2f}"
+
+
+def finetuning() -> str:
+    """Sentences a second of whole fine-tuning steps."""
+    record = _read("finetuning-throughput.json")
+    rows = [
+        [
+            name,
+            f"{statistics.median(figures['sentences_per_second']):.1f}",
+            _ratio(figures["ratios"]["dense"]),
+            _ratio(figures["ratios"]["run_glue.py recipe"]),
+        ]
+        for name, figures in record["figures"].items()
+    ]
+    header = ["recipe", "sentences a second", "times the dense arm", "times padding to 128 tokens"]
+    options = record["options"]
+    return (
+        f"{options['sentences']} sentences of {options['dataset']}, {options['threads']} thread, medians of "
+        f"{options['rounds']} rounds.\n\n{_markdown(header, rows)}"
+    )
+
+
+def errors() -> str:
+    """How often tests and verdicts err, in simulated experiments."""
+    record = _read("statistics-simulation.json")
+    rows = [
+        [
+            name,
+            f"{figures['gain']:+.2f}",
+            *(f"{100 * figures[share]['share']:.1f}%" for share in ("sign_flip", "helps", "hurts", "equivalent")),
+            f"{100 * figures['covers']['share']:.1f}%",
+        ]
+        for name, figures in record["figures"].items()
+        if "gain" in figures
+    ]
+    header = ["what is simulated", "true gain, points", "p < .05 over seeds", "*helps*", "*hurts*", "*equivalent*"]
+    options = record["options"]
+    return (
+        f"{options['experiments']} experiments a row, {options['examples']} test examples each.\n\n"
+        f"{_markdown([*header, '95% interval covers'], rows)}"
+    )
+
+
+def export() -> str:
+    """Compiled graphs and ONNX, rule by rule."""
+    record = _read("compile-and-export.json")
+    rows = [
+        [f"`{row['rule']}`", str(row["graphs"]), f"{row['compiled_difference']:.1g}", f"{row['onnx_difference']:.1g}"]
+        for row in record["rows"]
+    ]
+    header = ["rule", "graphs compiled", "largest difference, compiled", "largest difference, ONNX"]
+    return (
+        f"{len(record['lengths'])} lengths and {record['steps']} steps of a schedule, torch "
+        f"{record['versions']['torch']}.\n\n{_markdown(header, rows)}"
+    )
+
+
+def report_at_scale() -> str:
+    """What a report of a thousand runs takes."""
+    record = _read("report-at-scale.json")
+    rows = [
+        [
+            f"{row['arms']} arms x {row['seeds']} seeds",
+            *(f"{row[name]:.1f}" for name in ("seconds", "analysis_seconds", "report_seconds")),
+            f"{row['peak_memory_mib']}",
+            f"{row['page_mib']:.2f}",
+        ]
+        for row in record["results"]
+    ]
+    return _markdown(["study", "seconds", "of them statistics", "of them pages", "peak MiB", "page, MiB"], rows)
+
+
+TABLES = {
+    "attention-cpu": attention_cpu,
+    "errors": errors,
+    "export": export,
+    "finetuning": finetuning,
+    "report-at-scale": report_at_scale,
+    "studies": studies,
+}
+"""The tables that a page can ask for, by name."""
