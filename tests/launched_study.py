@@ -80,9 +80,9 @@ class Notes:
     def watch(self) -> None:
         stock_run, stock_step, stock_loss = train.run, journal.Journal.on_step_end, train._PairedTrainer.compute_loss
 
-        def run(planned: Any, *arguments: Any) -> Any:
+        def run(planned: Any, *arguments: Any, **more: Any) -> Any:
             self.arm = planned.arm
-            return stock_run(planned, *arguments)
+            return stock_run(planned, *arguments, **more)
 
         def on_step_end(own: Any, args: Any, state: Any, control: Any, **more: Any) -> None:
             key = f"{self.call} {self.arm}"

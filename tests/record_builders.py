@@ -160,7 +160,7 @@ def made_up_tuning(spec: ExperimentSpec) -> Tuning:
     for search in searches(spec):
         trials = [
             Trial(
-                values={name: found.ends[number % 2] for name, found in search.ranges.items()},
+                values={name: found.samples[number % 2] for name, found in search.ranges.items()},
                 loss=None if number == spec.tune.trials - 1 else 0.5 - 0.125 * (number == 1),
                 run_id=f"{number:016x}",
             )

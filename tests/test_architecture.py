@@ -44,9 +44,9 @@ EXPERIMENT_FLOORS = [
     ["report"],
     ["training"],
     ["execution", "inspection"],
-    ["outline", "outlook", "study"],
+    ["budget", "model_card", "outline", "outlook", "search_space", "study"],
     ["progress"],
-    ["display", "notebook"],
+    ["display", "notebook", "recommendation"],
     ["api"],
 ]
 # The modules of the experiment that need torch when they are loaded.
@@ -55,7 +55,17 @@ TORCH_BOUND = {
     "inspection",
     *(
         f"training.{room}"
-        for room in ("checkpoint", "evaluation", "journal", "ranks", "timing", "tracking", "train", "workbench")
+        for room in (
+            "checkpoint",
+            "evaluation",
+            "journal",
+            "keeping",
+            "ranks",
+            "timing",
+            "tracking",
+            "train",
+            "workbench",
+        )
     ),
 }
 TORCH_FREE = [
@@ -172,9 +182,9 @@ def test_published_numbers_rebuild_without_torch(room):
 
 
 def test_optuna_is_imported_by_the_search_alone_and_only_when_it_searches():
-    searching = f"{PACKAGE}.experiment.execution.tuning"
+    searching = {f"{PACKAGE}.experiment.execution.{room}" for room in ("ledger", "tuning")}
     for module in MODULES:
-        assert ("optuna" in imports(module)) == (module == searching), module
+        assert ("optuna" in imports(module)) == (module in searching), module
         assert not {"optuna", "sqlalchemy"} & {name.split(".")[0] for name in imports(module, top_level=True)}, module
 
 

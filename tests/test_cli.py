@@ -54,7 +54,9 @@ def results(folder: Path) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["reproduce"], ["run"], ["report"], ["export"], ["check"], ["inspect"], ["data"]], ids=str
+    "command",
+    [[], ["reproduce"], ["run"], ["report"], ["export"], ["tune"], ["check"], ["inspect"], ["data"]],
+    ids=str,
 )
 def test_help_loads_nothing_heavy_fits_a_narrow_terminal_and_shows_an_example_a_line(command):
     code = f"""

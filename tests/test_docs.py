@@ -99,6 +99,7 @@ def test_the_example_of_tuning_is_one():
     searched = {arm.name: list(asked.searched(arm)) for arm in asked.arms}
     assert searched["dense-dropout"] == ["learning_rate", "attention_dropout"]
     assert searched["dense"] == searched["topk-50"] == ["learning_rate"]
+    assert searched["sparse"] == ["learning_rate", "sparsity", "rule", "layers", "schedule"]
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,7 @@ class ModelState:
             call, or it is being tried out now.
         layers: The layers that share it.
         homes: The configuration objects that its settings are written to.
+        numbered: How many layers there are, if each module knows its number among them (`layer_idx`); else None.
         excluded: Names of submodules that stay dense, as was asked for.
         backend: What computes sparse attention: "auto" or a name. Of this machine and session, so never saved.
     """
@@ -76,6 +77,7 @@ class ModelState:
     untried: bool = False
     layers: list[LayerState] = field(default_factory=list)
     homes: list[Any] = field(default_factory=list)
+    numbered: int | None = None
     excluded: tuple[str, ...] = ()
     backend: str = "auto"
 
@@ -85,7 +87,7 @@ class ModelState:
 
     def take_back(self, before: ModelState) -> None:
         """Return to the settings of a copy that `dataclasses.replace` made before they were changed."""
-        for name in ("config", "restore", "progress", "driven", "layers", "homes", "excluded", "backend"):
+        for name in ("config", "restore", "progress", "driven", "layers", "homes", "numbered", "excluded", "backend"):
             setattr(self, name, getattr(before, name))
 
     def stand_at(self, progress: float) -> None:

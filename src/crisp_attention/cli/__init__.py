@@ -11,7 +11,7 @@ from crisp_attention.cli.application import app, needs_extra
 from crisp_attention.errors import CrispError
 
 # Each registers its commands, in the order in which the help shows them.
-from crisp_attention.cli import studies, export, models, data, bench  # noqa: F401  # isort: skip
+from crisp_attention.cli import studies, export, tune, models, data, bench  # noqa: F401  # isort: skip
 
 __all__ = ["app", "main"]
 

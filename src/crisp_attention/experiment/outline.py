@@ -11,6 +11,7 @@ from crisp_attention.experiment.outlook import duration
 from crisp_attention.experiment.report.tables import Table
 from crisp_attention.experiment.results.tuning import Trial
 from crisp_attention.experiment.specification.sections import ArmSpec
+from crisp_attention.experiment.specification.tune import told
 from crisp_attention.experiment.specification.tuned import Search
 
 if TYPE_CHECKING:
@@ -53,7 +54,10 @@ def outline(plan: Plan) -> Outline:
     return Outline(
         name=plan.spec.name,
         size=_size(plan),
-        notes=tuple(note for note in first.notes if all(note in other.notes for other in others)),
+        notes=(
+            *(note for note in first.notes if all(note in other.notes for other in others)),
+            *([] if plan.cut is None else [plan.cut]),
+        ),
         arms=_arms(plan, troubled=bool(troubled)),
         trouble=f"{count(troubled, 'run')} diverged or failed" if troubled and not again else "",
         tuning=tuple(_tuning(plan)),
@@ -145,7 +149,7 @@ def _ranges(search: Search) -> str:
 
 
 def _values(trial: Trial) -> str:
-    return "; ".join(f"{name} {value:.3g}" for name, value in trial.values.items())
+    return "; ".join(f"{name} {told(value)}" for name, value in trial.values.items())
 
 
 def _together(arms: Sequence[str]) -> str:
@@ -162,6 +166,7 @@ def _settings(arm: ArmSpec) -> str:
     content = arm.to_toml_dict()
     evaluate, training = content.pop("evaluate", None), content.pop("training", {})
     del content["name"]
-    content.pop("rule", None)
+    for told_elsewhere in ("rule", "tune"):
+        content.pop(told_elsewhere, None)
     line = " ".join((arm.attention.rule if arm.attention.removes else "dense", *told(content), *told(training)))
     return line if evaluate is None else f"{line}; evaluated {' '.join(told(evaluate)) or 'dense'}"

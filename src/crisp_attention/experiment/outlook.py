@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+import heapq
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+
+
+def makespan(seconds: Iterable[float], jobs: int) -> float:
+    """Seconds until all is done, workers taking what is next as they become free; 0 for nothing.
+
+    Args:
+        seconds: What each takes, in order.
+        jobs: Workers.
+    """
+    free = [0.0] * jobs
+    for item in seconds:
+        heapq.heapreplace(free, free[0] + item)
+    return max(free)
 
 
 class Outlook:

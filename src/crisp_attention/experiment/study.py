@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import heapq
 import os
 import statistics
 from collections import deque
@@ -21,6 +20,7 @@ from crisp_attention.experiment.execution.executor import Division, Executor, ch
 from crisp_attention.experiment.execution.tuning import TuningPlan
 from crisp_attention.experiment.execution.worker import Event, Task
 from crisp_attention.experiment.outline import outline
+from crisp_attention.experiment.outlook import makespan
 from crisp_attention.experiment.results.record import Record
 from crisp_attention.experiment.results.store import Examples, Store
 from crisp_attention.experiment.results.tuning import Tuning
@@ -62,6 +62,8 @@ class Plan:
         tuning: What is to be searched before the runs; None if nothing is.
         tuned: What was found; None if nothing is searched, or not found yet.
         shard: The part of the runs that is to be done here; None for all.
+        keep: Whether the models of the first seed are kept.
+        cut: How many texts are longer than the limit, and what becomes of them; None if none is.
     """
 
     spec: ExperimentSpec
@@ -81,6 +83,8 @@ class Plan:
     tuning: TuningPlan | None = None
     tuned: Tuning | None = None
     shard: Shard | None = None
+    keep: bool = False
+    cut: str | None = None
 
     def __repr__(self) -> str:
         told = outline(self)
@@ -133,10 +137,7 @@ class Plan:
         if not self.seconds:
             return None
         slowest = max(self.seconds.values())
-        free = [0.0] * jobs
-        for cell in cells:
-            heapq.heapreplace(free, free[0] + self.seconds.get(cell, slowest))
-        return max(free)
+        return makespan((self.seconds.get(cell, slowest) for cell in cells), jobs)
 
 
 class Display(Protocol):
@@ -174,6 +175,8 @@ def prepare(
     *,
     executor: Executor | None = None,
     shard: Shard | None = None,
+    storage: str | None = None,
+    keep: bool = False,
 ) -> Plan:
     """Find out what is to be done, and everything that could be wrong with it; writes nothing.
 
@@ -185,6 +188,8 @@ def prepare(
         retry: Do diverged and failed runs again.
         executor: Who does them (default: worker processes on this machine).
         shard: The part of the runs that is to be done here (default: all).
+        storage: URL of an Optuna storage for the search to share with other machines; None for one of its own.
+        keep: Keep the trained models of the first seed.
 
     Raises:
         CrispError: If the specification, the model, the data or the directory will not do.
@@ -204,19 +209,19 @@ def prepare(
     search = None
     if spec.tune is not None and tuned is None:
         carved = dataset.carve(found.conditions[spec.primary_condition], spec.tune.share)
-        search = tuning.plan(spec, store, checkpoint, carved, jobs, executor)
+        search = tuning.plan(spec, store, checkpoint, carved, jobs, executor, storage)
     final = spec if tuned is None else apply(spec, tuned.values)
-    runs, records, pending = _todo(final, prints, store, shard, retry)
+    runs, records, pending = _todo(final, prints, store, shard, retry, keep)
     if search is not None:
         # What arms are asked for may be the same until each has its own values.
         runs = tuple(expand(spec, prints))
         own = _own(spec, runs, shard)
-        pending = tuple(Task(run) for run in runs if run.config.run_id in own)
+        pending = tuple(Task(run, keep=keep and run.index == 0) for run in runs if run.config.run_id in own)
     idle = [task.run.config.run_id for task in pending if not store.in_training(task.run.config.run_id)]
     begun = sum(store.checkpoints(run_id).exists() for run_id in idle)
     division = executor.divide(jobs, len(pending))
     seconds: dict[Cell, float] = {}
-    examples = None
+    examples, cut = None, None
     if pending:
         display.announce("Checking that every arm can be run on this model, and how fast")
         from crisp_attention.experiment.training.workbench import Workbench, preflight, quiet
@@ -226,6 +231,7 @@ def prepare(
                 preflight(checkpoint, found, probe)
             bench = Workbench(checkpoint, found)
             examples = bench.examples(spec.data.max_length)
+            cut = _cut(bench, spec.data.max_length)
             seconds = _expect(spec, pending, runs, records, division, bench)
     return Plan(
         spec=spec,
@@ -245,7 +251,18 @@ def prepare(
         tuning=search,
         tuned=tuned,
         shard=shard,
+        keep=keep,
+        cut=cut,
     )
+
+
+def _cut(bench: Workbench, most: int) -> str | None:
+    """How many texts of an experiment are longer than the limit, in a sentence; None if none is."""
+    train = max((dataset.train for dataset in bench.data.conditions.values()), key=len)
+    cut = sum(bench.cut(split, most) for split in (train, bench.data.test))
+    if not cut:
+        return None
+    return f"{cut} of {len(train) + len(bench.data.test)} texts are longer than {most} tokens: their ends are cut off."
 
 
 def carry_out(plan: Plan, display: Display) -> tuple[Analysis, Path]:
@@ -297,12 +314,18 @@ def _tune(plan: Plan, search: TuningPlan, store: Store, display: Display) -> Pla
     """Search first: the plan of the runs with what is found."""
     with display.tuning(plan) as receive:
         tuned = tuning.search(search, store, receive, display.announce)
-    runs, records, pending = _todo(apply(plan.spec, tuned.values), plan.prints, store, plan.shard)
+    final = apply(plan.spec, tuned.values)
+    runs, records, pending = _todo(final, plan.prints, store, plan.shard, keep=plan.keep)
     return dataclasses.replace(plan, runs=runs, records=records, pending=pending, tuning=None, tuned=tuned)
 
 
 def _todo(
-    spec: ExperimentSpec, prints: Fingerprints, store: Store, shard: Shard | None, retry: bool = False
+    spec: ExperimentSpec,
+    prints: Fingerprints,
+    store: Store,
+    shard: Shard | None,
+    retry: bool = False,
+    keep: bool = False,
 ) -> tuple[tuple[PlannedRun, ...], dict[str, Record], tuple[Task, ...]]:
     """All runs of an experiment, each once; the records there are; and what is pending, of the shard."""
     planned = list(expand(spec, prints))
@@ -311,11 +334,19 @@ def _todo(
     wanted = _own(spec, planned, shard)
     own = [run for run in runs if run.config.run_id in wanted]
     report_to = spec.tracking.report_to
-    pending = [Task(run, None, report_to) for run in own if run.config.run_id not in records]
+    kept = {run.config.run_id for run in own if keep and run.index == 0}
+    pending = [
+        Task(run, records.get(run_id), report_to, keep=run_id in kept)
+        for run in own
+        if (run_id := run.config.run_id) not in records
+        or (run_id in kept and records[run_id].status == "finished" and not store.model(run_id).exists())
+    ]
     if retry:
         again = ((run, records.get(run.config.run_id)) for run in own)
         pending += [
-            Task(run, record, report_to) for run, record in again if record is not None and record.status != "finished"
+            Task(run, record, report_to, keep=run.config.run_id in kept)
+            for run, record in again
+            if record is not None and record.status != "finished"
         ]
     return runs, records, tuple(pending)
 

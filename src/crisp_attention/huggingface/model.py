@@ -255,7 +255,7 @@ def _remember(model: nn.Module, progress: float) -> None:
 def _stand_at(state: ModelState, progress: float) -> None:
     state.stand_at(progress)
     for home in state.homes:
-        mark_config(home, state.config, progress, owner=state)
+        mark_config(home, state.config, progress, owner=state, numbered=state.numbered)
 
 
 def _require_interface(model: PreTrainedModel) -> None:
@@ -283,6 +283,10 @@ def _attach_layers(
     stock = {id(part): implementation for part, implementation in restore or default_implementations(model)}
     # Layers that the probe did not reach, as those of a tower without input, come last.
     names = list(dict.fromkeys([*(call.layer for call in found.calls), *found.idle]))
+    numbers = [getattr(model.get_submodule(name), "layer_idx", None) for name in names]
+    shared.numbered = len(names) if numbers == list(range(len(names))) and len(shared.homes) == 1 else None
+    for home in shared.homes:
+        mark_config(home, config, owner=shared, numbered=shared.numbered)
     for index, name in enumerate(names):
         own = [call for call in found.calls if call.layer == name]
         state = LayerState(
@@ -361,7 +365,7 @@ def _take_back(model: PreTrainedModel, found: dict[str, LayerState], shared: Mod
         attach(model.get_submodule(name), state)
     shared.take_back(before)
     for home in configs(model):
-        mark_config(home, shared.config, shared.progress, owner=shared)
+        mark_config(home, shared.config, shared.progress, owner=shared, numbered=shared.numbered)
     count_forwards(model, wanted=shared.config.rule == "random")
     _guard(model, wanted=True)
 

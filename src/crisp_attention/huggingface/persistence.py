@@ -13,7 +13,7 @@ from torch import nn
 
 from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError
-from crisp_attention.settings import require_share
+from crisp_attention.settings import require_integer, require_share
 from crisp_attention.state import Implementations, LayerState, ModelState, attach, attached
 
 # Not at run time: whoever imports Transformers registers us, which imports this module.
@@ -27,6 +27,7 @@ IMPLEMENTATION = "crisp"
 """The name in Transformers' attention and mask registries."""
 
 _PROGRESS = "progress"
+_LAYERS = "attention_layers"
 
 
 class LiveSettings(dict[str, Any]):
@@ -91,10 +92,12 @@ def _adopt(module: nn.Module) -> LayerState:
             "call crisp_attention.sparsify on the whole model."
         )
     settings, progress = read_settings(config)
+    index = getattr(module, "layer_idx", None)
+    count = None if index is None else _numbered_layers(config)
     reason = None
     if settings.rule == "random":
         reason = "Rule 'random' draws by layer and step"
-    elif settings.layers is not None or settings.layer_sparsity is not None or settings.schedule is not None:
+    elif settings.schedule is not None or (count is None and (settings.layers or settings.layer_sparsity)):
         reason = "These settings differ from layer to layer or follow training"
     elif settings.by_position and (
         getattr(config, "is_encoder_decoder", False) or getattr(config, "add_cross_attention", False)
@@ -105,10 +108,9 @@ def _adopt(module: nn.Module) -> LayerState:
             f"{reason}, which a model knows only after crisp_attention.load or crisp_attention.sparsify. "
             "Use one of them."
         )
-    index = getattr(module, "layer_idx", None)
-    mark_config(config, settings, progress)
+    mark_config(config, settings, progress, numbered=count)
     name = type(module).__name__ if index is None else f"{type(module).__name__}.{index}"
-    state = LayerState(name, index or 0, (index or 0) + 1, ModelState(settings, untried=True))
+    state = LayerState(name, index or 0, count or (index or 0) + 1, ModelState(settings, untried=True))
     attach(module, state)
     return state
 
@@ -151,7 +153,12 @@ def default_implementations(model: PreTrainedModel) -> Implementations:
 
 
 def mark_config(
-    config: Any, settings: SparsityConfig, progress: float | None = None, *, owner: ModelState | None = None
+    config: Any,
+    settings: SparsityConfig,
+    progress: float | None = None,
+    *,
+    owner: ModelState | None = None,
+    numbered: int | None = None,
 ) -> None:
     """Write the settings where `save_pretrained` finds them.
 
@@ -165,10 +172,14 @@ def mark_config(
         progress: Where a schedule stands, so that a checkpoint of the midst of training comes back
             as sparse as it was.
         owner: The state of the model's layers, if they have one, so that nothing else takes it from here.
+        numbered: How many attention layers there are, if each knows its number among them; None otherwise. Settings
+            that differ from layer to layer can then be taken up by a layer that was only loaded.
     """
     written: dict[str, Any] = settings.to_dict() if owner is None else LiveSettings(settings.to_dict(), owner)
     if settings.schedule is not None and progress is not None:
         written[_PROGRESS] = progress
+    if numbered is not None and (settings.layers is not None or settings.layer_sparsity is not None):
+        written[_LAYERS] = numbered
     setattr(config, SETTINGS, written)
     config.attn_implementation = IMPLEMENTATION
 
@@ -180,11 +191,24 @@ def read_settings(config: Any) -> tuple[SparsityConfig, float | None]:
         ConfigurationError: If the settings are damaged.
     """
     written = getattr(config, SETTINGS)
-    if not isinstance(written, dict) or _PROGRESS not in written:
+    if not isinstance(written, dict):
         return SparsityConfig.from_dict(written), None
-    written = dict(written)
-    progress = require_share(_PROGRESS, written.pop(_PROGRESS))
-    return SparsityConfig.from_dict(written), progress
+    progress = require_share(_PROGRESS, written[_PROGRESS]) if _PROGRESS in written else None
+    settings = {name: value for name, value in written.items() if name not in (_PROGRESS, _LAYERS)}
+    return SparsityConfig.from_dict(settings), progress
+
+
+def _numbered_layers(config: Any) -> int | None:
+    """How many attention layers a model has, if each knows its number; None if that was not written.
+
+    Raises:
+        ConfigurationError: If what was written is no number.
+    """
+    written = getattr(config, SETTINGS).get(_LAYERS)
+    if written is None:
+        return None
+    require_integer(_LAYERS, written, 1)
+    return int(written)
 
 
 def unmark_config(config: Any) -> None:

@@ -8,51 +8,18 @@ import math
 import sqlite3
 import sys
 
-import numpy as np
 import pytest
 
 from crisp_attention.errors import ConfigurationError, CrispError, RecordError, StorageError
-from crisp_attention.experiment.data.dataset import Dataset, ExperimentData, Split, carve
+from crisp_attention.experiment.data.dataset import ExperimentData, carve
 from crisp_attention.experiment.execution import tuning
-from crisp_attention.experiment.execution.local import LocalExecutor
-from crisp_attention.experiment.execution.worker import Event
-from crisp_attention.experiment.results.record import Epoch, Score
+from crisp_attention.experiment.results.pruning import STARTUP_TRIALS, exceeded, limits
 from crisp_attention.experiment.results.store import Store
-from crisp_attention.experiment.specification.resources import ResourcesSpec
 from crisp_attention.experiment.specification.runs import expand
+from crisp_attention.experiment.specification.tune import encoded
 from crisp_attention.experiment.specification.tuned import apply
-from crisp_attention.experiment.training.model import Checkpoint
-from record_builders import ARMS, MODEL, PLACEBO, PRINTS, finished, make_spec, troubled
-
-RATE = {"low": 1e-5, "high": 1e-2}
-CHECKPOINT = Checkpoint("made-up", None, MODEL)
-HERE = LocalExecutor(ResourcesSpec(cpus=1))
-
-
-class Killed(BaseException):
-    """The process ends here."""
-
-
-def spec_of(trials=4, **more):
-    tune = {"trials": trials, "learning_rate": RATE, "sparsity": {"low": 0.1, "high": 0.9}}
-    return make_spec(tune=tune | more, arms=[*map(dict, ARMS[:2]), dict(PLACEBO)])
-
-
-def data(tests="evaluation text", labels=0):
-    """A data set; of its evaluation split it is said what it holds."""
-    texts = {"train": "text number", "test": tests}
-    splits = {
-        side: Split(tuple(f"{name} {number}" for number in range(60)), None, np.arange(60) % 2)
-        for side, name in texts.items()
-    }
-    splits["test"] = dataclasses.replace(splits["test"], labels=(splits["test"].labels + labels) % 2)
-    return Dataset("made-up", ("no", "yes"), splits["train"], splits["test"], ())
-
-
-def loss_of(run):
-    """Lowest at a learning rate of 1e-3 and a sparsity of 0.4."""
-    rate, sparsity = run.config.training["learning_rate"], run.config.attention["sparsity"] or 0.0
-    return 0.1 + (math.log10(rate) + 3) ** 2 + (sparsity - 0.4) ** 2
+from made_up_search import CHECKPOINT, HERE, RATE, Killed, Machine, data, spec_of, tune
+from record_builders import PRINTS, make_spec
 
 
 @pytest.fixture
@@ -61,58 +28,12 @@ def machine(monkeypatch):
     return Machine(monkeypatch)
 
 
-class Machine:
-    """Stands for `LocalExecutor.execute`.
-
-    Attributes:
-        trained: Runs that were trained.
-        seen: All data that workers were given.
-        until: Trials after which the process is killed, before their results are told.
-        outcome: What becomes of a run: "finished", "diverged", "failed".
-    """
-
-    def __init__(self, monkeypatch):
-        self.trained, self.seen, self.until, self.outcome = [], [], math.inf, lambda run: "finished"
-        monkeypatch.setattr(LocalExecutor, "execute", self)
-
-    def __call__(self, queue, store, checkpoint, data, division, on_event):
-        self.seen.append(data)
-        on_event(None, Event("ready"))
-        while queue:
-            task = queue.popleft()
-            record = store.load(task.run.config.run_id)
-            if record is None or record == task.before:
-                self.trained.append(task.run)
-                kind = self.outcome(task.run)
-                made = self.result(task.run) if kind == "finished" else (troubled(task.run, kind), None)
-                store.save(*made, task.before)
-                if len(self.trained) >= self.until:
-                    raise Killed
-            on_event(task.run, Event("progress", task.run.config.run_id))
-            on_event(task.run, Event(store.load(task.run.config.run_id).status, task.run.config.run_id, reason="why"))
-
-    def result(self, run):
-        record, arrays = finished(run, np.arange(8) % 2 == 0)
-        score = Score(loss=loss_of(run), correct=4, total=8)
-        # The best epoch is not the last.
-        better = Epoch(epoch=1, running_loss=0.5, train=score, test=Score(loss=0.01, correct=8, total=8))
-        last = Epoch(epoch=2, running_loss=0.5, train=score, test=score)
-        return record.model_copy(update={"epochs": (better, last)}), arrays
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """What twelve trials an arm find without an interruption."""
     with pytest.MonkeyPatch.context() as patch:
         Machine(patch)
         return tune(tmp_path_factory.mktemp("whole"), spec_of(trials=12))
-
-
-def tune(folder, spec, dataset=None):
-    store = Store(folder)
-    store.open(spec, PRINTS)
-    todo = tuning.plan(spec, store, CHECKPOINT, carve(dataset or data(), spec.tune.share), 1, HERE)
-    return store.tuning(spec) if todo is None else tuning.search(todo, store, lambda *_: None, lambda _: None)
 
 
 # What is found
@@ -156,6 +77,85 @@ def test_ranges_and_lists_are_kept_to(tmp_path, machine):
     rates = sorted(trial.values["learning_rate"] for trial in trials)
     assert 1e-5 <= rates[0] < 1e-4  # on a logarithmic scale a third is below
     assert rates[-1] <= 1e-2
+
+
+def test_rules_layers_and_schedules_are_chosen_from_their_lists(tmp_path, machine):
+    choices = {
+        "rule": ["topk", "percentile"],
+        "layers": ["all", [0, 1], [2]],
+        "schedule": ["constant", {"kind": "anneal", "end": 0.5}],
+    }
+    asking = {"name": "topk-50", "sparsity": 0.5, "tune": ["learning_rate", *choices]}
+    spec = make_spec(tune={"trials": 12, "learning_rate": RATE} | choices, arms=[{"name": "dense"}, asking])
+    found = tune(tmp_path, spec)
+    trials = found.outcomes[1].trials
+    for name, space in spec.tune.ranges.items():
+        if name in choices:
+            assert {encoded(trial.values[name]) for trial in trials} == {encoded(item) for item in space.samples}
+    assert Store(tmp_path).tuning(spec) == found  # read back from JSON
+    best = found.values["topk-50"]
+    (run, *_) = (run for run in Store(tmp_path).study()[1] if run.arm == "topk-50")
+    assert run.config.attention["rule"] == best["rule"]
+    assert run.config.attention.get("layers", "all") == (
+        best["layers"] if best["layers"] == "all" else [*best["layers"]]
+    )
+
+
+# Giving up
+
+
+def early(rate):
+    """A loss after the first epoch that no search can foresee."""
+    return rate * 1e8 % 1
+
+
+def hopeless(run):
+    return early(run.config.training["learning_rate"])
+
+
+def test_hopeless_trials_are_given_up_by_the_same_rule_for_every_arm(tmp_path, machine):
+    machine.early = hopeless
+    spec = spec_of(trials=15, epochs=2, pruning=True)
+    found = tune(tmp_path, spec)
+    for outcome in found.outcomes:
+        assert len(outcome.trials) == 15  # each counts as one
+        assert not any(trial.pruned for trial in outcome.trials[:STARTUP_TRIALS])
+        assert 0 < outcome.pruned < 15 - STARTUP_TRIALS
+        whole = []
+        for trial in outcome.trials:
+            first = early(trial.values["learning_rate"])
+            assert trial.pruned == (1 if exceeded([first], limits(whole, 2)) else None)
+            if trial.pruned is None:
+                whole.append([first, trial.loss])
+            else:
+                assert trial.loss == first
+        assert outcome.best.pruned is None
+        assert len(outcome.losses) + outcome.pruned == 15
+
+
+def test_a_trial_that_was_given_up_is_never_the_best(tmp_path, machine):
+    # Losses rise: what was given up early had a lower one than any that was trained to its end.
+    machine.early = lambda run: hopeless(run) / 1000
+    found = tune(tmp_path, spec_of(trials=12, epochs=2, pruning=True))
+    for outcome in found.outcomes:
+        assert outcome.pruned
+        assert outcome.best.loss == min(trial.loss for trial in outcome.trials if trial.pruned is None)
+        assert outcome.best.loss > min(trial.loss for trial in outcome.trials)
+
+
+def test_a_search_that_gives_up_goes_on_to_the_same_after_a_kill(tmp_path, machine):
+    machine.early = hopeless
+    spec = spec_of(trials=9, epochs=2, pruning=True)
+    whole = tune(tmp_path / "whole", spec)
+    machine.trained.clear()
+    for until in (7, 13, 16):
+        machine.until = until
+        with pytest.raises(Killed):
+            tune(tmp_path / "killed", spec)
+    machine.until = math.inf
+    assert tune(tmp_path / "killed", spec) == whole
+    assert len(machine.trained) == 18
+    assert any(outcome.pruned for outcome in whole.outcomes)
 
 
 # The evaluation split

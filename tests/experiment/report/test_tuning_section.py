@@ -44,13 +44,23 @@ def tuned(tmp_path_factory):
 
 def test_every_search_states_its_budget_its_ranges_and_what_it_found(tuned):
     (table,) = section(analyse(tuned)).tables
-    assert table.header == ("arms", "setting", "searched", "found", "trials", "diverged", "loss", "median loss")
+    assert table.header == (
+        "arms",
+        "setting",
+        "searched",
+        "found",
+        "trials",
+        "pruned",
+        "diverged",
+        "loss",
+        "median loss",
+    )
     assert table.rows == (
-        ("dense, dense-again", "learning_rate", "1e-05 to 0.001", "0.001", "5", "1", "0.3750", "0.5000"),
-        ("topk-50", "learning_rate", "1e-05 to 0.001", "0.001", "5", "1", "0.3750", "0.5000"),
-        ("topk-50", "sparsity", "0.25, 0.625", "0.625", "5", "1", "0.3750", "0.5000"),
-        ("percentile-80", "learning_rate", "1e-05 to 0.001", "0.001", "5", "1", "0.3750", "0.5000"),
-        ("percentile-80", "sparsity", "0.25, 0.625", "0.625", "5", "1", "0.3750", "0.5000"),
+        ("dense, dense-again", "learning_rate", "1e-05 to 0.001", "0.001", "5", "0", "1", "0.3750", "0.5000"),
+        ("topk-50", "learning_rate", "1e-05 to 0.001", "0.001", "5", "0", "1", "0.3750", "0.5000"),
+        ("topk-50", "sparsity", "0.25, 0.625", "0.625", "5", "0", "1", "0.3750", "0.5000"),
+        ("percentile-80", "learning_rate", "1e-05 to 0.001", "0.001", "5", "0", "1", "0.3750", "0.5000"),
+        ("percentile-80", "sparsity", "0.25, 0.625", "0.625", "5", "0", "1", "0.3750", "0.5000"),
     )
 
 
@@ -65,6 +75,19 @@ def test_the_pages_say_on_what_settings_were_chosen(tuned):
         assert "The evaluation split was not used." in text
         assert "Optuna 5.0.0 proposed" in text
         assert "Nothing was searched for" not in text
+
+
+def test_choices_and_what_was_given_up_are_told(tmp_path):
+    asking = {"name": "topk-50", "sparsity": 0.5, "tune": ["layers", "schedule"]}
+    choices = {"layers": ["all", [0, 1]], "schedule": ["constant", {"kind": "anneal", "end": 0.5}]}
+    spec = make_spec(tune=TUNE | choices | {"pruning": True}, arms=[{"name": "dense"}, asking, ARMS[2]])
+    analysis = analyse(directory(tmp_path, spec))
+    rows = {row[1]: row[2:4] for row in section(analysis).tables[0].rows if row[0] == "topk-50"}
+    assert rows == {
+        "layers": ("all; layers 0, 1", "layers 0, 1"),
+        "schedule": ("constant; anneal end 0.5", "anneal end 0.5"),
+    }
+    assert "once 5 had been trained to their end: it counts as a trial" in " ".join(section(analysis).notes)
 
 
 def test_the_report_asks_for_the_experiment_as_it_was_asked_for(tuned):

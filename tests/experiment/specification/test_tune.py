@@ -6,6 +6,7 @@ import tomllib
 
 import pytest
 
+from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError
 from crisp_attention.experiment.report.provenance import spec_as_toml
 from crisp_attention.experiment.specification.runs import Fingerprints, expand
@@ -26,6 +27,12 @@ EVERYTHING = {
     "label_smoothing": [0.0, 0.1],
     "sparsity": {"low": 0.2, "high": 0.9},
 }
+STRUCTURE = {
+    "rule": ["topk", "percentile", "block_topk"],
+    "layers": ["all", [0, 1], [-1]],
+    "schedule": ["constant", "linear", {"kind": "anneal", "end": 0.5}],
+}
+ASKING = {"name": "topk-50", "sparsity": 0.5, "tune": ["learning_rate", "sparsity", *STRUCTURE]}
 
 
 def tuned(*arms, **tune):
@@ -41,7 +48,7 @@ def arms_of(spec):
 
 
 def test_a_specification_with_every_setting_survives_both_round_trips():
-    spec = tuned({"name": "dense", "tune": ["learning_rate"]}, *ARMS[1:], **EVERYTHING)
+    spec = tuned({"name": "dense", "tune": ["learning_rate"]}, ASKING, ARMS[2], **EVERYTHING, **STRUCTURE, pruning=True)
     assert parse(tomllib.loads(spec_as_toml(spec)), "report") == spec
     assert parse(to_plain(spec), "study") == spec
     assert spec.tune.weight_decay.choices == (0.0, 0.01, 0.1)
@@ -84,6 +91,15 @@ def test_it_is_part_of_what_an_experiment_is_and_only_the_number_of_trials_may_g
         ({"hidden_dropout": {"low": 0.0, "high": 1.0}}, r"hidden_dropout must lie in \[0, 1\), got 1\."),
         ({"sparsity": [0.0, 0.5]}, r"sparsity must lie in \(0, 1\), got 0\."),
         ({"learning_rat": RATE}, r"Unknown key 'tune\.learning_rat'\. Did you mean 'learning_rate'\?"),
+        ({"rule": "topk"}, r"tune\.rule: a list of what to choose from is needed, got 'topk'"),
+        ({"rule": ["topk"]}, r"tune\.rule: two or more different ones are needed, got topk"),
+        ({"rule": ["topk", "topkk"]}, r"Unknown rule 'topkk'\. Did you mean 'topk'\?"),
+        ({"rule": ["topk", "top_p"]}, r"Unknown rule 'top_p'"),  # not set by a sparsity
+        ({"layers": ["all", "last"]}, r"layers are 'all' or lists of numbers, got 'last'"),
+        ({"layers": ["all", [0.5]]}, r"layers must hold integers, got 0\.5"),
+        ({"schedule": ["constant", "slow"]}, r"Unknown schedule kind 'slow'"),
+        ({"schedule": ["constant", {"kind": "linear", "final": 0.1}]}, r"Schedule 'linear' would ignore final=0\.1"),
+        ({"schedule": ["constant", 3]}, r"schedule are kinds by name or tables of settings, got 3"),
         ({"learning_rate": RATE, "trials": 0}, r"tune\.trials: .* greater than or equal to 1, got 0"),
         ({"learning_rate": RATE, "share": 1.0}, r"tune\.share: .* less than 1, got 1\.0"),
     ],
@@ -116,6 +132,21 @@ def test_what_makes_no_sense_is_refused(tune, message):
             ({"name": "topk-50", "sparsity": 0.5, "training": {"learning_rate": 1e-3}, "tune": ["learning_rate"]},),
             {"learning_rate": RATE},
             "learning_rate cannot be searched, it sets that itself",
+        ),
+        (
+            ({"name": "topk-50", "sparsity": 0.5},),
+            {"rule": ["topk", "percentile"]},
+            "rule is searched for no arm: leave it out, or give it an arm that takes it and names it in its tune",
+        ),
+        (
+            ({"name": "topk-50", "sparsity": 0.5, "layers": [0], "tune": ["layers"]},),
+            {"layers": ["all", [1]]},
+            "'topk-50': layers cannot be searched, it sets that itself",
+        ),
+        (
+            ({"name": "topk-50", "rule": "block_topk", "sparsity": 0.5, "key_block": 8, "tune": ["rule"]},),
+            {"rule": ["block_topk", "topk"]},
+            "'topk-50' with rule topk: Rule 'topk' would ignore key_block=8",
         ),
         (
             # At any sparsity that is searched they are the same.
@@ -197,6 +228,36 @@ def test_what_was_found_becomes_the_arms_own():
     runs = {run.arm: run.config for run in expand(found, PRINTS)}
     assert runs["topk-50"].training["learning_rate"] == 2e-4
     assert runs["topk-50"].attention["sparsity"] == 0.3
+
+
+def test_the_structure_of_attention_is_searched_for_arms_that_ask():
+    spec = tuned({"name": "dense"}, ASKING, ARMS[2], **EVERYTHING, **STRUCTURE)
+    assert list(spec.searched(spec.arm("topk-50"))) == ["learning_rate", "sparsity", *STRUCTURE]
+    for name in ("dense", "percentile-80"):
+        assert not spec.searched(spec.arm(name)).keys() & STRUCTURE.keys()
+
+
+@pytest.mark.parametrize(
+    ("values", "attention"),
+    [
+        ({"rule": "block_topk", "layers": (0, 1), "sparsity": 0.4}, {"rule": "block_topk", "layers": [0, 1]}),
+        ({"layers": "all", "schedule": "constant", "sparsity": 0.4}, {}),
+        ({"schedule": "linear", "sparsity": 0.4}, {"schedule": {"kind": "linear"}}),
+        ({"schedule": {"kind": "anneal", "end": 0.5}, "sparsity": 0.4}, {"schedule": {"kind": "anneal", "end": 0.5}}),
+    ],
+)
+def test_a_structure_that_was_found_becomes_the_arms_attention(values, attention):
+    spec = tuned({"name": "dense"}, ASKING, **EVERYTHING, **STRUCTURE)
+    found = apply(spec, {"topk-50": values}).arm("topk-50").attention
+    assert found == SparsityConfig.from_dict({"sparsity": 0.4, **attention})
+
+
+def test_probes_try_every_choice():
+    spec = tuned({"name": "dense"}, ASKING, **EVERYTHING, **STRUCTURE)
+    tried = [probe.arm("topk-50").attention for probe in probes(spec)]
+    assert [attention.rule for attention in tried] == STRUCTURE["rule"]
+    assert [attention.layers for attention in tried] == [None, (0, 1), (-1,)]
+    assert [attention.schedule and attention.schedule.kind for attention in tried] == [None, "linear", "anneal"]
 
 
 def test_two_arms_may_find_the_same():

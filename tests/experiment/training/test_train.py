@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import crisp_attention as crisp
 import tiny_study
@@ -140,3 +142,39 @@ def test_preflight_refuses_a_model_that_would_not_be_touched(tmp_path, tokenizer
     spec = tiny_study.spec(tmp_path, csv_file)
     with pytest.raises(crisp.UnsupportedModelError, match="never calls"):
         preflight(model.resolve(str(tmp_path)), dataset.load_experiment(spec), spec)
+
+
+def test_a_trial_is_given_up_after_the_epoch_whose_limit_it_exceeds(workplace):
+    bench, runs = workplace
+    planned = find(runs, "percentile-80")
+    whole, _, _ = run(bench, planned)
+    first = whole.epochs[0].test.loss
+    record, outputs = train.run(planned, bench, lambda _: None, limits=(first - 1e-6,))
+    assert (record.status, outputs) == ("pruned", None)
+    assert record.epochs == whole.epochs[:1]
+    assert record.reason.startswith(f"after epoch 1 its loss was {first:.4f} at best, the median of the trials before")
+    # What does not exceed it is trained to its end, to the same.
+    record, _ = train.run(planned, bench, lambda _: None, limits=(first,))
+    assert record.model_dump(exclude={"timing"}) == whole.model_dump(exclude={"timing"})
+
+
+def test_a_model_that_is_kept_is_the_one_that_was_evaluated(workplace, tmp_path):
+    bench, runs = workplace
+    planned = find(runs, "percentile-80")
+    record, outputs = train.run(planned, bench, lambda _: None, keep=tmp_path / "models" / "kept")
+    kept = crisp.load(AutoModelForSequenceClassification, tmp_path / "models" / "kept").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "models" / "kept")
+    assert record.config["attention"]["rule"] == kept.config.crisp_attention["rule"] == "percentile"
+    assert list(kept.config.id2label.values()) == list(record.classes)
+    texts = list(bench.data.test.texts)
+    with torch.no_grad():
+        logits = kept(**tokenizer(texts, return_tensors="pt", padding=True, truncation=True)).logits
+    np.testing.assert_allclose(logits.numpy(), outputs["test_logits"], atol=1e-5)
+
+
+def test_texts_that_are_cut_are_counted(workplace):
+    bench, _ = workplace
+    split = bench.data.test
+    tokens = [len(ids) for ids in bench.processor(list(split.texts))["input_ids"]]
+    for most in (5, 12, 100):
+        assert bench.cut(split, most) == sum(count > most for count in tokens)

@@ -243,9 +243,9 @@ def _load_conditions(conditions: Mapping[str, DataSpec], announce: Callable[[str
     spec = next(iter(conditions.values()))
     table = read(spec, announce)
     if not table.labels:
-        raise DataError(f"{spec.source}: the training split is empty.")
+        raise DataError(" ".join([f"{spec.source}: the training split is empty.", *table.notes]))
     if table.test is not None and not table.test.labels:
-        raise DataError(f"{spec.source}: the evaluation split is empty.")
+        raise DataError(" ".join([f"{spec.source}: the evaluation split is empty.", *table.test.notes]))
     classes = _classes(table, spec.source)
     whole = _split(table, classes)
     notes = list(table.notes)

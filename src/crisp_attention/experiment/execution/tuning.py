@@ -9,36 +9,27 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import importlib.util
-import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from crisp_attention.errors import ConfigurationError, CrispError, RecordError
+from crisp_attention.errors import CrispError
 from crisp_attention.experiment.data.dataset import Dataset, ExperimentData
 from crisp_attention.experiment.execution.executor import Division, Executor
+from crisp_attention.experiment.execution.ledger import Ledger, require_optuna
 from crisp_attention.experiment.execution.worker import Event, Task
+from crisp_attention.experiment.results import pruning
 from crisp_attention.experiment.results.store import Store
 from crisp_attention.experiment.results.tuning import Outcome, Trial, Tuning
 from crisp_attention.experiment.specification.runs import Fingerprints, PlannedRun
 from crisp_attention.experiment.specification.spec import ExperimentSpec
+from crisp_attention.experiment.specification.tune import Choices, Value, encoded
 from crisp_attention.experiment.specification.tuned import Search, searches
 from crisp_attention.experiment.training.model import Checkpoint
 
-_DATABASE = "trials.sqlite3"
 _POLL_SECONDS = 1.0
-# As `store.DISK_ERRORS` for SQLite.
-_DISK_ERRORS = (
-    sqlite3.SQLITE_FULL,
-    sqlite3.SQLITE_READONLY,
-    sqlite3.SQLITE_CANTOPEN,
-    sqlite3.SQLITE_IOERR,
-    sqlite3.SQLITE_PERM,
-)
 
 
 @dataclass(frozen=True)
@@ -54,6 +45,7 @@ class TuningPlan:
         done: How many trials of each search have a result already, by its arm.
         division: Trials side by side, and threads.
         executor: Who does them.
+        storage: URL of an Optuna storage that machines share; None for one of the run directory.
     """
 
     spec: ExperimentSpec
@@ -63,6 +55,12 @@ class TuningPlan:
     done: dict[str, int]
     division: Division
     executor: Executor
+    storage: str | None = None
+
+    @property
+    def ledger(self) -> Ledger:
+        """What was tried, in Optuna's storage."""
+        return Ledger(self.spec, prints_of(self.checkpoint, self.data), self.storage)
 
     @property
     def trials(self) -> int:
@@ -77,7 +75,13 @@ class TuningPlan:
 
 
 def plan(
-    spec: ExperimentSpec, store: Store, checkpoint: Checkpoint, data: Dataset, jobs: int | None, executor: Executor
+    spec: ExperimentSpec,
+    store: Store,
+    checkpoint: Checkpoint,
+    data: Dataset,
+    jobs: int | None,
+    executor: Executor,
+    storage: str | None = None,
 ) -> TuningPlan | None:
     """What is to be searched; None if nothing is, or all is found. Writes nothing.
 
@@ -88,23 +92,30 @@ def plan(
         data: The two parts of the training split, see `dataset.carve`.
         jobs: How many trials side by side were asked for, or None.
         executor: Who will do them.
+        storage: URL of an Optuna storage to share; None for one of the run directory.
 
     Raises:
-        ConfigurationError: If Optuna is not installed.
-        RecordError: If what is there is damaged.
+        ConfigurationError: If Optuna is not installed, or the storage cannot be used.
+        RecordError: If what is there is damaged, or the storage holds another experiment by this name.
     """
     own = searches(spec)
     if not own or store.tuning(spec) is not None:
         return None
-    if importlib.util.find_spec("optuna") is None:
-        raise ConfigurationError("[tune] needs the package optuna: pip install 'crisp-attention[tune]'.")
+    require_optuna()
     done = dict.fromkeys((search.arm for search in own), 0)
     trials = Store(store.folder / "tuning")
     for path in trials.records.glob("[!.]*.json"):
         record = trials.load(path.stem)
         if record is not None and record.status != "failed":
             done[record.arm] = done.get(record.arm, 0) + 1
-    return TuningPlan(spec, own, data, checkpoint, done, executor.divide(jobs, len(own)), executor)
+    todo = TuningPlan(spec, own, data, checkpoint, done, executor.divide(jobs, len(own)), executor, storage)
+    todo.ledger.require()
+    return todo
+
+
+def prints_of(checkpoint: Checkpoint, data: Dataset) -> Fingerprints:
+    """What trials are done on."""
+    return Fingerprints(checkpoint.fingerprint, {"": data.fingerprint})
 
 
 def search(
@@ -116,7 +127,8 @@ def search(
     """Do all trials that are not done, and keep what they found.
 
     Searches go side by side; the trials of one follow each other, each proposed from those before it. An
-    interrupted search goes on with the same proposals.
+    interrupted search goes on with the same proposals. Where machines share a storage, each does trials until there are
+    enough, and all find the same.
 
     Args:
         todo: What to search.
@@ -126,6 +138,7 @@ def search(
 
     Raises:
         CrispError: If a trial fails, or if all trials of an arm diverge.
+        ConfigurationError: If a shared storage cannot be used.
         RecordError: If the database is damaged.
         StorageError: If the directory cannot be written.
     """
@@ -135,20 +148,33 @@ def search(
             return found
         trials = store.open_trials()
         trials.abandoned(None, announce)  # by whoever searched here before, on another machine perhaps
-        with _readable(trials):
+        with todo.ledger.usable(trials):
             books = {search.arm: _Books(search, todo, trials) for search in todo.searches}
-            queue = deque(task for own in books.values() if (task := own.propose()) is not None)
 
             def receive(run: PlannedRun | None, event: Event) -> None:
                 on_event(run, event)
-                if run is not None and event.kind not in ("progress", "note", "unsaved"):
-                    books[run.arm].enter(run, event)
-                    if (task := books[run.arm].propose()) is not None:
-                        queue.append(task)
+                if run is None:
+                    return
+                if event.kind in ("progress", "note", "unsaved"):
+                    books[run.arm].keep_alive()
+                    return
+                books[run.arm].enter(run, event)
+                if (task := books[run.arm].propose()) is not None:
+                    queue.append(task)
 
-            if queue:
-                data = ExperimentData({"": todo.data})
-                todo.executor.execute(queue, trials, todo.checkpoint, data, todo.division, receive)
+            told = False
+            while True:
+                queue = deque(task for own in books.values() if (task := own.propose()) is not None)
+                if queue:
+                    data = ExperimentData({"": todo.data})
+                    todo.executor.execute(queue, trials, todo.checkpoint, data, todo.division, receive)
+                elif all(own.complete for own in books.values()):
+                    break
+                else:
+                    if not told:
+                        announce("Waiting for the last trials, which other machines are training")
+                    told = True
+                    time.sleep(_POLL_SECONDS)
             tuning = Tuning(
                 outcomes=tuple(own.outcome() for own in books.values()),
                 train_examples=len(todo.data.train),
@@ -160,46 +186,59 @@ def search(
 
 
 class _Books:
-    """The trials of one search, in Optuna's database."""
+    """The trials of one search, in Optuna's storage."""
 
     def __init__(self, search: Search, todo: TuningPlan, trials: Store) -> None:
         import optuna
 
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._states = optuna.trial.TrialState
         self._search, self._todo, self._trials = search, todo, trials
-        self._prints = Fingerprints(todo.checkpoint.fingerprint, {"": todo.data.fingerprint})
-        self._study = optuna.create_study(
-            storage=_storage(trials.folder / _DATABASE), study_name=search.arm, load_if_exists=True
-        )
-        for trial in self._study.get_trials(deepcopy=False, states=(self._states.RUNNING,)):
-            # Its process is gone. What it tried is proposed again, and its checkpoint or record is found by that.
-            self._study.tell(trial.number, state=self._states.FAIL)
+        self._prints = prints_of(todo.checkpoint, todo.data)
+        self._book = todo.ledger.open(trials, search)
+        self._study = self._book.study
+        self._asked: Any = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether as many trials as were asked for have ended."""
+        first = self._first()
+        return len(first) == self._todo.trials and all(trial.state.is_finished() for trial in first)
 
     def propose(self) -> Task | None:
-        """The next trial; None if all are done.
+        """The next trial; None if all are done, or others are doing the last of them.
 
         Raises:
-            CrispError: If they are, and all diverged.
+            CrispError: If they are done, and all diverged.
         """
         import optuna
 
         assert self._todo.spec.tune is not None
-        done = self._told()
-        if len(done) >= self._todo.trials:
-            if all(trial.value is None for trial in done):
+        self._book.bury()
+        if len(self._first()) >= self._todo.trials:
+            if self.complete and all(trial.value is None for trial in self._first()):
                 raise CrispError(
-                    f"Tuning: all {len(done)} trials of arm {self._search.arm!r} diverged. Other ranges in [tune], as "
-                    "a lower learning_rate.high, are another experiment: give it another --out."
+                    f"Tuning: all {self._todo.trials} trials of arm {self._search.arm!r} diverged. Other ranges in "
+                    "[tune], as a lower learning_rate.high, are another experiment: give it another --out."
                 )
             return None
+        trial = self._book.ask()
+        before = [other for other in self._counted() if other.number < trial.number]
+        if len(before) >= self._todo.trials:  # another machine was faster
+            self._study.tell(trial.number, state=self._states.FAIL)
+            return None
         # A sampler a trial, so that a proposal follows from the trials before it, not from which process asks.
-        self._study.sampler = optuna.samplers.TPESampler(seed=self._todo.spec.tune.seed + len(done))
-        trial = self._study.ask({name: self._distribution(name) for name in self._search.ranges})
-        run = self._search.trial(self._todo.spec, trial.params, len(done), self._prints)
-        self._asked = trial.number
-        before = self._trials.load(run.config.run_id)
-        return Task(run, before if before is not None and before.status == "failed" else None)
+        self._study.sampler = optuna.samplers.TPESampler(seed=self._todo.spec.tune.seed + len(before))
+        for name in self._search.ranges:
+            self._suggest(trial, name)
+        self._asked = trial
+        run = self._search.trial(self._todo.spec, self._values(trial.params), len(before), self._prints)
+        known = self._trials.load(run.config.run_id)
+        failed = known if known is not None and known.status == "failed" else None
+        return Task(run, failed, limits=self._limits(run, before))
+
+    def keep_alive(self) -> None:
+        """The trial that was proposed last is being trained."""
+        self._book.keep_alive(self._asked.number)
 
     def enter(self, run: PlannedRun, event: Event) -> None:
         """Tell Optuna how the trial that was proposed last has ended.
@@ -214,10 +253,18 @@ class _Books:
                 f"Tuning: trial {run.index + 1} of arm {run.arm!r} failed: {reason}. What is done is kept; the same "
                 "command tries it again."
             )
+        number = self._asked.number
+        if self._study.get_trials(deepcopy=False)[number].state.is_finished():
+            return  # given up by a machine that did not hear of it for long, which has proposed another
         if record.status == "diverged":
-            self._study.tell(self._asked, state=self._states.PRUNED)
+            self._study.tell(number, state=self._states.PRUNED)
+            return
+        for epoch in record.epochs:
+            self._asked.report(epoch.test.loss, epoch.epoch)
+        if record.status == "pruned":
+            self._study.tell(number, state=self._states.PRUNED)
         else:
-            self._study.tell(self._asked, record.final.test.loss)
+            self._study.tell(number, record.final.test.loss)
 
     def outcome(self) -> Outcome:
         """All that count: no more than are asked for now, so that every arm has as many."""
@@ -225,37 +272,56 @@ class _Books:
             arms=self._search.arms,
             trials=tuple(
                 Trial(
-                    values=trial.params,
+                    values=self._values(trial.params),
                     loss=trial.value,
-                    run_id=self._search.trial(self._todo.spec, trial.params, number, self._prints).config.run_id,
+                    run_id=self._search.trial(
+                        self._todo.spec, self._values(trial.params), number, self._prints
+                    ).config.run_id,
+                    pruned=trial.last_step if trial.state == self._states.PRUNED else None,
                 )
-                for number, trial in enumerate(self._told()[: self._todo.trials])
+                for number, trial in enumerate(self._first())
             ),
         )
 
-    def _told(self) -> list[Any]:
-        states = (self._states.COMPLETE, self._states.PRUNED)
-        return self._study.get_trials(deepcopy=False, states=states)
+    def _first(self) -> list[Any]:
+        """The trials that count, in order, those in training among them."""
+        return self._counted()[: self._todo.trials]
 
-    def _distribution(self, name: str) -> Any:
-        from optuna.distributions import CategoricalDistribution, FloatDistribution
+    def _counted(self) -> list[Any]:
+        trials = self._study.get_trials(deepcopy=False)
+        return [trial for trial in trials if trial.state != self._states.FAIL]
 
+    def _limits(self, run: PlannedRun, before: list[Any]) -> tuple[float, ...]:
+        """When to give up a trial, by the ones before it."""
         assert self._todo.spec.tune is not None
-        found = self._search.ranges[name]
-        if found.choices:
-            return CategoricalDistribution(found.choices)
-        low, high = found.ends
-        return FloatDistribution(low, high, log=self._todo.spec.tune.logarithmic(name))
+        if not self._todo.spec.tune.pruning:
+            return ()
+        epochs = run.config.training["epochs"]
+        whole = [
+            [trial.intermediate_values[epoch] for epoch in range(1, epochs + 1)]
+            for trial in before
+            if trial.state == self._states.COMPLETE
+        ]
+        return pruning.limits(whole, epochs)
 
+    def _values(self, drawn: dict[str, Any]) -> dict[str, Value]:
+        """What Optuna drew, as it is tried."""
+        return {
+            name: next(value for value in space.samples if encoded(value) == drawn[name])
+            if isinstance(space, Choices)
+            else drawn[name]
+            for name, space in self._search.ranges.items()
+        }
 
-def _storage(path: Path) -> Any:
-    import sqlalchemy
-    from optuna.storages import RDBStorage
-
-    try:
-        return RDBStorage(sqlalchemy.URL.create("sqlite", database=str(path)).render_as_string())
-    except RuntimeError as error:  # of another version of Optuna
-        raise _damaged(path, str(error)) from None
+    def _suggest(self, trial: Any, name: str) -> None:
+        assert self._todo.spec.tune is not None
+        space = self._search.ranges[name]
+        if isinstance(space, Choices):
+            trial.suggest_categorical(name, [encoded(value) for value in space.samples])
+        elif space.choices:
+            trial.suggest_categorical(name, space.choices)
+        else:
+            trial.suggest_float(name, *space.ends, log=self._todo.spec.tune.logarithmic(name))
 
 
 @contextlib.contextmanager
@@ -271,31 +337,3 @@ def _alone(store: Store, announce: Callable[[str], None]) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-@contextlib.contextmanager
-def _readable(trials: Store) -> Iterator[None]:
-    """Say what is wrong with the database.
-
-    Raises:
-        RecordError: If it is damaged.
-        StorageError: If it cannot be written.
-    """
-    from optuna.exceptions import OptunaError
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        yield
-    except (OptunaError, SQLAlchemyError) as error:
-        cause = error.__cause__ or error
-        origin = getattr(cause, "orig", cause)
-        if getattr(origin, "sqlite_errorcode", None) in _DISK_ERRORS:
-            raise trials.unwritable(OSError(str(origin))) from error
-        raise _damaged(trials.folder / _DATABASE, str(origin)) from None
-
-
-def _damaged(path: Path, why: str) -> RecordError:
-    return RecordError(
-        f"{path} cannot be read: {why}. Delete it: the same trials are proposed again, and those that have a record "
-        "are not done again."
-    )

@@ -17,6 +17,8 @@ from crisp_attention.experiment.results.store import DISK_ERRORS, Store
 from crisp_attention.experiment.specification.runs import PlannedRun
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from crisp_attention.experiment.training.checkpoint import Checkpoints
     from crisp_attention.experiment.training.evaluation import Outputs
     from crisp_attention.experiment.training.journal import Progress
@@ -24,7 +26,15 @@ if TYPE_CHECKING:
     from crisp_attention.experiment.training.workbench import Workbench
 
     Trainer = Callable[
-        [PlannedRun, Workbench, Callable[[Progress], None], Checkpoints, Tracking | None],
+        [
+            PlannedRun,
+            Workbench,
+            Callable[[Progress], None],
+            Checkpoints,
+            Tracking | None,
+            tuple[float, ...],
+            Path | None,
+        ],
         tuple[Record, Outputs | None],
     ]
 
@@ -40,11 +50,15 @@ class Task:
         before: Its record when it was planned, of a run to be done again; None where there was none.
             Where another process has written one since, that stands.
         report_to: Trackers to show it in, see `TrackingSpec`.
+        limits: Evaluation losses by epoch beyond which it is given up, see `pruning.limits`.
+        keep: Whether to save the finished model too.
     """
 
     run: PlannedRun
     before: Record | None = None
     report_to: tuple[str, ...] = ()
+    limits: tuple[float, ...] = ()
+    keep: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,16 +66,16 @@ class Event:
     """What a worker says.
 
     Attributes:
-        kind: "ready" for a run; "progress"; "note"; or how the run ended: "finished", "diverged", "failed",
+        kind: "ready" for a run; "progress"; "note"; or how the run ended: "finished", "pruned", "diverged", "failed",
             "elsewhere" (another process is training it, or has taken it over), or "unsaved" (its record could not be
             written).
         run_id: Which run; empty for "ready".
         step, steps, loss: Progress, as in `journal.Progress`.
-        reason: Why it diverged, failed or was not saved; or what there is to note.
+        reason: Why it was given up, diverged, failed or was not saved; or what there is to note.
         result: What a finished run found, in a few words.
     """
 
-    kind: Literal["ready", "progress", "note", "finished", "diverged", "failed", "elsewhere", "unsaved"]
+    kind: Literal["ready", "progress", "note", "finished", "pruned", "diverged", "failed", "elsewhere", "unsaved"]
     run_id: str = ""
     step: int = 0
     steps: int = 0
@@ -129,8 +143,7 @@ def _train(task: Task, lease: Lease, store: Store, bench: Workbench, tell: Tell,
     from crisp_attention.experiment.training import train
     from crisp_attention.experiment.training.checkpoint import Checkpoints
 
-    planned = task.run
-    run_id = planned.config.run_id
+    planned, run_id = task.run, task.run.config.run_id
     print(f"Training run {run_id}", file=sys.stderr)
 
     def note(sentence: str) -> None:
@@ -145,7 +158,8 @@ def _train(task: Task, lease: Lease, store: Store, bench: Workbench, tell: Tell,
         tell(Event("progress", run_id, now.step, now.steps, now.loss))
 
     try:
-        record, outputs = (trainer or train.run)(planned, bench, report, checkpoints, tracking)
+        keep = store.model(run_id) if task.keep else None
+        record, outputs = (trainer or train.run)(planned, bench, report, checkpoints, tracking, task.limits, keep)
     except LeaseLostError:
         raise
     except Exception as error:

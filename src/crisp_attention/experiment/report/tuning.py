@@ -6,9 +6,11 @@ from statistics import median
 
 from crisp_attention.experiment.conclusions.analysis import Analysis
 from crisp_attention.experiment.report.tables import Table, where
+from crisp_attention.experiment.results.pruning import STARTUP_TRIALS
 from crisp_attention.experiment.results.tuning import Tuning
 from crisp_attention.experiment.specification import tuned
 from crisp_attention.experiment.specification.spec import ExperimentSpec
+from crisp_attention.experiment.specification.tune import told
 
 
 def notes(analysis: Analysis) -> tuple[str, ...]:
@@ -27,6 +29,12 @@ def notes(analysis: Analysis) -> tuple[str, ...]:
         "The evaluation split was not used. Arms that are trained alike share a search; all runs then trained on the "
         f"whole training split. Optuna {found.optuna} proposed the trials (TPE).",
     ]
+    if spec.tune.pruning:
+        sentences.append(
+            f"A trial was given up after an epoch if its lowest loss so far was above the median of the trials before "
+            f"it after that epoch, once {STARTUP_TRIALS} had been trained to their end: it counts as a trial, and is "
+            "never chosen. The rule was the same for every arm."
+        )
     return (*sentences, *_budgets(spec, found))
 
 
@@ -38,15 +46,16 @@ def searches(analysis: Analysis) -> Table | None:
     return Table(
         "Tuning",
         "What was searched and found, by search and setting. Losses are cross-entropy on the validation part, in nats, "
-        "of the best trial and of the median one that did not diverge: how much there was to gain.",
-        ("arms", "setting", "searched", "found", "trials", "diverged", "loss", "median loss"),
+        "of the best trial and of the median one of those trained to their end: how much there was to gain.",
+        ("arms", "setting", "searched", "found", "trials", "pruned", "diverged", "loss", "median loss"),
         tuple(
             (
                 ", ".join(outcome.arms),
                 name,
                 str(found),
-                f"{outcome.best.values[name]:.3g}",
+                told(outcome.best.values[name]),
                 str(len(outcome.trials)),
+                str(outcome.pruned),
                 str(outcome.diverged),
                 f"{outcome.losses[0]:.4f}",
                 f"{median(outcome.losses):.4f}",
@@ -54,7 +63,7 @@ def searches(analysis: Analysis) -> Table | None:
             for search, outcome in own
             for name, found in search.ranges.items()
         ),
-        prose=("setting", "searched"),
+        prose=("setting", "searched", "found"),
     )
 
 

@@ -148,7 +148,8 @@ class Record(_Part):
     Attributes:
         schema_version: `SCHEMA` at the time of writing.
         run_id: Hash of `config`.
-        status: "finished"; "diverged" (a loss was not finite); "failed" (an error, see `reason`).
+        status: "finished"; "diverged" (a loss was not finite); "failed" (an error, see `reason`); of a trial also
+            "pruned" (given up after an epoch).
         reason: Why not finished.
         arm: Name of the arm that first asked for this run.
         config: `RunConfig` as a dict.
@@ -169,7 +170,7 @@ class Record(_Part):
 
     schema_version: int = Field(SCHEMA, alias="schema")
     run_id: str
-    status: Literal["finished", "diverged", "failed"]
+    status: Literal["finished", "diverged", "failed", "pruned"]
     reason: str | None = None
     arm: str
     config: dict[str, Any]

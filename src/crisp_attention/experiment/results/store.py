@@ -7,6 +7,8 @@ runs/NAME/
   leases/ID/N         who trains that run, and how often that was renewed; see `leases`
   locks/ID.lock       locked besides, where the file system has locks
   checkpoints/ID/     where it goes on if it is interrupted; gone once its record is there
+  models/ID/          the trained model of a run that was to keep it
+  model/              the one of these that `crisp tune` recommends, with a model card
   tuning.json         what was found for each arm, once and for all; only where the study tunes
   tuning/             the trials: runs like the others, on data without the evaluation split, and Optuna's database
   examples.json       the evaluation texts, for the page of disagreements; not needed for any number
@@ -88,13 +90,18 @@ class Store:
             RecordError: If it belongs to another experiment or is not a run directory, or its arms were tuned
                 with another number of trials.
         """
-        if (self.folder / _STUDY).exists():
+        if self.begun:
             existing, wanted = self._read_study(), describe(spec, prints)
             if existing["identity"] != wanted["identity"]:
                 raise RecordError(f"{self.folder} holds another experiment ({difference(existing, wanted)}). {HINT}")
             self.tuning(spec)
         elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             raise RecordError(f"{self.folder} exists and is not a run directory (it has no {_STUDY}). {HINT}")
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a study in it."""
+        return (self.folder / _STUDY).exists()
 
     def open(self, spec: ExperimentSpec, prints: Fingerprints) -> None:
         """Create the directory, or go on in it.
@@ -114,7 +121,7 @@ class Store:
         with self.writing():
             self._lay_out()
             with exclusively(self.folder / "locks" / "study.lock", _PATIENCE):
-                if (self.folder / _STUDY).exists():
+                if self.begun:
                     asked = self._read_study()["seeds_asked"]
                     study["seeds_asked"] = asked if asked[-1] == spec.seeds else [*asked, spec.seeds]
                 write_atomically(self.folder / _STUDY, _to_json(study))
@@ -349,6 +356,10 @@ class Store:
     def checkpoints(self, run_id: str) -> Path:
         """Where a run's checkpoints are kept while it is in training."""
         return self.folder / "checkpoints" / run_id
+
+    def model(self, run_id: str) -> Path:
+        """Where the trained model of a run is kept, if it is to be."""
+        return self.folder / "models" / run_id
 
     def lock(self, run_id: str) -> Lease | None:
         """Take a run for this process; None if another holds it. Others have it when the process ends.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 
 from crisp_attention.experiment.specification.spec import ExperimentSpec
+from crisp_attention.experiment.specification.tune import Value, told
 from crisp_attention.experiment.specification.tuned import Search, searches
 
 SCHEMA = 1
@@ -20,13 +21,16 @@ class Trial(_Part):
 
     Attributes:
         values: By setting.
-        loss: Mean cross-entropy on the validation part after the last epoch, nats; None if it diverged.
+        loss: Mean cross-entropy on the validation part after the last epoch that it was trained for, nats; None if it
+            diverged.
         run_id: Of its record among those of the trials.
+        pruned: Epochs after which it was given up; None if it was trained to its end or diverged.
     """
 
-    values: dict[str, float]
+    values: dict[str, Value]
     loss: float | None
     run_id: str
+    pruned: int | None = None
 
 
 class Outcome(_Part):
@@ -43,17 +47,23 @@ class Outcome(_Part):
     @property
     def best(self) -> Trial:
         """The trial of the lowest loss; the first of several."""
-        return min((trial for trial in self.trials if trial.loss is not None), key=lambda trial: trial.loss or 0.0)
+        whole = (trial for trial in self.trials if trial.loss is not None and trial.pruned is None)
+        return min(whole, key=lambda trial: trial.loss or 0.0)
 
     @property
     def losses(self) -> list[float]:
-        """Of the trials that did not diverge, the lowest first."""
-        return sorted(trial.loss for trial in self.trials if trial.loss is not None)
+        """Of the trials that were trained to their end, the lowest first."""
+        return sorted(trial.loss for trial in self.trials if trial.loss is not None and trial.pruned is None)
+
+    @property
+    def pruned(self) -> int:
+        """Trials that were given up."""
+        return sum(trial.pruned is not None for trial in self.trials)
 
     @property
     def diverged(self) -> int:
         """Trials without a loss."""
-        return len(self.trials) - len(self.losses)
+        return sum(trial.loss is None for trial in self.trials)
 
 
 class Tuning(_Part):
@@ -73,7 +83,7 @@ class Tuning(_Part):
     optuna: str
 
     @property
-    def values(self) -> dict[str, dict[str, float]]:
+    def values(self) -> dict[str, dict[str, Value]]:
         """What was found, by arm."""
         return {arm: outcome.best.values for outcome in self.outcomes for arm in outcome.arms}
 
@@ -95,12 +105,12 @@ class Tuning(_Part):
 
 
 def _fault(outcome: Outcome, search: Search) -> str | None:
-    if outcome.diverged == len(outcome.trials):
-        return f"all trials of {search.arm} diverged"
+    if not outcome.losses:
+        return f"no trial of {search.arm} was trained to its end"
     for trial in outcome.trials:
         if trial.values.keys() != search.ranges.keys():
             return f"a trial of {search.arm} tried {', '.join(trial.values)}, not {', '.join(search.ranges)}"
         for name, value in trial.values.items():
             if not search.ranges[name].holds(value):
-                return f"a trial of {search.arm} tried {name} = {value:g}, outside of {search.ranges[name]}"
+                return f"a trial of {search.arm} tried {name} = {told(value)}, outside of {search.ranges[name]}"
     return None

@@ -29,7 +29,7 @@ from crisp_attention.experiment.specification.sections import (
     without_later,
 )
 from crisp_attention.experiment.specification.tracking import UNTRACKED, TrackingSpec
-from crisp_attention.experiment.specification.tune import Range, TuneSpec, fixed
+from crisp_attention.experiment.specification.tune import Space, TuneSpec, fixed
 
 MAX_SEEDS = 1000
 """Most seeds that an experiment may ask for."""
@@ -118,7 +118,7 @@ class ExperimentSpec(Section):
         """How an arm is trained: the experiment's training with the arm's own settings."""
         return self.training.model_copy(update=arm.training.model_dump(exclude_none=True))
 
-    def searched(self, arm: ArmSpec) -> dict[str, Range]:
+    def searched(self, arm: ArmSpec) -> dict[str, Space]:
         """What is searched for an arm before its seeds run, by setting; empty where that is nothing."""
         return {} if self.tune is None else self.tune.of(arm)
 
@@ -146,7 +146,7 @@ def to_plain(spec: ExperimentSpec) -> dict[str, Any]:
     if spec.evaluations:
         content["evaluations"] = [item.model_dump(mode="json", exclude_none=True) for item in spec.evaluations]
     if spec.tune is not None:
-        content["tune"] = spec.tune.model_dump(mode="json", exclude_none=True)
+        content["tune"] = without_later(spec.tune.model_dump(mode="json", exclude_none=True), _LATER_TUNE)
     content["arms"] = []
     for arm in spec.arms:
         plain = arm.model_dump(mode="json", exclude={"attention", "evaluate", "training"})
@@ -245,6 +245,7 @@ _LATER: dict[str, Any] = {
 _LATER_ARM: dict[str, Any] = {"tune": None}
 _LATER_DATA: dict[str, Any] = {"label_noise": 0.0}
 _LATER_PRIMARY: dict[str, Any] = {"condition": None}
+_LATER_TUNE: dict[str, Any] = {"pruning": False}
 
 
 def _known_keys(location: tuple[str | int, ...]) -> list[str]:

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from crisp_attention.experiment.specification.runs import Fingerprints, PlannedRun, configure
-from crisp_attention.experiment.specification.sections import ArmSpec
+from crisp_attention.experiment.specification.sections import ArmSpec, ArmTrainingSpec
 from crisp_attention.experiment.specification.spec import ExperimentSpec
-from crisp_attention.experiment.specification.tune import Range, fixed
+from crisp_attention.experiment.specification.tune import Space, Value, fixed, with_values
 
-Values = Mapping[str, float]
+Values = Mapping[str, Value]
 """What a search tried or found, by setting."""
 
 
@@ -25,7 +25,7 @@ class Search:
     """
 
     arms: tuple[str, ...]
-    ranges: Mapping[str, Range]
+    ranges: Mapping[str, Space]
 
     @property
     def arm(self) -> str:
@@ -54,7 +54,7 @@ class Search:
 
 def searches(spec: ExperimentSpec) -> tuple[Search, ...]:
     """All searches of an experiment, in the order of their first arms; none for arms with nothing to search."""
-    found: dict[str, tuple[dict[str, Range], list[str]]] = {}
+    found: dict[str, tuple[dict[str, Space], list[str]]] = {}
     for arm in spec.arms:
         if ranges := spec.searched(arm):
             found.setdefault(_training(spec, arm), (ranges, []))[1].append(arm.name)
@@ -74,28 +74,31 @@ def apply(spec: ExperimentSpec, found: Mapping[str, Values]) -> ExperimentSpec:
 
 
 def probes(spec: ExperimentSpec) -> tuple[ExperimentSpec, ...]:
-    """The experiment with the lowest and with the highest value of each range, to see whether arms take them."""
+    """The experiment with the ends of each range, and with each choice in turn, to see whether arms take them."""
     own = searches(spec)
-    if not own:
+    most = max((len(space.samples) for search in own for space in search.ranges.values()), default=0)
+    if not most:
         return (spec,)
     return tuple(
         apply(
             spec,
             {
-                arm: {name: found.ends[end] for name, found in search.ranges.items()}
+                arm: {name: space.samples[min(turn, len(space.samples) - 1)] for name, space in search.ranges.items()}
                 for search in own
                 for arm in search.arms
             },
         )
-        for end in (0, 1)
+        for turn in range(most)
     )
 
 
 def _with(arm: ArmSpec, values: Values) -> ArmSpec:
-    training = {name: value for name, value in values.items() if name != "sparsity"}
-    attention = arm.attention.replace(sparsity=values["sparsity"]) if "sparsity" in values else arm.attention
+    training = {name: value for name, value in values.items() if name in ArmTrainingSpec.model_fields}
     return arm.model_copy(
-        update={"training": arm.training.model_copy(update=training), "attention": attention},
+        update={
+            "training": arm.training.model_copy(update=training),
+            "attention": with_values(arm.attention, values),
+        },
     )
 
 

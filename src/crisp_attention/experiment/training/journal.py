@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, cast
@@ -17,6 +17,7 @@ from transformers import Trainer, TrainerCallback
 
 from crisp_attention.config import SparsityConfig
 from crisp_attention.experiment.data.batching import EncodedSplit, RankBatches
+from crisp_attention.experiment.results.pruning import exceeded
 from crisp_attention.experiment.results.record import Epoch, LengthBin, Score
 from crisp_attention.experiment.training.checkpoint import Checkpoints
 from crisp_attention.experiment.training.evaluation import (
@@ -107,10 +108,12 @@ class Journal(TrainerCallback):
         checkpoints: Where to save; None saves nothing.
         further: What else is evaluated after the last epoch, by name.
         evaluation: Settings of attention in evaluation; None for those of training.
+        limits: Evaluation losses by epoch beyond which the run is given up.
         ranks: The processes that train together.
         epochs, realised_train, realised_test, realised_by_length, entropy, evaluations: As in `Record`.
         outputs: Per-example outputs after the last epoch.
         diverged: Why the run was stopped; None while all is well.
+        pruned: Why it was given up; None if it was not.
         train_seconds, examples: Training steps alone, and the examples that they saw.
         started: When the run first began, UTC, ISO 8601.
     """
@@ -125,6 +128,7 @@ class Journal(TrainerCallback):
     checkpoints: Checkpoints | None = None
     further: Mapping[str, EncodedSplit] = field(default_factory=dict)
     evaluation: SparsityConfig | None = None
+    limits: Sequence[float] = ()
     ranks: Ranks = field(default_factory=Ranks)
     epochs: list[Epoch] = field(default_factory=list)
     realised_train: dict[str, float] = field(default_factory=dict)
@@ -134,6 +138,7 @@ class Journal(TrainerCallback):
     evaluations: dict[str, Score] = field(default_factory=dict)
     outputs: Outputs = field(default_factory=dict)
     diverged: str | None = None
+    pruned: str | None = None
     train_seconds: float = 0.0
     examples: int = 0
     started: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
@@ -210,6 +215,14 @@ class Journal(TrainerCallback):
         )
         self._tell_trackers(self.epochs[-1])
         self.report(Progress(state.global_step, state.max_steps, loss))
+        losses = [epoch.test.loss for epoch in self.epochs]
+        if exceeded(losses, self.limits):
+            self.pruned = (
+                f"after epoch {len(losses)} its loss was {min(losses):.4f} at best, the median of the trials before it "
+                f"{self.limits[len(losses) - 1]:.4f}"
+            )
+            control.should_training_stop = True
+            return
         if not last:
             self._save_if_due(control)
             return

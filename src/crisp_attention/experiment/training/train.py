@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -29,6 +30,7 @@ from crisp_attention.experiment.specification.sections import TrainingSpec
 from crisp_attention.experiment.training.checkpoint import Checkpoints
 from crisp_attention.experiment.training.evaluation import Outputs
 from crisp_attention.experiment.training.journal import Journal, Progress, RunningLoss
+from crisp_attention.experiment.training.keeping import save
 from crisp_attention.experiment.training.ranks import Ranks
 from crisp_attention.experiment.training.tracking import Tracking
 from crisp_attention.experiment.training.workbench import Workbench
@@ -43,6 +45,8 @@ def run(
     report: Callable[[Progress], None],
     checkpoints: Checkpoints | None = None,
     tracking: Tracking | None = None,
+    limits: Sequence[float] = (),
+    keep: Path | None = None,
 ) -> tuple[Record, Outputs | None]:
     """Train and evaluate one arm at one seed.
 
@@ -58,9 +62,11 @@ def run(
         report: Told of the progress a few times a second.
         checkpoints: Where to save, and to go on from; without them nothing is saved.
         tracking: Where to show the run besides, which changes neither record nor outputs.
+        limits: Evaluation losses by epoch beyond which it is given up, for trials; empty for runs that are compared.
+        keep: Where to save the finished model, ready for use; None does not.
 
     Returns:
-        The record (finished or diverged) and the per-example outputs (None if diverged).
+        The record (finished, pruned or diverged) and the per-example outputs (None unless finished).
     """
     config = planned.config
     dataset, training = bench.data.of(config.data), TrainingSpec(**config.training)
@@ -112,6 +118,7 @@ def run(
             checkpoints,
             further,
             None if config.evaluation is None else SparsityConfig.from_dict(config.evaluation),
+            limits,
             ranks,
         )
         if saved is not None:
@@ -119,10 +126,13 @@ def run(
         trainer.add_callback(journal)
         trainer.train(resume_from_checkpoint=None if saved is None else str(saved.folder))
         device = str(trainer.args.device)
+        if keep is not None and not journal.diverged:
+            evaluated = SparsityConfig.from_dict(config.evaluation or config.attention)
+            save(model, bench.processor, evaluated, config.max_length, keep)
     record = Record(
         run_id=config.run_id,
-        status="diverged" if journal.diverged else "finished",
-        reason=journal.diverged,
+        status="diverged" if journal.diverged else "pruned" if journal.pruned else "finished",
+        reason=journal.diverged or journal.pruned,
         arm=planned.arm,
         config=asdict(config),
         classes=dataset.classes,
@@ -142,7 +152,7 @@ def run(
         ),
         provenance=describe(bench, dataset, device),
     )
-    return record, None if journal.diverged else journal.outputs
+    return record, journal.outputs if record.status == "finished" else None
 
 
 def describe(bench: Workbench, dataset: Dataset, device: str) -> Provenance:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from transformers import (
@@ -67,6 +68,16 @@ class Workbench:
                 self._encoded[key] = EncodedImages(split, self.processor, channels, _patches(config))
         return self._encoded[key]
 
+    def cut(self, split: Split, max_length: int) -> int:
+        """How many texts of a split are longer than that many tokens; 0 where they are no texts."""
+        if split.kind != "text":
+            return 0
+        long = split.take(np.flatnonzero(self.encoded(split, max_length).lengths >= max_length))
+        if not len(long):
+            return 0
+        whole = self.processor(list(long.texts), long.pairs and list(long.pairs))["input_ids"]
+        return sum(len(ids) > max_length for ids in whole)
+
     def collator(self, padding: str, max_length: int) -> Callable[[list[dict[str, Any]]], Any]:
         """What makes a batch of encoded examples; texts are padded, images need not be."""
         if self.data.test.kind == "image":
@@ -122,6 +133,17 @@ def quiet() -> Iterator[None]:
             transformers.utils.logging.enable_progress_bar()
 
 
+def positions_of(config: Any) -> int | None:
+    """For how many tokens a model has positions; None if its configuration does not say."""
+    found = getattr(config, "max_position_embeddings", None)
+    return found if isinstance(found, int) else None
+
+
+def dropouts(config: Any) -> tuple[str, ...]:
+    """Which dropouts of an arm a model's configuration has a field for."""
+    return tuple(name for name, fields in _DROPOUT_FIELDS.items() if any(hasattr(config, field) for field in fields))
+
+
 def preflight(checkpoint: Checkpoint, data: ExperimentData, spec: ExperimentSpec) -> None:
     """Make sure, before anything is written, that every arm can be run on this model.
 
@@ -147,7 +169,7 @@ def preflight(checkpoint: Checkpoint, data: ExperimentData, spec: ExperimentSpec
             models[dropouts] = bench.model(training)
         for attention in _settings(arm):
             sparsify(models[dropouts], attention)
-    positions = getattr(next(iter(models.values())).config, "max_position_embeddings", None)
+    positions = positions_of(next(iter(models.values())).config)
     if data.test.kind == "text" and positions is not None and spec.data.max_length > positions:
         raise ConfigurationError(
             f"data.max_length = {spec.data.max_length}, but {checkpoint.name} has positions for {positions} tokens."
