@@ -55,7 +55,17 @@ TORCH_BOUND = {
     "inspection",
     *(
         f"training.{room}"
-        for room in ("checkpoint", "evaluation", "journal", "keeping", "timing", "tracking", "train", "workbench")
+        for room in (
+            "checkpoint",
+            "evaluation",
+            "journal",
+            "keeping",
+            "ranks",
+            "timing",
+            "tracking",
+            "train",
+            "workbench",
+        )
     ),
 }
 TORCH_FREE = [

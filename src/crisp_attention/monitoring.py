@@ -71,6 +71,12 @@ class SparsityMonitor:
         """Go on from what `state_dict` gave."""
         self._counts, self._entropies = dict(state["counts"]), dict(state["entropies"])
 
+    def add(self, state: Mapping[str, Any]) -> None:
+        """Count also what another monitor counted, perhaps in another process: its `state_dict`."""
+        for mine, theirs in ((self._counts, state["counts"]), (self._entropies, state["entropies"])):
+            for key, value in theirs.items():
+                accumulate(mine, key, value)
+
     def realised(self, training: bool) -> dict[str, float]:
         """Realised sparsity by layer name, in the order the layers ran.
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -33,7 +35,22 @@ if TYPE_CHECKING:
     from crisp_attention.experiment.specification.spec import ExperimentSpec
 
 
+def _of_all_ranks(body: Callable[..., None]) -> Callable[..., None]:
+    """A command that processes of a launcher do together: its body is that of rank 0, or of one process without."""
+
+    @functools.wraps(body)
+    def command(*arguments: Any, **keywords: Any) -> None:
+        from crisp_attention.experiment.execution.distributed import launched
+
+        with launched() as leads:
+            if leads:
+                body(*arguments, **keywords)
+
+    return command
+
+
 @command
+@_of_all_ranks
 def reproduce(
     preset: Annotated[
         str | None,
@@ -104,6 +121,7 @@ def reproduce(
 
 
 @command
+@_of_all_ranks
 def run(
     spec: Annotated[Path, typer.Argument(help="Experiment in TOML.", show_default=False)],
     seeds: Seeds = None,
@@ -125,6 +143,7 @@ def run(
       crisp run experiment.toml --report-to tensorboard
       crisp run experiment.toml --on ray://head:10001
       crisp run experiment.toml --shard 3/20
+      torchrun --nproc-per-node 2 -m crisp_attention.cli run experiment.toml
     """
     from crisp_attention.experiment.specification.spec import read
 

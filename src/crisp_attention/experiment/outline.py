@@ -119,7 +119,8 @@ def _todo(plan: Plan) -> str:
     states += [f"{plan.begun} begun: from the last checkpoint"] * bool(plan.begun)
     begun = f" ({'; '.join(states)})" if states else ""
     todo = f"{count(len(plan.pending), 'run')} to do{part}{begun}"
-    return f"{todo}, {side}, {count(division.threads, 'thread')} each: {about}."
+    by = f"{division.processes} processes with " if division.processes > 1 else ""
+    return f"{todo}, {side}, {by}{count(division.threads, 'thread')} each: {about}."
 
 
 def _tuning(plan: Plan) -> list[str]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 from crisp_attention.experiment import report
 from crisp_attention.experiment.conclusions.analysis import Analysis, analyse
 from crisp_attention.experiment.data import dataset
-from crisp_attention.experiment.execution import tuning
+from crisp_attention.experiment.execution import distributed, tuning
 from crisp_attention.experiment.execution.executor import Division, Executor, choose
 from crisp_attention.experiment.execution.tuning import TuningPlan
 from crisp_attention.experiment.execution.worker import Event, Task
@@ -195,6 +195,7 @@ def prepare(
         CrispError: If the specification, the model, the data or the directory will not do.
     """
     executor = executor or choose("local", spec.resources)
+    distributed.require_share(spec.training.batch_size)
     store = Store(folder)
     if spec.tracking.report_to:
         from crisp_attention.experiment.training import tracking
@@ -401,7 +402,9 @@ def _expect(
     taken: dict[Cell, list[float]] = {}
     for run in runs:
         record = records.get(run.config.run_id)
-        if record is not None and record.status == "finished" and record.provenance.threads == division.threads:
+        if record is None or record.status != "finished":
+            continue
+        if (record.provenance.threads, record.provenance.processes) == (division.threads, division.processes):
             taken.setdefault((run.arm, run.condition), []).append(record.timing.seconds)
     unknown = {(task.run.arm, task.run.condition): task.run for task in pending}
     unknown = {cell: run for cell, run in unknown.items() if cell not in taken}
@@ -411,4 +414,6 @@ def _expect(
     from crisp_attention.experiment.training import timing
 
     in_turn = sorted(unknown.values(), key=lambda run: run.arm != spec.primary.baseline)
-    return known | timing.expect(bench, in_turn, division.threads)
+    timed = timing.expect(bench, in_turn, division.threads)
+    # Each process has its part of all that takes time.
+    return known | {cell: seconds / division.processes for cell, seconds in timed.items()}

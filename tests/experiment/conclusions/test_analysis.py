@@ -305,7 +305,7 @@ def test_runs_of_different_environments_are_told(tmp_path, change):
     store = fill(tmp_path, spec, EVEN)
     assert not has(analyse(store).cautions, "different package versions")
     store.save(*finished(planned(spec)["dense", 1], EVEN("dense", 1), provenance=provenance(**change)))
-    assert has(analyse(store).cautions, "different package versions, threads or devices")
+    assert has(analyse(store).cautions, "different package versions, threads, processes or devices")
 
 
 def test_a_failed_run_is_no_other_environment(tmp_path):

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crisp_attention.experiment.data.batching import EncodedTexts, LengthGroupedBatches, by_length
+from crisp_attention.experiment.data.batching import EncodedTexts, LengthGroupedBatches, RankBatches, by_length
 from crisp_attention.experiment.data.dataset import Split
 from small_models import sentence_rows
 
@@ -185,3 +185,28 @@ def test_evaluation_takes_each_row_once_longest_first(lengths, batch_size):
 
 def test_rows_of_equal_length_keep_their_order():
     assert [list(batch) for batch in by_length(np.array([3, 5, 3, 5, 3]), 2)] == [[1, 3], [0, 2], [4]]
+
+
+# Parts of batches for processes that train together
+
+
+@given(lengths=LENGTHS, size=st.integers(1, 5), rows=st.integers(1, 8), seed=SEEDS)
+def test_parts_of_all_ranks_are_the_batch(lengths, size, rows, seed):
+    order = LengthGroupedBatches(lengths, rows * size, seed)
+    ranks = [RankBatches(LengthGroupedBatches(lengths, rows * size, seed), rank, size) for rank in range(size)]
+    for step, (batch, *parts) in enumerate(zip(order, *ranks, strict=True)):
+        counts = [rank.rows(step)[0] for rank in ranks]
+        assert [row for count, part in zip(counts, parts, strict=True) for row in part[:count]] == batch
+        assert {rank.rows(step)[1] for rank in ranks} == {len(batch)}
+        assert counts == sorted(counts)
+        assert counts[-1] - counts[0] <= 1
+        assert all(len(part) == max(count, 1) for count, part in zip(counts, parts, strict=True))
+
+
+def test_rows_of_a_step_are_those_of_its_epoch():
+    lengths = np.arange(1, 42)
+    ranks = RankBatches(LengthGroupedBatches(lengths, 8, seed=3), 1, 2)
+    for epoch in range(4):
+        ranks.set_epoch(epoch)
+        counts = [ranks.rows(epoch * len(ranks) + place)[0] for place in range(len(ranks))]
+        assert counts == [len(part) for part in ranks]

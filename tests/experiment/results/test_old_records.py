@@ -57,6 +57,16 @@ def test_version_1_is_analysed_and_reported(folder):
     assert {path: path.read_bytes() for path in before} == before
 
 
+def test_version_2_loads_and_what_came_later_is_that_of_one_process():
+    store = Store(DATA / "records-v2")
+    _, runs, _ = store.study()
+    records = store.load_all(runs)
+    assert {run_id: record.final.test.correct for run_id, record in records.items()} == {DENSE: 238, SPARSE: 221}
+    for record in records.values():
+        assert (record.schema_version, record.provenance.processes, record.effective_batch_size) == (2, 1, None)
+        assert len(store.load_arrays(record)["test_lengths"]) == record.final.test.total
+
+
 @pytest.mark.parametrize("file", ["study.json", f"records/{DENSE}.json"])
 @pytest.mark.parametrize("schema", [SCHEMA + 1, 0, "2", None])
 def test_a_version_that_is_not_known_is_refused(folder, file, schema):
@@ -65,4 +75,4 @@ def test_a_version_that_is_not_known_is_refused(folder, file, schema):
     path.write_text(json.dumps(content | {"schema": schema}), encoding="utf-8")
     with pytest.raises(RecordError) as caught:
         study.rebuild(folder)
-    assert f"has record schema {schema!r}, this version reads 1 and 2. Update crisp-attention" in str(caught.value)
+    assert f"has record schema {schema!r}, this version reads 1, 2 and 3. Update crisp-attention" in str(caught.value)

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from crisp_attention.errors import RecordError
 from crisp_attention.experiment.results import store as store_module
-from crisp_attention.experiment.results.record import READABLE, SCHEMA, Record, Score
+from crisp_attention.experiment.results.record import SCHEMA, Record, Score
 from crisp_attention.experiment.results.store import Store
 from crisp_attention.experiment.specification.runs import Fingerprints
 from record_builders import DATA, MODEL, PRINTS, content, finished, make_spec, planned, troubled
@@ -274,7 +274,7 @@ def schema_changed(text):
         (lambda text: "null", r"is damaged: not a JSON object"),
         (
             schema_changed,
-            rf"has record schema {SCHEMA + 1}, this version reads {READABLE[0]} and {SCHEMA}.*Update crisp-attention",
+            rf"has record schema {SCHEMA + 1}, this version reads 1, 2 and {SCHEMA}.*Update crisp-attention",
         ),
         (lambda text: text.replace('"schema"', '"skema"'), r"has record schema None"),
         (lambda text: text.replace('"finished"', '"perfect"'), r"is damaged: status: .*Delete it"),

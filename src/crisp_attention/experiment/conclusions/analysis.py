@@ -383,10 +383,12 @@ def _cautions(
     if bool(spec.searched(spec.arm(spec.primary.arm))) != bool(spec.searched(spec.arm(spec.primary.baseline))):
         cautions.append("Only one of the two arms of the primary contrast was tuned: their budgets are not equal.")
     environments = {
-        (str(record.provenance.packages), record.provenance.threads, record.provenance.device)
+        (str(own.packages), own.threads, own.processes, own.device)
         for arm in arms
-        for record in arm.records.values()
+        for own in (record.provenance for record in arm.records.values())
     }
     if len(environments) > 1:
-        cautions.append("Runs were done with different package versions, threads or devices; see the provenance.")
+        cautions.append(
+            "Runs were done with different package versions, threads, processes or devices; see the provenance."
+        )
     return cautions

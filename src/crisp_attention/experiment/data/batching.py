@@ -101,7 +101,11 @@ class LengthGroupedBatches:
         return -(-len(self._lengths) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        random = np.random.default_rng([self._seed, self._epoch])
+        yield from self.of_epoch(self._epoch)
+
+    def of_epoch(self, epoch: int) -> list[list[int]]:
+        """The rows of each batch of an epoch, in order."""
+        random = np.random.default_rng([self._seed, epoch])
         rows = random.permutation(len(self._lengths))
         # A data set of few batches is cut into chunks too, so that batches differ between epochs.
         size = min(self._chunk, max(self.batch_size, -(-len(rows) // 4)))
@@ -109,8 +113,57 @@ class LengthGroupedBatches:
         chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
         ordered = np.concatenate([chunk[np.argsort(self._lengths[chunk], kind="stable")] for chunk in chunks])
         batches = [ordered[start : start + self.batch_size] for start in range(0, len(ordered), self.batch_size)]
-        for number in random.permutation(len(batches)):
-            yield batches[number].tolist()
+        return [batches[number].tolist() for number in random.permutation(len(batches))]
+
+
+class RankBatches:
+    """One rank's part of each batch: a batch sampler for processes that train together.
+
+    Parts put one after another by rank are the batch. They differ by one row at most, smaller ones first, so that
+    masks which are drawn by a row's place among `rank` times the rows of a part never meet. A rank without a row
+    gets one of the batch's to go through the motions with; it must not count.
+
+    Args:
+        batches: Of all ranks together.
+        rank: This one.
+        size: How many there are.
+    """
+
+    def __init__(self, batches: LengthGroupedBatches, rank: int = 0, size: int = 1) -> None:
+        self._batches = batches
+        self._rank, self._size = rank, size
+        self._rows: dict[int, list[int]] = {}
+        self.batch_size = batches.batch_size // size
+        self.drop_last = False
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next."""
+        self._batches.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self._batches:
+            yield batch[self._part(len(batch))] or batch[:1]
+
+    def rows(self, step: int) -> tuple[int, int]:
+        """Rows that count in a training step: this rank's, and those of all ranks.
+
+        Args:
+            step: From 0, through all epochs.
+        """
+        epoch, place = divmod(step, len(self))
+        if epoch not in self._rows:
+            self._rows = {epoch: [len(batch) for batch in self._batches.of_epoch(epoch)]}
+        whole = self._rows[epoch][place]
+        part = self._part(whole)
+        return part.stop - part.start, whole
+
+    def _part(self, rows: int) -> slice:
+        least, more = divmod(rows, self._size)
+        first = [rank * least + max(0, rank - (self._size - more)) for rank in (self._rank, self._rank + 1)]
+        return slice(*first)
 
 
 def by_length(lengths: np.ndarray[Any, Any], batch_size: int) -> Iterator[Sequence[int]]:

@@ -1,4 +1,7 @@
-"""Where runs are done: on worker processes of this machine or on a Ray cluster. Imports neither torch nor Ray."""
+"""Where runs are done: on worker processes of this machine, by those of a launcher, or on a Ray cluster.
+
+Imports neither torch nor Ray.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import Protocol
 from crisp_attention.errors import ConfigurationError, nearest
 from crisp_attention.experiment.data.dataset import ExperimentData
 from crisp_attention.experiment.execution.worker import Event, Task
+from crisp_attention.experiment.results.provenance import launch
 from crisp_attention.experiment.results.store import Store
 from crisp_attention.experiment.specification.resources import ResourcesSpec
 from crisp_attention.experiment.specification.runs import PlannedRun
@@ -25,7 +29,8 @@ class Division:
 
     Attributes:
         jobs: Runs side by side.
-        threads: Torch threads of each.
+        threads: Torch threads of each process.
+        processes: How many train each run together.
         place: Where, in a few words; empty for this machine.
         elastic: Whether more may run side by side when machines are added.
     """
@@ -34,6 +39,7 @@ class Division:
     threads: int
     place: str = ""
     elastic: bool = False
+    processes: int = 1
 
 
 class Executor(Protocol):
@@ -85,13 +91,24 @@ def choose(on: str, resources: ResourcesSpec) -> Executor:
     """The executor of a name.
 
     Args:
-        on: "local"; "ray", for the cluster that RAY_ADDRESS names, else one that runs on this machine, else one that is
-            started here for as long as it takes; or "ray://HOST:PORT", for the client port of a cluster elsewhere.
+        on: "local", which under a launcher is its processes, each run by all of them; "ray", for the cluster that
+            RAY_ADDRESS names, else one that runs on this machine, else one that is started here for as long as it
+            takes; or "ray://HOST:PORT", for the client port of a cluster elsewhere.
         resources: What each run gets.
 
     Raises:
-        ConfigurationError: If there is none of that name, or Ray is not installed.
+        ConfigurationError: If there is none of that name, Ray is not installed, or it is not "local" under a
+            launcher.
     """
+    if launch() is not None:
+        from crisp_attention.experiment.execution.distributed import LaunchedExecutor
+
+        if on != "local":
+            raise ConfigurationError(
+                f"--on {on} has runs done elsewhere, but a launcher has started processes here to train each run "
+                "together. Leave out one of the two."
+            )
+        return LaunchedExecutor(resources)
     if on == "local":
         from crisp_attention.experiment.execution.local import LocalExecutor
 

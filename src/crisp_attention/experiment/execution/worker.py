@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -16,9 +17,26 @@ from crisp_attention.experiment.results.store import DISK_ERRORS, Store
 from crisp_attention.experiment.specification.runs import PlannedRun
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from crisp_attention.experiment.training.checkpoint import Checkpoints
+    from crisp_attention.experiment.training.evaluation import Outputs
     from crisp_attention.experiment.training.journal import Progress
     from crisp_attention.experiment.training.tracking import Tracking
     from crisp_attention.experiment.training.workbench import Workbench
+
+    Trainer = Callable[
+        [
+            PlannedRun,
+            Workbench,
+            Callable[[Progress], None],
+            Checkpoints,
+            Tracking | None,
+            tuple[float, ...],
+            Path | None,
+        ],
+        tuple[Record, Outputs | None],
+    ]
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 
@@ -75,7 +93,7 @@ def environment(threads: int) -> dict[str, str]:
     return dict.fromkeys(_THREAD_VARIABLES, str(threads)) | {"TOKENIZERS_PARALLELISM": "false"}
 
 
-def perform(task: Task, store: Store, bench: Workbench, tell: Tell) -> Event:
+def perform(task: Task, store: Store, bench: Workbench, tell: Tell, trainer: Trainer | None = None) -> Event:
     """Do one run, unless it is done or another process is doing it; its record is written before this returns.
 
     Args:
@@ -83,18 +101,19 @@ def perform(task: Task, store: Store, bench: Workbench, tell: Tell) -> Event:
         store: The run directory, opened.
         bench: Model and data.
         tell: Told of progress and notes.
+        trainer: What trains, in place of `train.run`.
 
     Returns:
         How it ended: any kind of event but "ready", "progress" and "note".
     """
     try:
         with store.writing():  # what is printed goes to its disk too
-            return _run(task, store, bench, tell)
+            return _run(task, store, bench, tell, trainer)
     except StorageError as error:
         return Event("unsaved", task.run.config.run_id, reason=str(error))
 
 
-def _run(task: Task, store: Store, bench: Workbench, tell: Tell) -> Event:
+def _run(task: Task, store: Store, bench: Workbench, tell: Tell, trainer: Trainer | None = None) -> Event:
     run_id = task.run.config.run_id
     lease = store.lock(run_id)
     if lease is None:
@@ -102,16 +121,16 @@ def _run(task: Task, store: Store, bench: Workbench, tell: Tell) -> Event:
     try:
         record = store.load(run_id)
         if record is None or record == task.before:
-            record = _train(task, lease, store, bench, tell)
+            record = _train(task, lease, store, bench, tell, trainer)
         return Event(record.status, run_id, reason=record.reason, result=_result(record))
     except LeaseLostError as error:
-        print(error)
+        print(error, file=sys.stderr)
         return Event("elsewhere", run_id)
     finally:
         lease.release()
 
 
-def _train(task: Task, lease: Lease, store: Store, bench: Workbench, tell: Tell) -> Record:
+def _train(task: Task, lease: Lease, store: Store, bench: Workbench, tell: Tell, trainer: Trainer | None) -> Record:
     """Train, write the record, and discard the checkpoints.
 
     Returns:
@@ -125,7 +144,7 @@ def _train(task: Task, lease: Lease, store: Store, bench: Workbench, tell: Tell)
     from crisp_attention.experiment.training.checkpoint import Checkpoints
 
     planned, run_id = task.run, task.run.config.run_id
-    print(f"Training run {run_id}")
+    print(f"Training run {run_id}", file=sys.stderr)
 
     def note(sentence: str) -> None:
         tell(Event("note", run_id, reason=sentence))
@@ -140,7 +159,7 @@ def _train(task: Task, lease: Lease, store: Store, bench: Workbench, tell: Tell)
 
     try:
         keep = store.model(run_id) if task.keep else None
-        record, outputs = train.run(planned, bench, report, checkpoints, tracking, task.limits, keep)
+        record, outputs = (trainer or train.run)(planned, bench, report, checkpoints, tracking, task.limits, keep)
     except LeaseLostError:
         raise
     except Exception as error:

@@ -40,7 +40,11 @@ def provenance(analysis: Analysis) -> list[tuple[str, str]]:
             else "no checkout",
         )
         add("platform", ", ".join(origin.platform[key] for key in ("system", "machine", "python")))
-        add("device", f"{origin.device}, threads a run: {origin.threads}")
+        together = f", processes a run: {origin.processes}, examples a step: {record.effective_batch_size}"
+        add(
+            "device",
+            f"{origin.device}, threads a run: {origin.threads}{together if origin.processes > 1 else ''}",
+        )
         add("record schema", str(record.schema_version))
     return [(label, "; ".join(values)) for label, values in rows.items()]
 

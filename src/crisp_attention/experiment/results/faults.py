@@ -51,7 +51,8 @@ def damaged(path: Path, why: str) -> RecordError:
 
 def unknown_schema(path: Path, found: object) -> RecordError:
     """A file of another version of the record format."""
+    *older, newest = READABLE
     return RecordError(
-        f"{path} has record schema {found!r}, this version reads {' and '.join(map(str, READABLE))}. "
+        f"{path} has record schema {found!r}, this version reads {', '.join(map(str, older))} and {newest}. "
         "Update crisp-attention, or use the version that wrote it."
     )

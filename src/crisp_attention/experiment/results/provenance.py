@@ -1,10 +1,12 @@
-"""With what a run is done: versions, platform, the checkout's commit."""
+"""With what a run is done: versions, platform, the checkout's commit, the processes that train together."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +58,34 @@ def git() -> dict[str, Any] | None:
         return None
     commit = ask("rev-parse", "HEAD")
     return None if commit is None else {"commit": commit, "dirty": bool(ask("status", "--porcelain", "--", "."))}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """This process among those that a launcher (torchrun, `accelerate launch`) started to train together.
+
+    Attributes:
+        rank: Its number; 0 leads.
+        size: How many there are.
+        local_rank: Its number on this machine.
+        local_size: How many there are on this machine.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+
+
+def launch() -> Launch | None:
+    """What a launcher has set for this process; None where none started it."""
+    if not {"RANK", "WORLD_SIZE"} <= set(os.environ):
+        return None
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    return Launch(rank, size, int(os.environ.get("LOCAL_RANK", rank)), int(os.environ.get("LOCAL_WORLD_SIZE", size)))
+
+
+def processes() -> int:
+    """How many processes train a run together."""
+    launched = launch()
+    return 1 if launched is None else launched.size

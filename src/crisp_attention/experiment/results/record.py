@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of the record format. A change that old readers cannot bear raises it."""
 
-READABLE = (1, 2)
-"""The versions that this release reads. What 2 added has defaults here."""
+READABLE = (1, 2, 3)
+"""The versions that this release reads. What 2 and 3 added has defaults here."""
 
 
 class _Part(BaseModel):
@@ -103,7 +103,8 @@ class Provenance(_Part):
         git: Commit and dirty flag of this package's checkout; None outside of one.
         platform: Operating system, processor architecture and Python.
         device: Where it ran, as "cpu".
-        threads: Torch's threads.
+        threads: Torch's threads, of each process.
+        processes: How many trained it together, each a part of every batch; since version 3.
         model: Name of the model.
         data: Name of the data set.
         weights_fingerprint: Hash of weights, configuration and tokenizer.
@@ -116,6 +117,7 @@ class Provenance(_Part):
     platform: dict[str, str]
     device: str
     threads: int
+    processes: int = 1
     model: str
     data: str
     weights_fingerprint: str
@@ -158,6 +160,8 @@ class Record(_Part):
         entropy: Mean attention entropy in nats on the evaluation split, by layer; since version 2.
         evaluations: Scores of further evaluations after the last epoch, by name; since version 2.
         resumed: How often the run was taken up again from a checkpoint; since version 2.
+        effective_batch_size: Examples of the largest training step, counted over all processes; None where none
+            ended, and before version 3.
         parameters: Number of trained parameters.
         timing: Where the time went.
         provenance: With what it was done.
@@ -177,6 +181,7 @@ class Record(_Part):
     entropy: dict[str, float] = {}
     evaluations: dict[str, Score] = {}
     resumed: int = 0
+    effective_batch_size: int | None = None
     parameters: int
     timing: Timing
     provenance: Provenance

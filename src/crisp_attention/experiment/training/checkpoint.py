@@ -151,7 +151,7 @@ class Checkpoints:
             if run_id != self._run_id:
                 return f"it is of run {run_id}"
             if environment != _environment():
-                return "it was made with other package versions or another number of threads"
+                return "it was made with other package versions or another number of threads or processes"
             return None if files == _checksums(folder) else "it is damaged"
         except (OSError, ValueError, KeyError, TypeError) as error:
             return f"it is damaged ({error})"
@@ -164,7 +164,12 @@ def _step(folder: Path) -> int:
 
 def _environment() -> dict[str, Any]:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return {"packages": provenance.packages(), "threads": torch.get_num_threads(), "device": device}
+    return {
+        "packages": provenance.packages(),
+        "threads": torch.get_num_threads(),
+        "processes": provenance.processes(),
+        "device": device,
+    }
 
 
 def _checksums(folder: Path, *, flush: bool = False) -> dict[str, str]:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, Trainer
 from crisp_attention.backends import Detail
 from crisp_attention.experiment.data.batching import EncodedSplit, by_length
 from crisp_attention.experiment.results.record import LengthBin, Score
+from crisp_attention.experiment.training.ranks import Ranks
 from crisp_attention.operator import AttentionOutput
 
 Array = np.ndarray[Any, Any]
@@ -68,30 +69,49 @@ class PairsByExample:
             self.pairs = np.zeros((total, 2), dtype=np.int64)
         self.pairs[rows] = batch.long().cpu().numpy()
 
+    def pool(self, ranks: Ranks) -> None:
+        """Take over what the monitors of other processes counted; each of them calls this.
 
-def evaluate(trainer: Trainer, split: EncodedSplit, count: PairsByExample | None = None) -> Array:
+        Args:
+            ranks: The processes, each of which saw other examples.
+        """
+        parts = ranks.gather((self._mixed, self.pairs))
+        self._mixed = any(mixed for mixed, _ in parts)
+        found = [pairs for _, pairs in parts if pairs is not None]
+        self.pairs = np.sum(found, axis=0) if found and not self._mixed else None
+
+
+def evaluate(
+    trainer: Trainer, split: EncodedSplit, count: PairsByExample | None = None, ranks: Ranks | None = None
+) -> Array:
     """Logits of a split in its own order, float32 `[N, C]`, in evaluation mode.
 
     Batches are grouped by length; results do not depend on that. Draws no random numbers.
+    Processes that train together share the batches, and each gets all logits.
 
     Args:
         trainer: With the model and the collator.
         split: The examples.
         count: A monitor that is watching the model; told which examples it saw.
+        ranks: The processes that evaluate together, each of which calls this; None for this one alone.
     """
+    ranks = ranks or Ranks()
     model, collate = trainer.model, trainer.data_collator
     assert isinstance(model, PreTrainedModel)
     assert collate is not None
-    logits = np.empty((len(split), cast(int, model.config.num_labels)), dtype=np.float32)
+    # Zeros, so that the sum over processes, of which one has each row, is that row.
+    logits = np.zeros((len(split), cast(int, model.config.num_labels)), dtype=np.float32)
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        for rows in by_length(split.lengths, EVALUATION_BATCH):
+        for rows in ranks.own(list(by_length(split.lengths, EVALUATION_BATCH))):
             logits[rows] = model(**_inputs(trainer, split, rows)).logits.float().cpu().numpy()
             if count is not None:
                 count.assign(list(rows), len(split))
     model.train(was_training)
-    return logits
+    if count is not None:
+        count.pool(ranks)
+    return ranks.sum(torch.from_numpy(logits)).numpy()
 
 
 def score(logits: Array, labels: Array) -> Score:

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback
 
 from crisp_attention.config import SparsityConfig
-from crisp_attention.experiment.data.batching import EncodedSplit, LengthGroupedBatches
+from crisp_attention.experiment.data.batching import EncodedSplit, RankBatches
 from crisp_attention.experiment.results.pruning import exceeded
 from crisp_attention.experiment.results.record import Epoch, LengthBin, Score
 from crisp_attention.experiment.training.checkpoint import Checkpoints
@@ -28,6 +28,7 @@ from crisp_attention.experiment.training.evaluation import (
     length_bins,
     score,
 )
+from crisp_attention.experiment.training.ranks import Ranks
 from crisp_attention.huggingface.model import watching
 from crisp_attention.monitoring import SparsityMonitor
 from crisp_attention.state import attending
@@ -59,15 +60,30 @@ class RunningLoss:
     Attributes:
         total: Float32 scalar, or 0 before the first step.
         steps: How many it sums.
+        examples: Float32 scalar: those of the largest step of all epochs; 0 before the first.
     """
 
     total: torch.Tensor | float = 0.0
     steps: int = 0
+    examples: torch.Tensor | float = 0.0
 
-    def add(self, loss: torch.Tensor) -> None:
-        """Add a step."""
-        self.total = self.total + loss.detach()
+    def add(self, loss: torch.Tensor, examples: torch.Tensor) -> None:
+        """Add a step: its mean loss and number of examples, scalars."""
+        self.total = self.total + loss
         self.steps += 1
+        self.examples = torch.maximum(torch.as_tensor(self.examples, device=examples.device), examples)
+
+    def begin_epoch(self) -> None:
+        """Forget the losses so far."""
+        self.total, self.steps = 0.0, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"total": self.total, "steps": self.steps, "examples": self.examples}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        self.total, self.steps, self.examples = state["total"], state["steps"], state["examples"]
 
     @property
     def mean(self) -> float:
@@ -78,6 +94,8 @@ class RunningLoss:
 @dataclass(eq=False)
 class Journal(TrainerCallback):
     """Keeps a run's books while the Trainer trains.
+
+    Processes that train together each keep the same books; the leader decides what depends on the time, and writes.
 
     Attributes:
         trainer: Who trains.
@@ -91,6 +109,7 @@ class Journal(TrainerCallback):
         further: What else is evaluated after the last epoch, by name.
         evaluation: Settings of attention in evaluation; None for those of training.
         limits: Evaluation losses by epoch beyond which the run is given up.
+        ranks: The processes that train together.
         epochs, realised_train, realised_test, realised_by_length, entropy, evaluations: As in `Record`.
         outputs: Per-example outputs after the last epoch.
         diverged: Why the run was stopped; None while all is well.
@@ -100,7 +119,7 @@ class Journal(TrainerCallback):
     """
 
     trainer: Trainer
-    batches: LengthGroupedBatches
+    batches: RankBatches
     loss: RunningLoss
     watcher: SparsityMonitor
     probe: EncodedSplit
@@ -110,6 +129,7 @@ class Journal(TrainerCallback):
     further: Mapping[str, EncodedSplit] = field(default_factory=dict)
     evaluation: SparsityConfig | None = None
     limits: Sequence[float] = ()
+    ranks: Ranks = field(default_factory=Ranks)
     epochs: list[Epoch] = field(default_factory=list)
     realised_train: dict[str, float] = field(default_factory=dict)
     realised_test: dict[str, float] = field(default_factory=dict)
@@ -135,8 +155,9 @@ class Journal(TrainerCallback):
     def restore(self, books: dict[str, Any]) -> None:
         """Take up the books of a checkpoint, as `_books` made them."""
         self.epochs = [Epoch.model_validate(epoch) for epoch in books["epochs"]]
-        self.loss.total, self.loss.steps = books["loss"]
-        self.watcher.load_state_dict(books["watcher"])
+        self.loss.load_state_dict(books["loss"])
+        if self.ranks.leads:  # what all had counted
+            self.watcher.load_state_dict(books["watcher"])
         self.train_seconds, self.examples = books["train_seconds"], books["examples"]
         self.started, self._seconds_before = books["started"], books["seconds"]
 
@@ -147,7 +168,7 @@ class Journal(TrainerCallback):
         self.batches.set_epoch(epoch)
         if step == 0:
             self.watcher.reset()
-            self.loss.total, self.loss.steps = 0.0, 0
+            self.loss.begin_epoch()
         self._clock = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -171,16 +192,16 @@ class Journal(TrainerCallback):
         self._stop_if_diverged(loss, state, control)
         if self.diverged:
             return
-        self.realised_train = self.watcher.realised(training=True)
+        self.realised_train = self.ranks.pooled(self.watcher).realised(training=True)
         with attending(cast(nn.Module, self.trainer.model), self.evaluation):
             self._evaluate(loss, state, control)
 
     def _evaluate(self, loss: float, state: Any, control: Any) -> None:
         last = state.global_step >= state.max_steps
-        train_logits = evaluate(self.trainer, self.probe)
+        train_logits = self._logits(self.probe)
         self.watcher.reset()
-        test_logits = self._evaluate_closely() if last else evaluate(self.trainer, self.test)
-        self.realised_test = self.watcher.realised(training=False)
+        test_logits = self._evaluate_closely() if last else self._logits(self.test)
+        self.realised_test = self.ranks.pooled(self.watcher).realised(training=False)
         if not (np.isfinite(train_logits).all() and np.isfinite(test_logits).all()):
             self._stop_if_diverged(math.nan, state, control)
             return
@@ -233,8 +254,10 @@ class Journal(TrainerCallback):
         """Complete the checkpoint that the Trainer has just saved, and see what it cost."""
         if self.checkpoints is None:
             return
+        books = self._books()
         try:
-            self.checkpoints.complete(state.global_step, self._books())
+            if self.ranks.leads:
+                self.checkpoints.complete(state.global_step, books)
         except (OSError, RuntimeError) as error:
             self.checkpoints.give_up(state.global_step, str(error))
         self._clock = time.perf_counter()
@@ -243,7 +266,7 @@ class Journal(TrainerCallback):
         """Whatever is found out of the trained model after its evaluation, by an evaluation of its own."""
         self.outputs |= attention_maps(self.trainer, self.test)
         for name, split in self.further.items():
-            logits = evaluate(self.trainer, split)
+            logits = self._logits(split)
             self.evaluations[name] = score(logits, split.labels)
             self.outputs |= {f"{name}_logits": logits, f"{name}_labels": split.labels}
 
@@ -253,18 +276,21 @@ class Journal(TrainerCallback):
         model = self.trainer.model
         self.watcher.watch_entropy = True
         with watching(cast(nn.Module, model), count):
-            logits = evaluate(self.trainer, self.test, count)
+            logits = self._logits(self.test, count)
         self.watcher.watch_entropy = False
-        self.entropy = self.watcher.entropy(training=False)
+        self.entropy = self.ranks.pooled(self.watcher).entropy(training=False)
         if count.pairs is not None:
             self.realised_by_length = length_bins(self.test.lengths, count.pairs)
         return logits
 
+    def _logits(self, split: EncodedSplit, count: PairsByExample | None = None) -> np.ndarray[Any, Any]:
+        return evaluate(self.trainer, split, count, self.ranks)
+
     def _books(self) -> dict[str, Any]:
         return {
             "epochs": [epoch.model_dump() for epoch in self.epochs],
-            "loss": (self.loss.total, self.loss.steps),
-            "watcher": self.watcher.state_dict(),
+            "loss": self.loss.state_dict(),
+            "watcher": self.ranks.pooled(self.watcher).state_dict(),
             "train_seconds": self.train_seconds,
             "examples": self.examples,
             "seconds": self.seconds,
@@ -280,7 +306,9 @@ class Journal(TrainerCallback):
         self._clock = now
 
     def _save_if_due(self, control: Any) -> bool:
-        due = self.checkpoints is not None and self.diverged is None and self.checkpoints.due()
+        if self.checkpoints is None or self.diverged is not None:
+            return False
+        due = self.ranks.agree(self.checkpoints.due())
         control.should_save = control.should_save or due
         return due
 

@@ -11,16 +11,17 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from accelerate.data_loader import prepare_data_loader
 from safetensors import SafetensorError
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 
 from crisp_attention.config import SparsityConfig
-from crisp_attention.experiment.data.batching import EncodedSplit, LengthGroupedBatches
+from crisp_attention.experiment.data.batching import EncodedSplit, LengthGroupedBatches, RankBatches
 from crisp_attention.experiment.data.dataset import Dataset, Split
 from crisp_attention.experiment.results import provenance
 from crisp_attention.experiment.results.record import Provenance, RealisedSparsity, Record, Timing
@@ -30,10 +31,12 @@ from crisp_attention.experiment.training.checkpoint import Checkpoints
 from crisp_attention.experiment.training.evaluation import Outputs
 from crisp_attention.experiment.training.journal import Journal, Progress, RunningLoss
 from crisp_attention.experiment.training.keeping import save
+from crisp_attention.experiment.training.ranks import Ranks
 from crisp_attention.experiment.training.tracking import Tracking
 from crisp_attention.experiment.training.workbench import Workbench
 from crisp_attention.huggingface.callback import SparsityCallback
 from crisp_attention.huggingface.model import monitor, sparsify
+from crisp_attention.monitoring import SparsityMonitor
 
 
 def run(
@@ -49,6 +52,9 @@ def run(
 
     Taken up again from a checkpoint, it gives the same record and outputs to the last bit as without
     an interruption; only the times differ.
+
+    Where a process group is open, its processes train the run together: each calls this with the same
+    arguments, takes its part of every batch, and returns the same record but for times.
 
     Args:
         planned: What to run.
@@ -71,27 +77,36 @@ def run(
     probe = bench.encoded(_probe(dataset.train, training.train_probe), config.max_length)
     test = bench.encoded(dataset.test, config.max_length)
     further = {name: bench.encoded(bench.data.evaluations[name], config.max_length) for name in config.evaluations}
-    saved = None if checkpoints is None else checkpoints.take_up()
+    ranks = Ranks.current()
+    saved = None if checkpoints is None else ranks.broadcast(checkpoints.take_up() if ranks.leads else None)
     with contextlib.ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="crisp-run-"))
         watcher = stack.enter_context(monitor(model))
         watcher.watch_entropy = False  # until the last evaluation
         trackers = [] if tracking is None else stack.enter_context(tracking.of(planned))
-        batches = LengthGroupedBatches(train.lengths, training.batch_size, config.seed)
+        order = LengthGroupedBatches(train.lengths, training.batch_size, config.seed)
+        batches = RankBatches(order, ranks.rank, ranks.size)
         trainer = _PairedTrainer(
             batches,
             checkpoints,
+            ranks,
+            watcher,
             model=model,
             args=_arguments(
                 training,
                 config.seed,
                 scratch if checkpoints is None else str(checkpoints.folder),
                 {} if tracking is None else tracking.arguments(planned),
+                ranks,
             ),
             train_dataset=train,
             data_collator=bench.collator(config.padding, config.max_length),
             callbacks=[SparsityCallback(), *trackers],
         )
+        trainer.remove_callback(PrinterCallback)  # who called shows the progress
+        if not ranks.leads:
+            # The Trainer has seeded all alike. Each drops other weights, or rows of a batch would share their dropout.
+            torch.manual_seed(int(np.random.SeedSequence([config.seed, ranks.rank]).generate_state(1, np.uint64)[0]))
         journal = Journal(
             trainer,
             batches,
@@ -104,6 +119,7 @@ def run(
             further,
             None if config.evaluation is None else SparsityConfig.from_dict(config.evaluation),
             limits,
+            ranks,
         )
         if saved is not None:
             journal.restore(saved.books)
@@ -126,6 +142,7 @@ def run(
         entropy=journal.entropy,
         evaluations=journal.evaluations,
         resumed=0 if checkpoints is None else checkpoints.resumed,
+        effective_batch_size=int(trainer.running_loss.examples) or None,
         parameters=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         timing=Timing(
             started=journal.started,
@@ -146,6 +163,7 @@ def describe(bench: Workbench, dataset: Dataset, device: str) -> Provenance:
         platform=provenance.host(),
         device=device,
         threads=torch.get_num_threads(),
+        processes=provenance.processes(),
         model=bench.checkpoint.name,
         data=dataset.name,
         weights_fingerprint=bench.checkpoint.fingerprint,
@@ -155,12 +173,24 @@ def describe(bench: Workbench, dataset: Dataset, device: str) -> Provenance:
 
 
 class _PairedTrainer(Trainer):
-    """A Trainer whose data order depends on the seed alone, and that keeps its loss unrounded."""
+    """A Trainer whose data order depends on the seed alone, and that keeps its loss unrounded.
 
-    def __init__(self, batches: LengthGroupedBatches, checkpoints: Checkpoints | None, **arguments: Any) -> None:
+    The gradient is that of the mean loss over the whole batch, however many processes share it.
+    """
+
+    def __init__(
+        self,
+        batches: RankBatches,
+        checkpoints: Checkpoints | None,
+        ranks: Ranks,
+        watcher: SparsityMonitor,
+        **arguments: Any,
+    ) -> None:
         super().__init__(**arguments)
         self.batches = batches
         self.checkpoints = checkpoints
+        self.ranks = ranks
+        self.watcher = watcher
         self.running_loss = RunningLoss()
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -173,21 +203,38 @@ class _PairedTrainer(Trainer):
             # Without a generator of its own the loader would draw from the dropout stream.
             generator=torch.Generator().manual_seed(self.args.seed),
         )
-        return self.accelerator.prepare(loader)  # type: ignore[no-any-return]
+        # As `accelerator.prepare` for one process: the batches are this rank's parts already.
+        prepared: DataLoader[Any] = prepare_data_loader(
+            loader, self.args.device, num_processes=1, process_index=0, put_on_device=True
+        )
+        return prepared
 
-    def compute_loss(self, *arguments: Any, **keywords: Any) -> Any:
-        result = super().compute_loss(*arguments, **keywords)
-        self.running_loss.add(result[0] if isinstance(result, tuple) else result)
-        return result
+    def compute_loss(self, model: Any, inputs: Any, *arguments: Any, **keywords: Any) -> Any:
+        mine, whole = self.batches.rows(self.state.global_step)
+        seen, counted = len(inputs["labels"]), self.watcher.state_dict()
+        loss = cast(torch.Tensor, super().compute_loss(model, inputs, *arguments, **keywords))
+        if mine == 0:
+            self.watcher.load_state_dict(counted)
+        elif seen != mine:
+            raise RuntimeError(f"Expected {mine} examples in this part of a batch of {whole}, got {seen}.")
+        share = loss.detach() * (mine / whole)
+        self.running_loss.add(*self.ranks.sum(torch.stack((share, share.new_tensor(mine)))))
+        # Gradients are averaged over processes, whose parts may be of unequal size.
+        return loss * (mine * self.ranks.size / whole)
 
     def _save_checkpoint(self, *arguments: Any, **keywords: Any) -> None:
+        problem = ""
         try:
             super()._save_checkpoint(*arguments, **keywords)
         except (OSError, RuntimeError, SafetensorError) as error:
             if self.checkpoints is None:
                 raise
+            problem = str(error)
+        # Each process writes the state of its random numbers: the checkpoint is whole if all have.
+        problems = list(filter(None, self.ranks.gather(problem)))
+        if problems and self.checkpoints is not None and self.ranks.leads:
             # A full disk must not end a run whose record may still find room.
-            self.checkpoints.give_up(self.state.global_step, str(error))
+            self.checkpoints.give_up(self.state.global_step, problems[0])
 
 
 def _probe(train: Split, count: int) -> Split:
@@ -195,12 +242,19 @@ def _probe(train: Split, count: int) -> Split:
     return train.take(np.unique(np.linspace(0, len(train) - 1, min(count, len(train))).astype(np.int64)))
 
 
-def _arguments(training: TrainingSpec, seed: int, folder: str, tracked: Mapping[str, Any]) -> TrainingArguments:
+def _arguments(
+    training: TrainingSpec, seed: int, folder: str, tracked: Mapping[str, Any], ranks: Ranks
+) -> TrainingArguments:
+    # Without being told, Accelerate does not notice processes that have no GPU.
+    cpu = ranks.size > 1 and not torch.cuda.is_available()
     return TrainingArguments(
+        use_cpu=cpu,
+        ddp_backend="gloo" if cpu else None,
         output_dir=folder,
         seed=seed,
         num_train_epochs=training.epochs,
-        per_device_train_batch_size=training.batch_size,
+        per_device_train_batch_size=training.batch_size // ranks.size,
+        average_tokens_across_devices=False,  # the loss is weighed by `_PairedTrainer`
         learning_rate=training.learning_rate,
         weight_decay=training.weight_decay,
         warmup_steps=training.warmup_share,
