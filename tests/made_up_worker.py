@@ -155,8 +155,8 @@ def apart(folder: Path, processes: int) -> dict[str, object]:
             todo = [run for run in runs if own.load(run.config.run_id) is None]
         os._exit(0)
 
-    def stuck(run, bench, report, checkpoints, tracking):
-        record, outputs = trained(run, bench, report, checkpoints, tracking)
+    def stuck(run, bench, *_):
+        record, outputs = trained(run, bench)
         (bench / f"begun-{run.config.run_id}").touch()
         while not (bench / "go-on").exists():
             time.sleep(0.01)
