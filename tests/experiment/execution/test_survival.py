@@ -155,7 +155,7 @@ def test_a_run_that_was_taken_over_is_left_to_the_other(made_up, monkeypatch, mo
     store, run, outcome = made_up
     taken = []
 
-    def train_run(planned, bench, report, checkpoints, tracking):
+    def train_run(planned, bench, report, *_):
         report(Progress(1, 10, 0.5))
         file = next((store.folder / "leases" / run.config.run_id).glob("[0-9]*"))
         file.with_name("2").write_bytes(file.read_bytes())
