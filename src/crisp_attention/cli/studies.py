@@ -143,7 +143,6 @@ def run(
       crisp run experiment.toml --report-to tensorboard
       crisp run experiment.toml --on ray://head:10001
       crisp run experiment.toml --shard 3/20
-      torchrun --nproc-per-node 2 -m crisp_attention.cli run experiment.toml
     """
     from crisp_attention.experiment.specification.spec import read
 
