@@ -304,7 +304,9 @@ def test_runs_of_different_environments_are_told(tmp_path, change):
     spec = make_spec(seeds=2)
     store = fill(tmp_path, spec, EVEN)
     assert not has(analyse(store).cautions, "different package versions")
-    store.save(*finished(planned(spec)["dense", 1], EVEN("dense", 1), provenance=provenance(**change)))
+    run = planned(spec)["dense", 1]
+    made = finished(run, EVEN("dense", 1), provenance=provenance(**change))
+    store.save(*made, before=store.load(run.config.run_id))
     assert has(analyse(store).cautions, "different package versions, threads, processes or devices")
 
 
@@ -312,7 +314,9 @@ def test_a_failed_run_is_no_other_environment(tmp_path):
     """A worker that fails writes "unknown" for the device: it never came to know it."""
     spec = make_spec()
     store = fill(tmp_path, spec, EVEN)
-    store.save(troubled(planned(spec)["dense", 4], "failed", provenance=provenance(device="unknown")), None)
+    run = planned(spec)["dense", 4]
+    failed = troubled(run, "failed", provenance=provenance(device="unknown"))
+    store.save(failed, None, before=store.load(run.config.run_id))
     cautions = analyse(store).cautions
     assert has(cautions, "diverged or failed")
     assert not has(cautions, "different package versions")

@@ -278,7 +278,9 @@ def test_provenance_lists_whatever_differs_between_runs(tmp_path):
 def test_pipes_and_line_breaks_do_not_break_a_markdown_table(tmp_path):
     spec = make_spec(seeds=1)
     store = fill(tmp_path, spec, EVEN)
-    store.save(troubled(planned(spec)["topk-50", 0], "failed", reason="one | two\nthree"), None)
+    run = planned(spec)["topk-50", 0]
+    failed = troubled(run, "failed", reason="one | two\nthree")
+    store.save(failed, None, before=store.load(run.config.run_id))
     _, markdown = write(store)
     line = next(line for line in markdown.splitlines() if "failed: one" in line)
     assert len(re.findall(r"(?<!\\)\|", line)) == 9

@@ -17,7 +17,7 @@ import sys
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -30,7 +30,7 @@ from crisp_attention.experiment.execution.worker import Event, Task, environment
 from crisp_attention.experiment.results.provenance import Launch, launch
 from crisp_attention.experiment.results.store import Store
 from crisp_attention.experiment.specification.resources import ResourcesSpec
-from crisp_attention.experiment.specification.runs import PlannedRun
+from crisp_attention.experiment.specification.runs import PlannedRun, RunConfig
 from crisp_attention.experiment.training.model import Checkpoint
 
 if TYPE_CHECKING:
@@ -48,14 +48,6 @@ _UNSERVED = {
     "ACCELERATE_USE_DEEPSPEED": "Each process holds the whole model",
     "ACCELERATE_USE_FSDP": "Each process holds the whole model",
 }
-
-
-@dataclass(frozen=True)
-class _SetUp:
-    """Runs in a directory come next."""
-
-    folder: Path
-    threads: int
 
 
 def require_share(batch_size: int) -> None:
@@ -148,7 +140,7 @@ class LaunchedExecutor:
         """
         team = _require_team()
         with _printing_to(store, team.own), _named_if_lost():
-            team.say(_SetUp(store.folder, division.threads))
+            team.say({"folder": str(store.folder), "threads": division.threads})
             bench = team.together(
                 functools.partial(_set_up, team.own, store.folder, division.threads, (checkpoint, data))
             )
@@ -187,7 +179,7 @@ def _lead(
     """`train.run` on all ranks."""
     from crisp_attention.experiment.training import train
 
-    team.say(Task(planned, limits=limits))
+    team.say({"run": asdict(planned), "limits": limits})
     return team.together(lambda: train.run(planned, bench, report, checkpoints, tracking, limits, keep))
 
 
@@ -204,18 +196,17 @@ def _follow(own: Launch) -> None:
     bench: Workbench | None = None
     while (order := team.hear()) is not None:
         try:
-            if isinstance(order, _SetUp):
-                store = Store(order.folder)
-                bench = team.together(functools.partial(_set_up, own, order.folder, order.threads, None))
+            if "folder" in order:
+                store = Store(Path(order["folder"]))
+                bench = team.together(functools.partial(_set_up, own, store.folder, order["threads"], None))
                 continue
             assert store is not None
             assert bench is not None
-            run_id = order.run.config.run_id
+            run = PlannedRun(**order["run"] | {"config": RunConfig(**order["run"]["config"])})
+            run_id = run.config.run_id
             print(f"Training run {run_id} with rank 0", file=sys.stderr)
             checkpoints = Checkpoints(store.checkpoints(run_id), run_id)
-            team.together(
-                functools.partial(train.run, order.run, bench, lambda _: None, checkpoints, limits=order.limits)
-            )
+            team.together(functools.partial(train.run, run, bench, lambda _: None, checkpoints, limits=order["limits"]))
         except Exception:  # rank 0 knows of it
             traceback.print_exc()
     team.leave()

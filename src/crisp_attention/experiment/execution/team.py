@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import pickle
+import json
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -76,9 +76,9 @@ class Team:
                 f"The {own.size} processes that a launcher started do not find each other: {error}"
             ) from None
 
-    def say(self, order: object) -> None:
-        """Tell the others what comes next; None is the end. Of rank 0."""
-        self._store.set(f"order/{self._orders}", pickle.dumps(order))
+    def say(self, order: Mapping[str, Any] | None) -> None:
+        """Tell the others what comes next, in what JSON can hold; None is the end. Of rank 0."""
+        self._store.set(f"order/{self._orders}", json.dumps(order))
         self._orders += 1
 
     def hear(self) -> Any:
@@ -90,7 +90,7 @@ class Team:
         while True:
             with contextlib.suppress(DistStoreError):  # nothing yet
                 self._store.wait([key], ANSWER)
-                return pickle.loads(self._store.get(key))
+                return json.loads(self._store.get(key))
 
     def dismiss(self) -> None:
         """Say that this is all, and wait a little until everybody knows: the store may be this process's. Of rank 0."""
@@ -134,7 +134,7 @@ class Team:
             distributed.destroy_process_group()
         if failure is not None:
             _let_go(failure)
-        self._store.set(f"end/{meeting}/{self.own.rank}", pickle.dumps(own))
+        self._store.set(f"end/{meeting}/{self.own.rank}", json.dumps(asdict(own)))
         if failure is not None and not isinstance(failure, Exception):
             raise failure
         ends = self._ends(meeting)
@@ -153,7 +153,7 @@ class Team:
                 self._store.wait([key], ANSWER)
             except RuntimeError:
                 raise LostError(rank) from None
-            ends.append(pickle.loads(self._store.get(key)))
+            ends.append(_End(**json.loads(self._store.get(key))))
         return ends
 
 
