@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -31,6 +33,33 @@ def crisp(*arguments: object, cwd: Path | None = None, **environment: str) -> su
         check=False,
         env=ENVIRONMENT | environment,
     )
+
+
+def here(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """As `crisp`, in this process: what loads torch anew for each command takes most of a test's time."""
+    from transformers.utils import logging
+
+    from crisp_attention.cli import main
+
+    printed, complained = io.StringIO(), io.StringIO()
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["crisp", *map(str, arguments)])
+        for name, value in ({"COLUMNS": "100"} | environment).items():
+            patch.setenv(name, value)
+        if cwd is not None:
+            patch.chdir(cwd)
+        with (
+            contextlib.redirect_stdout(printed),
+            contextlib.redirect_stderr(complained),
+            pytest.raises(SystemExit) as end,
+        ):
+            main()
+    logging.set_verbosity(verbosity)
+    if bars:
+        logging.enable_progress_bar()
+    code = end.value.code or 0
+    return subprocess.CompletedProcess(arguments, int(code), printed.getvalue(), complained.getvalue())
 
 
 @pytest.fixture
@@ -83,10 +112,10 @@ assert not heavy & set(sys.modules), heavy & set(sys.modules)
 
 
 def test_data_lists_and_shows(csv_file):
-    listing = crisp("data").stdout
+    listing = here("data").stdout
     for name in ("movie-snippets", "trec", "sms-spam"):
         assert name in listing
-    shown = crisp("data", csv_file)
+    shown = here("data", csv_file)
     assert shown.returncode == 0, shown.stderr
     assert "positive" in shown.stdout
     assert "negative" in shown.stdout
@@ -96,10 +125,10 @@ def test_data_takes_what_a_source_needs_beside_its_name(tmp_path):
     pairs = tmp_path / "pairs.csv"
     pairs.write_text("one,other,verdict\n" + "a film,the plot,same\na plot,a film,other\n" * 20, encoding="utf-8")
     named = ["--text", "one", "--text-pair", "other", "--label", "verdict", "--test", pairs]
-    shown = crisp("data", pairs, *named)
+    shown = here("data", pairs, *named)
     assert shown.returncode == 0, shown.stderr
     assert re.search(r"same +20 +20", shown.stdout)
-    refused = crisp("data", pairs, "--text", "one", "--text-pair", "othre", "--label", "verdict")
+    refused = here("data", pairs, "--text", "one", "--text-pair", "othre", "--label", "verdict")
     assert refused.returncode == 2
     assert "no text_pair column 'othre'" in refused.stderr
 
@@ -121,10 +150,10 @@ assert not {{"torch", "transformers", "mlflow"}} & set(sys.modules)
     written = [Path(line) for line in done.stdout.splitlines()]
     assert [path.name for path in written] == ["runs.csv", "predictions.csv"]
     assert all(path.stat().st_size for path in written)
-    refused = crisp("export", tmp_path / "absent", "--to", "csv")
+    refused = here("export", tmp_path / "absent", "--to", "csv")
     assert refused.returncode == 2
     assert "is not a run directory: it has no study.json" in refused.stderr
-    assert crisp("export", tmp_path / "run", "--to", "xlsx").returncode == 2
+    assert here("export", tmp_path / "run", "--to", "xlsx").returncode == 2
 
 
 def test_the_version_is_told():
@@ -132,47 +161,57 @@ def test_the_version_is_told():
 
 
 def test_text_and_label_name_columns_of_a_data_set(tmp_path):
-    done = crisp("reproduce", "--text", "review", cwd=tmp_path)
+    done = here("reproduce", "--text", "review", cwd=tmp_path)
     assert done.returncode == 2
     assert "--text must go with --dataset, which is missing" in done.stderr
     (tmp_path / "films.csv").write_text("review,stars\ngood,1\nbad,0\n", encoding="utf-8")
-    done = crisp("reproduce", "--dataset", "films.csv", "--text", "revew", cwd=tmp_path)
+    done = here("reproduce", "--dataset", "films.csv", "--text", "revew", cwd=tmp_path)
     assert done.returncode == 2
     assert "Did you mean 'review'" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["films.csv"]
 
 
 def test_check_prints_each_layer(tiny_folders):
-    done = crisp("check", tiny_folders["distilbert"], "--sparsity", 0.5, "--rule", "percentile")
+    done = here("check", tiny_folders["distilbert"], "--sparsity", 0.5, "--rule", "percentile")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("of 0.500 requested") == 2
     assert "with rule topk whichever rule is asked for" in done.stdout
     assert re.search(r"restore +ok +largest difference after densify: 0\.0e\+00", done.stdout)
 
 
-@pytest.mark.parametrize("columns", ["40", "100", "200"])
-def test_check_ends_with_the_audit(tiny_folders, columns):
-    done = crisp("check", tiny_folders["bert"], COLUMNS=columns)
-    assert done.returncode == 0, done.stderr
-    assert "BertModel: served" in done.stdout
-    assert max(len(line) for line in done.stdout.partition("outcome")[2].splitlines()) <= int(columns)
-    words = " ".join(done.stdout.split())
-    for check in ("restore", "padding", "not applicable" if columns != "40" else "applicable"):
+@pytest.fixture(scope="module")
+def audited(tiny_folders):
+    """The audit of a model."""
+    from transformers import AutoModel
+
+    return crisp_attention.audit(AutoModel.from_pretrained(tiny_folders["bert"]))
+
+
+@pytest.mark.parametrize("columns", [40, 100, 200])
+def test_an_audit_is_shown_at_any_width(audited, columns):
+    from rich.console import Console
+
+    from crisp_attention.experiment.display import show_audit
+
+    shown = io.StringIO()
+    show_audit(Console(file=shown, width=columns), audited)
+    assert "BertModel: served" in shown.getvalue()
+    assert max(len(line) for line in shown.getvalue().partition("outcome")[2].splitlines()) <= columns
+    words = " ".join(shown.getvalue().split())
+    for check in ("restore", "padding", "not applicable" if columns > 40 else "applicable"):
         assert check in words
 
 
-def test_check_exits_with_1_when_the_audit_finds_something_wrong(tiny_folders):
-    code = f"""
-import sys
-from crisp_attention import operator
-from crisp_attention.cli import main
-stock = operator.select
-naive = lambda config, pairs, **more: stock(config.replace(rule="percentile", count_padding=True), pairs, **more)
-operator.select = naive
-sys.argv = ["crisp", "check", {str(tiny_folders["bert"])!r}]
-main()
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+def test_check_exits_with_1_when_the_audit_finds_something_wrong(tiny_folders, monkeypatch):
+    from crisp_attention import operator
+
+    stock = operator.select
+    monkeypatch.setattr(
+        operator,
+        "select",
+        lambda config, pairs, **more: stock(config.replace(rule="percentile", count_padding=True), pairs, **more),
+    )
+    done = here("check", tiny_folders["bert"])
     assert done.returncode == 1, done.stderr
     assert "BertModel: refused" in done.stdout
     assert "padding invariance" in done.stdout
@@ -357,7 +396,7 @@ def test_bad_specifications_exit_with_2_and_write_nothing(spec_file, tmp_path, m
     assert old in text
     spec_file.write_text(text.replace(old, new), encoding="utf-8")
     folder = tmp_path / "out"
-    done = crisp("run", spec_file, "--out", folder)
+    done = here("run", spec_file, "--out", folder)
     assert done.returncode == 2
     assert done.stderr.startswith("Error:")
     assert "Traceback" not in done.stderr
@@ -376,7 +415,7 @@ def test_bad_data_exits_with_2_and_writes_nothing(spec_file, csv_file, tmp_path,
     elif problem == "not utf-8":
         file.write_bytes("text,label\ncaf\xe9,1\n".encode("latin-1"))
     spec_file.write_text(spec_file.read_text().replace(str(csv_file), str(file)), encoding="utf-8")
-    done = crisp("run", spec_file, "--out", tmp_path / "out")
+    done = here("run", spec_file, "--out", tmp_path / "out")
     wanted = {"one class": "got one: '1'", "empty": "empty", "not utf-8": "not UTF-8"}
     assert done.returncode == 2
     assert wanted.get(problem, "No such data file") in done.stderr
@@ -395,7 +434,7 @@ def test_a_model_that_would_not_be_touched_exits_with_2(spec_file, tmp_path, tin
         shutil.copy(item, folder)
     spec_file.write_text(spec_file.read_text().replace(str(tiny_folders["bert"]), str(folder)), encoding="utf-8")
     for command in (["run", spec_file, "--out", tmp_path / "out"], ["check", folder]):
-        done = crisp(*command)
+        done = here(*command)
         assert done.returncode == 2, done.stdout + done.stderr
         assert "would change nothing" in done.stderr
     assert not (tmp_path / "out").exists()
@@ -411,7 +450,7 @@ def test_foreign_and_damaged_directories_exit_with_2(spec_file, tmp_path):
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "thesis.tex").write_text("mine")
-    done = crisp("run", spec_file, "--out", foreign)
+    done = here("run", spec_file, "--out", foreign)
     assert done.returncode == 2
     assert "is not a run directory" in done.stderr
     assert [path.name for path in foreign.iterdir()] == ["thesis.tex"]
@@ -423,7 +462,7 @@ def test_foreign_and_damaged_directories_exit_with_2(spec_file, tmp_path):
     other = tmp_path / "other.toml"
     other.write_text(spec_file.read_text().replace("sparsity = 0.8", "sparsity = 0.7"), encoding="utf-8")
     study = (folder / "study.json").read_bytes()
-    done = crisp("run", other, "--out", folder)
+    done = here("run", other, "--out", folder)
     assert done.returncode == 2
     assert "holds another experiment (different arms)" in done.stderr
     assert (folder / "study.json").read_bytes() == study
@@ -431,7 +470,7 @@ def test_foreign_and_damaged_directories_exit_with_2(spec_file, tmp_path):
     first = next(expand(spec, tiny_study.prints_of(checkpoint, loaded))).config.run_id
     (folder / "records" / f"{first}.json").write_text('{"schema": 1, "run_id"', encoding="utf-8")
     for command in (["run", spec_file, "--out", folder], ["report", folder]):
-        done = crisp(*command)
+        done = here(*command)
         assert done.returncode == 2
         assert f"{first}.json is damaged" in done.stderr
         assert "Delete it to have that run done again" in done.stderr
@@ -439,7 +478,7 @@ def test_foreign_and_damaged_directories_exit_with_2(spec_file, tmp_path):
 
 
 def test_the_paper_preset_without_a_hub_fails_at_once_and_names_the_alternative(tmp_path):
-    done = crisp("reproduce", "--preset", "paper", cwd=tmp_path)
+    done = here("reproduce", "--preset", "paper", cwd=tmp_path)
     assert done.returncode == 2
     assert "distilbert-base-uncased" in done.stderr
     assert "--model minilm-l6" in done.stderr
@@ -447,10 +486,10 @@ def test_the_paper_preset_without_a_hub_fails_at_once_and_names_the_alternative(
 
 
 def test_unknown_presets_and_jobs_are_named(tmp_path, spec_file):
-    done = crisp("reproduce", "--preset", "papre", cwd=tmp_path)
+    done = here("reproduce", "--preset", "papre", cwd=tmp_path)
     assert done.returncode == 2
     assert "Did you mean 'paper'" in done.stderr
-    done = crisp("run", spec_file, "--jobs", 4096, "--out", tmp_path / "out")
+    done = here("run", spec_file, "--jobs", 4096, "--out", tmp_path / "out")
     assert done.returncode == 2
     assert "4096" in done.stderr
     assert not (tmp_path / "out").exists()

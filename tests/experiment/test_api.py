@@ -222,29 +222,3 @@ except ModuleNotFoundError as missing:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "crisp_attention.experiment.run needs the extra 'experiment'" in done.stdout
     assert "pip install 'crisp-attention[experiment]'" in done.stdout
-
-
-SCRIPT = """
-import crisp_attention as crisp
-print("the script begins")
-arms = [{{"name": "dense"}}, {{"name": "topk", "sparsity": 0.5}}]
-data = {{"source": {data!r}, "train_examples": 24, "test_examples": 24}}
-spec = {{"name": "x", "model": {model!r}, "primary": {{"arm": "topk"}}, "data": data, "arms": arms}}
-study = crisp.experiment.run(spec | {{"training": {{"epochs": 1}}}}, seeds=1, jobs=1)
-print(study.verdict.headline)
-"""
-
-
-@pytest.mark.slow
-def test_a_script_needs_no_guard(tmp_path, tiny_folders, csv_file):
-    """Workers import no main module: an experiment that a script starts at its top level is started once."""
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(model=str(tiny_folders["bert"]), data=str(csv_file)), encoding="utf-8")
-    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("the script begins") == 1
-    assert "[2 of 2]" in done.stdout
-    assert done.stdout.splitlines()[-1] == "No verdict: 1 paired seed is too few."
-    logs = [log.read_text(encoding="utf-8") for log in (tmp_path / "runs" / "x" / "logs").iterdir()]
-    assert len(logs) == 1
-    assert "the script begins" not in logs[0]
