@@ -69,7 +69,7 @@ def noisy(monkeypatch, **methods):
 
 @pytest.mark.slow
 def test_tensorboard_and_mlflow_show_a_run_and_change_nothing(
-    tmp_path, workplace, plain, surroundings, mlflow_database
+    tmp_path, workplace, plain, surroundings, mlflow_database, monkeypatch
 ):
     import mlflow
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -96,8 +96,10 @@ def test_tensorboard_and_mlflow_show_a_run_and_change_nothing(
 
     # Interrupted, perhaps, and taken up again: the same run of the tracker.
     same(train.run(run, bench, lambda now: None, checkpoints, shown), plain)
+    uri = f"sqlite:///{folder / DATABASE}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)  # or this would open a database in the working directory
     mlflow.flush_async_logging()
-    client = mlflow.MlflowClient(f"sqlite:///{folder / 'tracking' / 'mlflow.sqlite3'}")
+    client = mlflow.MlflowClient(uri)
     (entry,) = client.search_runs([client.get_experiment_by_name("a study").experiment_id])
     assert entry.info.run_name == "percentile-80, seed 0"
     assert entry.info.status == "FINISHED"
