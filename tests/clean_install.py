@@ -49,7 +49,7 @@ SMOKE: dict[str, tuple[str, list[tuple[list[str], str]]]] = {
     ]),
     "gpu": ("import triton", []),
     "mlflow": ("import mlflow, crisp_attention.experiment.export", []),
-    "ray": ("import crisp_attention.experiment.execution.executor as e\n"
+    "ray": ("import crisp_attention.experiment.execution.choice as e\n"
             "from crisp_attention.experiment.specification.resources import ResourcesSpec\n"
             "e.choose('ray', ResourcesSpec())", []),
     "timm": ("import timm, torch, crisp_attention as c\nm = timm.create_model('vit_tiny_patch16_224')\n"

@@ -15,7 +15,8 @@ from crisp_attention.errors import ConfigurationError
 from crisp_attention.experiment import study
 from crisp_attention.experiment.data import dataset
 from crisp_attention.experiment.display import show_plan
-from crisp_attention.experiment.execution.executor import Division, choose
+from crisp_attention.experiment.execution.choice import choose
+from crisp_attention.experiment.execution.executor import Division
 from crisp_attention.experiment.execution.worker import Task
 from crisp_attention.experiment.results.store import Store
 from crisp_attention.experiment.specification.runs import expand

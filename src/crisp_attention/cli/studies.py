@@ -187,7 +187,7 @@ def _run(
     from crisp_attention.cli import slurm
     from crisp_attention.experiment import study
     from crisp_attention.experiment.display import TerminalDisplay, show_result
-    from crisp_attention.experiment.execution.executor import choose
+    from crisp_attention.experiment.execution.choice import choose
     from crisp_attention.experiment.specification.shards import Shard
     from crisp_attention.experiment.specification.spec import with_seeds
 

@@ -19,7 +19,7 @@ from crisp_attention.experiment import study
 from crisp_attention.experiment.conclusions.analysis import Analysis, analyse
 from crisp_attention.experiment.conclusions.verdict import Verdict
 from crisp_attention.experiment.display import TerminalDisplay
-from crisp_attention.experiment.execution.executor import choose
+from crisp_attention.experiment.execution.choice import choose
 from crisp_attention.experiment.execution.worker import Event
 from crisp_attention.experiment.notebook import NotebookDisplay
 from crisp_attention.experiment.report import tables

@@ -16,7 +16,7 @@ from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError
 from crisp_attention.experiment.budget import Cost
 from crisp_attention.experiment.data import dataset
-from crisp_attention.experiment.execution.executor import choose
+from crisp_attention.experiment.execution.choice import choose
 from crisp_attention.experiment.specification.runs import Fingerprints, expand
 from crisp_attention.experiment.specification.spec import ExperimentSpec, parse
 from crisp_attention.experiment.training import model

@@ -16,7 +16,8 @@ from crisp_attention.experiment import report
 from crisp_attention.experiment.conclusions.analysis import Analysis, analyse
 from crisp_attention.experiment.data import dataset
 from crisp_attention.experiment.execution import distributed, tuning
-from crisp_attention.experiment.execution.executor import Division, Executor, choose
+from crisp_attention.experiment.execution.choice import choose
+from crisp_attention.experiment.execution.executor import Division, Executor
 from crisp_attention.experiment.execution.tuning import TuningPlan
 from crisp_attention.experiment.execution.worker import Event, Task
 from crisp_attention.experiment.outline import outline

@@ -17,7 +17,8 @@ import crisp_attention as crisp
 import launched_study
 from crisp_attention.experiment.data import dataset
 from crisp_attention.experiment.execution import distributed
-from crisp_attention.experiment.execution.executor import Division, choose
+from crisp_attention.experiment.execution.choice import choose
+from crisp_attention.experiment.execution.executor import Division
 from crisp_attention.experiment.results.provenance import launch
 from crisp_attention.experiment.results.store import Store
 from crisp_attention.experiment.specification.resources import ResourcesSpec

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import crisp_attention as crisp
-from crisp_attention.experiment.execution.executor import choose
+from crisp_attention.experiment.execution.choice import choose
 from crisp_attention.experiment.execution.local import LocalExecutor
 from crisp_attention.experiment.specification.resources import ResourcesSpec
 
