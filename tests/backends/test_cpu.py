@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 import crisp_attention as crisp
@@ -284,6 +284,8 @@ VALUES = st.one_of(
 
 
 @given(values=st.lists(VALUES, min_size=1, max_size=70), k=st.integers(0, 75), repeat=st.integers(1, 3))
+@example(values=[1e18, 3e38], k=1, repeat=1)
+@example(values=[math.inf, -math.inf], k=2, repeat=1)
 def test_the_level_tells_the_k_best_from_the_rest(values, k, repeat):
     values = values * repeat
     padded = -(-len(values) // PANEL) * PANEL

@@ -46,8 +46,8 @@ def level_of(values, start, count, k, memory):
     if k >= count:
         return low
     number, total, squares = moments(values, start, count)
-    if number == 0:
-        return high if count_not_below(values, start, count, high) >= k else low
+    if number == 0:  # none, or none whose square is finite
+        return _by_bisection(values, start, count, k, low, high, memory)
     at_low, at_high = count, np.int64(0)
     last = memory[2]
     if last[0] != k or last[1] != number:
