@@ -129,13 +129,8 @@ def of_trials(plan: Plan) -> Progress:
 
 def of_runs(plan: Plan) -> Progress:
     """Of a plan's runs."""
-    expected = {_run(task.run): plan.seconds.get((task.run.arm, task.run.condition)) for task in plan.pending}
-    return Progress("runs", expected, plan.division.jobs, _run)
-
-
-def _run(planned: PlannedRun) -> str:
-    condition = f", {planned.condition}" if planned.condition else ""
-    return f"{planned.arm}{condition}, seed {planned.config.seed}"
+    expected = {task.run.label: plan.seconds.get((task.run.arm, task.run.condition)) for task in plan.pending}
+    return Progress("runs", expected, plan.division.jobs, lambda run: run.label)
 
 
 def _trial(planned: PlannedRun) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from crisp_attention.experiment.data import dataset
 from crisp_attention.experiment.execution import tuning
 from crisp_attention.experiment.execution.ledger import Ledger, require_optuna
 from crisp_attention.experiment.model_card import card
+from crisp_attention.experiment.results.files import whole_folder
 from crisp_attention.experiment.results.store import Store
 from crisp_attention.experiment.search_space import Question
 from crisp_attention.experiment.specification.spec import ExperimentSpec, parse, to_plain
@@ -144,17 +144,10 @@ def save(analysis: Analysis, folder: Path) -> Recommendation | None:
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     task = "text-classification" if (source / "tokenizer_config.json").exists() else "image-classification"
     target = folder / _MODEL
-    with store.writing():
-        scratch = Path(tempfile.mkdtemp(dir=folder, prefix=f".{_MODEL}."))
-        try:
-            shutil.copytree(source, scratch, dirs_exist_ok=True)
-            text = card(analysis, record, why, config.get("crisp_attention"), task)
-            (scratch / "README.md").write_text(text, encoding="utf-8")
-            shutil.rmtree(target, ignore_errors=True)
-            scratch.replace(target)
-        except BaseException:
-            shutil.rmtree(scratch, ignore_errors=True)
-            raise
+    with store.writing(), whole_folder(target) as scratch:
+        shutil.copytree(source, scratch, dirs_exist_ok=True)
+        text = card(analysis, record, why, config.get("crisp_attention"), task)
+        (scratch / "README.md").write_text(text, encoding="utf-8")
     return Recommendation(target, arm, why)
 
 

@@ -336,18 +336,23 @@ def _todo(
     own = [run for run in runs if run.config.run_id in wanted]
     report_to = spec.tracking.report_to
     kept = {run.config.run_id for run in own if keep and run.index == 0}
+
+    def task(run: PlannedRun) -> Task:
+        run_id = run.config.run_id
+        return Task(run, records.get(run_id), report_to, keep=run_id in kept)
+
+    # What lacks its record, or the model that was to be kept.
     pending = [
-        Task(run, records.get(run_id), report_to, keep=run_id in kept)
+        task(run)
         for run in own
         if (run_id := run.config.run_id) not in records
         or (run_id in kept and records[run_id].status == "finished" and not store.model(run_id).exists())
     ]
     if retry:
-        again = ((run, records.get(run.config.run_id)) for run in own)
         pending += [
-            Task(run, record, report_to, keep=run.config.run_id in kept)
-            for run, record in again
-            if record is not None and record.status != "finished"
+            task(run)
+            for run in own
+            if (record := records.get(run.config.run_id)) is not None and record.status != "finished"
         ]
     return runs, records, tuple(pending)
 

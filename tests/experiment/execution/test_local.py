@@ -131,7 +131,7 @@ def test_a_worker_whose_parent_is_gone_records_no_failure(tmp_path, tiny_folders
             Task(planned),
             store,
             tiny_study.bench_of(checkpoint, loaded),
-            lambda event: local._tell(orphan, event),
+            lambda event: worker.tell_or_leave(orphan.send, event),
         )
     assert store.load(planned.config.run_id) is None
     lock = store.lock(planned.config.run_id)

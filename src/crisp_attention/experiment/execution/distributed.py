@@ -19,14 +19,14 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from crisp_attention.errors import ConfigurationError, CrispError, StorageError
 from crisp_attention.experiment.data.dataset import ExperimentData
 from crisp_attention.experiment.execution.executor import Division
 from crisp_attention.experiment.execution.local import available_cores
 from crisp_attention.experiment.execution.team import ANSWER, LostError, Team
-from crisp_attention.experiment.execution.worker import Event, Task, environment, perform
+from crisp_attention.experiment.execution.worker import Event, Task, perform, print_to, set_up, tell_or_leave
 from crisp_attention.experiment.results.provenance import Launch, launch
 from crisp_attention.experiment.results.store import Store
 from crisp_attention.experiment.specification.resources import ResourcesSpec
@@ -147,7 +147,7 @@ class LaunchedExecutor:
             on_event(None, Event("ready"))
             while queue:
                 task = queue.popleft()
-                tell = functools.partial(_tell, functools.partial(on_event, task.run))
+                tell = functools.partial(tell_or_leave, functools.partial(on_event, task.run))
                 event = perform(task, store, bench, tell, functools.partial(_lead, team))
                 on_event(task.run, event)
                 if event.kind == "unsaved":
@@ -156,14 +156,6 @@ class LaunchedExecutor:
 
     def close(self) -> None:
         """Nothing: the processes are the launcher's."""
-
-
-def _tell(on_event: Callable[[Event], None], event: Event) -> None:
-    """Report progress; end where nobody reads any more, which is no failure of the run."""
-    try:
-        on_event(event)
-    except OSError:
-        sys.exit(1)
 
 
 def _lead(
@@ -190,7 +182,7 @@ def _follow(own: Launch) -> None:
 
     # Ctrl-C reaches the whole process group; rank 0 decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _print_to(Path(os.devnull))
+    print_to(_opened(Path(os.devnull)))
     team = Team(own)
     store: Store | None = None
     bench: Workbench | None = None
@@ -218,10 +210,7 @@ def _set_up(own: Launch, folder: Path, threads: int, given: tuple[Checkpoint, Ex
     Raises:
         ConfigurationError: If this rank lacks a GPU, or does not see what rank 0 sees.
     """
-    import torch
-
     from crisp_attention.experiment.training.ranks import Ranks
-    from crisp_attention.experiment.training.workbench import Workbench, quiet_transformers
 
     found = Ranks.current().broadcast(given)
     assert found is not None
@@ -233,12 +222,8 @@ def _set_up(own: Launch, folder: Path, threads: int, given: tuple[Checkpoint, Ex
                 "processes see them."
             )
     if own.rank:
-        _print_to(_log(folder, own))
-    # Accelerate reads the threads from there, and chooses a number of its own where there is none.
-    os.environ.update(environment(threads))
-    torch.set_num_threads(threads)
-    quiet_transformers()
-    return Workbench(checkpoint, data)
+        print_to(_opened(_log(folder, own)))
+    return set_up(checkpoint, data, threads)
 
 
 _team: Team | None = None
@@ -268,19 +253,15 @@ def _log(folder: Path, own: Launch) -> Path:
     return folder / "logs" / f"rank-{own.rank}-{os.getpid()}.log"
 
 
-def _print_to(path: Path) -> None:
-    """Have all that this process prints in a file."""
-    stream = path.open("a", buffering=1, encoding="utf-8")
-    os.dup2(stream.fileno(), 1)
-    os.dup2(stream.fileno(), 2)
-    sys.stdout = sys.stderr = stream
+def _opened(path: Path) -> TextIO:
+    return path.open("a", buffering=1, encoding="utf-8")
 
 
 @contextlib.contextmanager
 def _printing_to(store: Store, own: Launch) -> Iterator[None]:
     """Have what libraries say to stderr in a file within a block: the display is shown by the same process."""
     with store.writing():
-        stream = _log(store.folder, own).open("a", buffering=1, encoding="utf-8")
+        stream = _opened(_log(store.folder, own))
     before = os.dup(2)
     with stream, contextlib.redirect_stderr(stream):
         os.dup2(stream.fileno(), 2)

@@ -6,6 +6,7 @@ Imports no torch: the workers do.
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import signal
@@ -24,7 +25,15 @@ from typing import Any
 from crisp_attention.errors import ConfigurationError, CrispError, StorageError
 from crisp_attention.experiment.data.dataset import ExperimentData
 from crisp_attention.experiment.execution.executor import Division
-from crisp_attention.experiment.execution.worker import Event, Task, environment, perform
+from crisp_attention.experiment.execution.worker import (
+    Event,
+    Task,
+    environment,
+    perform,
+    print_to,
+    set_up,
+    tell_or_leave,
+)
 from crisp_attention.experiment.results.store import Store
 from crisp_attention.experiment.specification.resources import ResourcesSpec
 from crisp_attention.experiment.specification.runs import PlannedRun
@@ -179,28 +188,11 @@ def serve(pipe: Any, folder: Path, checkpoint: Checkpoint, data: ExperimentData,
     except OSError as error:
         pipe.send(Event("unsaved", reason=str(store.unwritable(error))))
         return
-    os.dup2(stream.fileno(), 1)
-    os.dup2(stream.fileno(), 2)
-    sys.stdout = sys.stderr = stream
-
-    import torch
-
-    from crisp_attention.experiment.training.workbench import Workbench, quiet_transformers
-
-    torch.set_num_threads(threads)
-    quiet_transformers()
-    bench = Workbench(checkpoint, data)
+    print_to(stream)
+    bench = set_up(checkpoint, data, threads)
     pipe.send(Event("ready"))
     while (task := pipe.recv()) is not None:
-        pipe.send(perform(task, store, bench, lambda event: _tell(pipe, event)))
-
-
-def _tell(pipe: Any, event: Event) -> None:
-    """Report progress; end where nobody listens any more, which is no failure of the run."""
-    try:
-        pipe.send(event)
-    except OSError:
-        sys.exit(1)
+        pipe.send(perform(task, store, bench, functools.partial(tell_or_leave, pipe.send)))
 
 
 def _end_with_parent() -> None:

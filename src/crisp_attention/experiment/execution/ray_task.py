@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import crisp_attention
 from crisp_attention.errors import CrispError, StorageError
 from crisp_attention.experiment.data.dataset import ExperimentData
-from crisp_attention.experiment.execution.worker import Event, Task, environment, perform
+from crisp_attention.experiment.execution.worker import Event, Task, perform, set_up
 from crisp_attention.experiment.results.store import Store
 from crisp_attention.experiment.training.model import Checkpoint, is_here, unpack
 
@@ -126,13 +126,6 @@ def train(task: Task, parcel: list[Any], files: list[Any], mailbox: Any, number:
 
 
 def _bench(shared: Parcel, files: list[Any]) -> Workbench:
-    os.environ.update(environment(shared.threads))
-    import torch
-
-    from crisp_attention.experiment.training.workbench import Workbench, quiet_transformers
-
-    torch.set_num_threads(shared.threads)
-    quiet_transformers()
     if shared.sign not in _at_hand:
         checkpoint = shared.checkpoint
         if not is_here(checkpoint):
@@ -140,7 +133,7 @@ def _bench(shared: Parcel, files: list[Any]) -> Workbench:
 
             checkpoint = unpack(checkpoint, ray.get(files[0]))
         _at_hand.clear()
-        _at_hand[shared.sign] = Workbench(checkpoint, shared.data)
+        _at_hand[shared.sign] = set_up(checkpoint, shared.data, shared.threads)
     return _at_hand[shared.sign]
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TextIO
 
 from crisp_attention.errors import StorageError
+from crisp_attention.experiment.data.dataset import ExperimentData
 from crisp_attention.experiment.results.leases import Lease, LeaseLostError
 from crisp_attention.experiment.results.record import RealisedSparsity, Record, Timing
 from crisp_attention.experiment.results.store import DISK_ERRORS, Store
 from crisp_attention.experiment.specification.runs import PlannedRun
+from crisp_attention.experiment.training.model import Checkpoint
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -91,6 +94,34 @@ Tell = Callable[[Event], None]
 def environment(threads: int) -> dict[str, str]:
     """What numerical libraries read when they are imported, for a process that trains with so many threads."""
     return dict.fromkeys(_THREAD_VARIABLES, str(threads)) | {"TOKENIZERS_PARALLELISM": "false"}
+
+
+def print_to(stream: TextIO) -> None:
+    """Have all that this process prints in a file."""
+    os.dup2(stream.fileno(), 1)
+    os.dup2(stream.fileno(), 2)
+    sys.stdout = sys.stderr = stream
+
+
+def set_up(checkpoint: Checkpoint, data: ExperimentData, threads: int) -> Workbench:
+    """What all runs of a study need in a process that trains them; its threads and its silence are settled too."""
+    # Accelerate reads the threads from there, and chooses a number of its own where there is none.
+    os.environ.update(environment(threads))
+    import torch
+
+    from crisp_attention.experiment.training.workbench import Workbench, quiet_transformers
+
+    torch.set_num_threads(threads)
+    quiet_transformers()
+    return Workbench(checkpoint, data)
+
+
+def tell_or_leave(send: Tell, event: Event) -> None:
+    """Report progress; end where nobody listens any more, which is no failure of the run."""
+    try:
+        send(event)
+    except OSError:
+        sys.exit(1)
 
 
 def perform(task: Task, store: Store, bench: Workbench, tell: Tell, trainer: Trainer | None = None) -> Event:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +14,7 @@ import pyarrow.parquet
 
 from crisp_attention.errors import StorageError
 from crisp_attention.experiment.export.tables import Tables
-from crisp_attention.experiment.results.files import write_atomically
+from crisp_attention.experiment.results.files import beside, write_atomically
 from crisp_attention.experiment.results.store import Store
 
 Format = Literal["parquet", "csv"]
@@ -59,7 +58,7 @@ def export(store: Store, kind: Format, out: Path) -> list[Path]:
         manifest = {"study": store.identity(), "files": sorted({*written, *(path.name for path in paths)})}
         with contextlib.ExitStack() as stack:
             # Both are whole before either gets its name.
-            halves = [stack.enter_context(_half(path)) for path in paths]
+            halves = [stack.enter_context(beside(path)) for path in paths]
             with _WRITERS[kind](str(halves[0]), runs.schema) as writer:
                 writer.write_table(runs)
             with _WRITERS[kind](str(halves[1]), tables.prediction_schema()) as writer:
@@ -71,18 +70,6 @@ def export(store: Store, kind: Format, out: Path) -> list[Path]:
     except OSError as error:
         raise StorageError(f"{out} could not be written: {error.strerror or error}.") from error
     return paths
-
-
-@contextlib.contextmanager
-def _half(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write under; whatever still has it is removed after the block."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(descriptor)
-    os.chmod(name, 0o644)
-    try:
-        yield Path(name)
-    finally:
-        Path(name).unlink(missing_ok=True)
 
 
 def _own(out: Path, store: Store) -> list[str]:

@@ -15,6 +15,7 @@ from crisp_attention.experiment.export.tables import RUN_COLUMNS, Tables
 from crisp_attention.experiment.results.mlflow import DATABASE, TAG, experiment_of, run_of
 from crisp_attention.experiment.results.record import Record
 from crisp_attention.experiment.results.store import Store
+from crisp_attention.experiment.specification.runs import PlannedRun
 
 _EXPORTED = "crisp.exported"
 _PARAMS = (
@@ -64,6 +65,7 @@ def export(store: Store, uri: str | None) -> Exported:
         )
     tables = Tables(store)
     rows = {row["run_id"]: row for row in tables.rows() if row["status"] != "missing"}
+    runs = {run.config.run_id: run for run in tables.runs}
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # An address that is wrong shall be told of in seconds.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -80,13 +82,13 @@ def export(store: Store, uri: str | None) -> Exported:
             uri = f"sqlite:///{path}"
         client = mlflow.MlflowClient(uri)
         experiment = experiment_of(client, name)
-        new = sum(_write(client, experiment, row, tables.records[run_id]) for run_id, row in rows.items())
+        new = sum(_write(client, experiment, runs[run_id], row, tables.records[run_id]) for run_id, row in rows.items())
     except Exception as error:  # of MLflow, or of the database or the network behind it
         raise StorageError(f"MLflow at {uri} cannot be written: {error}") from error
     return Exported(uri, name, new, len(rows) - new)
 
 
-def _write(client: Any, experiment: str, row: dict[str, Any], record: Record) -> bool:
+def _write(client: Any, experiment: str, run: PlannedRun, row: dict[str, Any], record: Record) -> bool:
     """Write a run, if it is not there as it is; says whether it was."""
     from mlflow.entities import Metric, Param, RunTag
 
@@ -101,9 +103,8 @@ def _write(client: Any, experiment: str, row: dict[str, Any], record: Record) ->
             client.delete_run(own)
             own = None
     if own is None:
-        condition = f", {row['condition']}" if row["condition"] else ""
-        named = f"{row['arm']}{condition}, seed {row['seed']}"
-        own = client.create_run(experiment, start_time=began, run_name=named, tags={TAG: record.run_id}).info.run_id
+        tags = {TAG: record.run_id}
+        own = client.create_run(experiment, start_time=began, run_name=run.label, tags=tags).info.run_id
     found = client.get_run(own).data
     params = {key: row[key] for key in (*_PARAMS, *(key for key in row if key.startswith("version_")))}
     metrics = {
@@ -134,14 +135,4 @@ def _history(record: Record, time: int) -> list[Any]:
     """What a tracker would have been told after each epoch; the step is the epoch."""
     from mlflow.entities import Metric
 
-    return [
-        Metric(key, value, time, epoch.epoch)
-        for epoch in record.epochs
-        for key, value in {
-            "running_loss": epoch.running_loss,
-            "probe_accuracy": epoch.train.accuracy,
-            "probe_loss": epoch.train.loss,
-            "test_accuracy": epoch.test.accuracy,
-            "test_loss": epoch.test.loss,
-        }.items()
-    ]
+    return [Metric(key, value, time, epoch.epoch) for epoch in record.epochs for key, value in epoch.metrics().items()]

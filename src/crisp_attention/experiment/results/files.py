@@ -1,10 +1,11 @@
-"""Files that are there whole or not at all."""
+"""Files and folders that are there whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,16 +45,38 @@ def write_once(path: Path, content: bytes) -> bool:
 
 
 @contextlib.contextmanager
-def _whole(path: Path, content: bytes) -> Iterator[Path]:
-    """A file of that content beside `path`, on disk; gone after the block unless it was renamed."""
+def beside(path: Path) -> Iterator[Path]:
+    """An empty file beside `path` to write to; gone after the block unless it was renamed."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(descriptor)
     scratch = Path(name)
     try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
         os.chmod(scratch, 0o644)
         yield scratch
     finally:
         scratch.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder to fill, which takes the place of `folder` after the block; gone if the block fails."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        scratch.chmod(0o755)
+        yield scratch
+        shutil.rmtree(folder, ignore_errors=True)
+        scratch.replace(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _whole(path: Path, content: bytes) -> Iterator[Path]:
+    """A file of that content beside `path`, on disk; gone after the block unless it was renamed."""
+    with beside(path) as scratch:
+        with scratch.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        yield scratch

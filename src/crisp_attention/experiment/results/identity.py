@@ -9,7 +9,7 @@ from typing import Any
 
 from crisp_attention.experiment.results.record import SCHEMA
 from crisp_attention.experiment.specification.runs import Fingerprints
-from crisp_attention.experiment.specification.spec import ExperimentSpec, to_plain
+from crisp_attention.experiment.specification.spec import INCIDENTAL, ExperimentSpec, to_plain
 
 
 def describe(spec: ExperimentSpec, prints: Fingerprints) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def _identity(spec: ExperimentSpec, model: str, data: str | dict[str, str], eval
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """The first places where two studies differ, for an error message."""
     places = [key for key in ("model", "data") if old[key] != new[key]]
-    ignored = {"name", "description", "choices", "seeds", "model", "resources", "tracking"}
+    ignored = {*INCIDENTAL, "model"}
     before, after = old["spec"], new["spec"]
     places += [key for key in sorted({*before, *after} - ignored) if before.get(key) != after.get(key)]
     return "different " + ", ".join(dict.fromkeys(places)) if places else "different specification"

@@ -51,6 +51,16 @@ class Epoch(_Part):
     train: Score
     test: Score
 
+    def metrics(self) -> dict[str, float]:
+        """What trackers are told of it; the Trainer has a "train_loss" of its own."""
+        return {
+            "running_loss": self.running_loss,
+            "probe_accuracy": self.train.accuracy,
+            "probe_loss": self.train.loss,
+            "test_accuracy": self.test.accuracy,
+            "test_loss": self.test.loss,
+        }
+
 
 class Timing(_Part):
     """Where the time went.

@@ -71,6 +71,12 @@ class PlannedRun:
     config: RunConfig
     condition: str = ""
 
+    @property
+    def label(self) -> str:
+        """What a run is called on screens and in trackers."""
+        condition = f", {self.condition}" if self.condition else ""
+        return f"{self.arm}{condition}, seed {self.config.seed}"
+
 
 @dataclasses.dataclass(frozen=True)
 class Fingerprints:

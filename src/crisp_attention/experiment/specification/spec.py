@@ -34,6 +34,9 @@ from crisp_attention.experiment.specification.tune import Space, TuneSpec, fixed
 MAX_SEEDS = 1000
 """Most seeds that an experiment may ask for."""
 
+INCIDENTAL = ("name", "description", "choices", "seeds", "resources", "tracking")
+"""Keys that do not decide what a run is."""
+
 
 class ExperimentSpec(Section):
     """Arms x seeds on one data set and one model."""
@@ -129,7 +132,7 @@ class ExperimentSpec(Section):
     def identity(self) -> dict[str, Any]:
         """All that decides what the runs are, without how many there are, where data lie or who does them."""
         content = to_plain(self)
-        for key in ("name", "description", "choices", "seeds", "resources", "tracking"):
+        for key in INCIDENTAL:
             content.pop(key, None)
         if self.tune is not None:
             # Like seeds, trials may become more.

@@ -279,13 +279,12 @@ def _check_attention(name: str, value: Value) -> None:
     Raises:
         ValueError: If not.
     """
-    words = {"layers": ALL_LAYERS, "schedule": None}
     if name == "schedule" and isinstance(value, dict):
         Schedule.from_dict(value)
     elif name == "schedule" and isinstance(value, str):
         Schedule(value)
     elif name == "layers" and isinstance(value, tuple):
         SparsityConfig(sparsity=0.5, layers=value)
-    elif value != words[name]:
+    elif name == "schedule" or value != ALL_LAYERS:
         expected = "'all' or lists of numbers" if name == "layers" else "kinds by name or tables of settings"
         raise ValueError(f"{name} are {expected}, got {value!r}")

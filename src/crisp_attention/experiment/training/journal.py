@@ -237,18 +237,10 @@ class Journal(TrainerCallback):
 
     def _tell_trackers(self, epoch: Epoch) -> None:
         """Log what trackers show of an epoch."""
-        # Trackers show a name without a prefix among those of training. The Trainer has a "train_loss" of its own.
+        # Trackers show a name without a prefix among those of training.
         realised = {"realised_sparsity": self.realised_train, "test_realised_sparsity": self.realised_test}
-        self.trainer.log(
-            {
-                "running_loss": epoch.running_loss,
-                "probe_accuracy": epoch.train.accuracy,
-                "probe_loss": epoch.train.loss,
-                "test_accuracy": epoch.test.accuracy,
-                "test_loss": epoch.test.loss,
-                **{name: fmean(own.values()) for name, own in realised.items() if own},
-            }
-        )
+        shares = {name: fmean(own.values()) for name, own in realised.items() if own}
+        self.trainer.log(epoch.metrics() | shares)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Complete the checkpoint that the Trainer has just saved, and see what it cost."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from crisp_attention.config import SparsityConfig
+from crisp_attention.experiment.results.files import whole_folder
 from crisp_attention.huggingface.model import densify, sparsify
 
 
@@ -50,18 +49,10 @@ def save(model: PreTrainedModel, processor: Any, attention: SparsityConfig, most
         densify(model)
     else:
         sparsify(model, evaluated)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
+    with whole_folder(folder) as scratch:
         model.save_pretrained(scratch)
         with _limited(processor, most):
             processor.save_pretrained(scratch)
-        scratch.chmod(0o755)
-        shutil.rmtree(folder, ignore_errors=True)
-        scratch.replace(folder)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
 
 
 @contextlib.contextmanager

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 
 from crisp_attention.errors import AssetError, ConfigurationError, UnsupportedModelError, nearest
 from crisp_attention.experiment.data.assets import ASSETS, cache_folder, fetch
+from crisp_attention.experiment.results.files import whole_folder
 
 PACKAGED = ("minilm-l6",)
 ARCHITECTURES = {"tiny-vit": "a Vision Transformer of 3 layers, trained from scratch"}
@@ -106,15 +105,10 @@ def unpack(checkpoint: Checkpoint, files: Mapping[str, bytes]) -> Checkpoint:
     here = replace(checkpoint, folder=folder)
     if is_here(here):
         return here
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        whole = Path(scratch) / "whole"
-        whole.mkdir()
+    # What is there is damaged, or another process has just written the same.
+    with whole_folder(folder) as scratch:
         for name, content in files.items():
-            (whole / name).write_bytes(content)
-        # What is there is damaged, or another process has just written the same.
-        shutil.rmtree(folder, ignore_errors=True)
-        os.rename(whole, folder)
+            (scratch / name).write_bytes(content)
     return here
 
 

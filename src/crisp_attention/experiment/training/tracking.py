@@ -56,7 +56,7 @@ class Tracking:
     def arguments(self, planned: PlannedRun) -> dict[str, Any]:
         """What the integrations read in `TrainingArguments`."""
         # Trackio would copy each run to the hub, if nobody says no.
-        asked = {"run_name": name_of(planned), "project": self.project, "trackio_static_space_id": False}
+        asked = {"run_name": planned.label, "project": self.project, "trackio_static_space_id": False}
         return {key: value for key, value in asked.items() if key in TrainingArguments.__dataclass_fields__}
 
     @contextlib.contextmanager
@@ -97,9 +97,7 @@ class Tracking:
             "MLFLOW_DISABLE_TELEMETRY": "true",
         }
         wanted = {name: os.environ.get(name, value) for name, value in wanted.items()}
-        wanted["TENSORBOARD_LOGGING_DIR"] = str(
-            Path(wanted["TENSORBOARD_LOGGING_DIR"], f"{name_of(planned)}, {run_id}")
-        )
+        wanted["TENSORBOARD_LOGGING_DIR"] = str(Path(wanted["TENSORBOARD_LOGGING_DIR"], f"{planned.label}, {run_id}"))
         # By these a run that is resumed goes on in the tracker's run that it began in.
         wanted |= {"WANDB_RUN_ID": run_id, "WANDB_RESUME": "allow", "MLFLOW_TAGS": json.dumps({TAG: run_id})}
         if "mlflow" in self.report_to:
@@ -139,12 +137,6 @@ def require(report_to: tuple[str, ...]) -> None:
             INTEGRATION_TO_CALLBACK[name]()
         except Exception as error:  # of whatever library is behind it
             raise ConfigurationError(f"tracking.report_to: {name} cannot be used: {error}") from None
-
-
-def name_of(planned: PlannedRun) -> str:
-    """What a run is called in trackers."""
-    condition = f", {planned.condition}" if planned.condition else ""
-    return f"{planned.arm}{condition}, seed {planned.config.seed}"
 
 
 def params_of(planned: PlannedRun) -> dict[str, Any]:

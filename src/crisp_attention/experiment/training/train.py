@@ -211,9 +211,9 @@ class _PairedTrainer(Trainer):
 
     def compute_loss(self, model: Any, inputs: Any, *arguments: Any, **keywords: Any) -> Any:
         mine, whole = self.batches.rows(self.state.global_step)
-        seen, counted = len(inputs["labels"]), self.watcher.state_dict()
+        seen, counted = len(inputs["labels"]), None if mine else self.watcher.state_dict()
         loss = cast(torch.Tensor, super().compute_loss(model, inputs, *arguments, **keywords))
-        if mine == 0:
+        if counted is not None:
             self.watcher.load_state_dict(counted)
         elif seen != mine:
             raise RuntimeError(f"Expected {mine} examples in this part of a batch of {whole}, got {seen}.")
