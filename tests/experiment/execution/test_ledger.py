@@ -70,6 +70,24 @@ def test_trials_of_a_machine_that_died_are_proposed_again(tmp_path, machine, url
     assert tune(tmp_path / "lives", spec, storage=url) == alone
 
 
+def test_a_trial_given_up_late_is_proposed_again_in_its_own_place(tmp_path, machine, url, monkeypatch):
+    spec = spec_of(trials=3)
+    alone = tune(tmp_path / "alone", spec)
+    machine.until = len(machine.trained) + 2
+    with pytest.raises(Killed):
+        tune(tmp_path / "died", spec, storage=url)
+    machine.until = math.inf
+    bury = ledger.Book.bury
+
+    def unheard_of(book):
+        if len(book.counted()) == 3:  # whoever lives has proposed all that are left
+            book._storage.grace_period = -1
+        bury(book)
+
+    monkeypatch.setattr(ledger.Book, "bury", unheard_of)
+    assert tune(tmp_path / "lives", spec, storage=url) == alone
+
+
 def test_a_plan_writes_nothing_into_a_storage(tmp_path, machine, url):
     planned(tmp_path / "out", spec_of(), url)
     assert list(tmp_path.iterdir()) == []

@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import json
 import math
+import random
 import sqlite3
 import time
 import uuid
@@ -24,7 +25,7 @@ from crisp_attention.experiment.specification.spec import ExperimentSpec
 from crisp_attention.experiment.specification.tuned import Search, searches
 
 _DATABASE = "trials.sqlite3"
-_OWNER = "owner"
+_OWNER, _PLACE = "owner", "place"
 _IDENTITY, _TRIALS = "crisp_attention", "crisp_attention_trials"
 # As `store.DISK_ERRORS` for SQLite.
 _DISK_ERRORS = (
@@ -57,13 +58,35 @@ class Book:
         self._storage, self._owner, self._shared = storage, owner, shared
         self._heard = -math.inf
 
-    def ask(self) -> Any:
-        """A new trial, entered as this run directory's."""
-        trial = self.study.ask()
-        trial.set_user_attr(_OWNER, self._owner)
-        self._heard = -math.inf
-        self.keep_alive(trial.number)
-        return trial
+    def counted(self) -> list[Any]:
+        """The trials that have a place and have not failed, by place."""
+        from optuna.trial import TrialState
+
+        trials = self.study.get_trials(deepcopy=False)
+        held = [trial for trial in trials if trial.state != TrialState.FAIL and _PLACE in trial.user_attrs]
+        return sorted(held, key=place)
+
+    def ask(self, places: int) -> tuple[Any, int] | None:
+        """A new trial, entered as this run directory's, and its place among the first so many; None if all are taken.
+
+        A trial takes the first place that is free, which may be one of a trial that failed, and what is proposed
+        depends on the place. Machines that ask at once may take the same: each writes down its own, then looks, and who
+        sees another there gives up and asks again.
+        """
+        from optuna.trial import TrialState
+
+        while len(taken := {place(other) for other in self.counted()} & set(range(places))) < places:
+            own = min(set(range(places)) - taken)
+            trial = self.study.ask()
+            trial.set_user_attr(_OWNER, self._owner)
+            self._heard = -math.inf
+            self.keep_alive(trial.number)
+            trial.set_user_attr(_PLACE, own)
+            if not any(place(other) == own and other.number != trial.number for other in self.counted()):
+                return trial, own
+            self.study.tell(trial.number, state=TrialState.FAIL)
+            time.sleep(random.uniform(0, _PAUSE_SECONDS))
+        return None
 
     def keep_alive(self, number: int) -> None:
         """Tell machines that share the storage, now and then, that a trial is being trained."""
@@ -79,6 +102,11 @@ class Book:
 
         if self._shared:
             optuna.storages.fail_stale_trials(self.study)
+
+
+def place(trial: Any) -> int:
+    """Which of its search's trials one is, from 0."""
+    return int(trial.user_attrs[_PLACE])
 
 
 def require_optuna() -> None:

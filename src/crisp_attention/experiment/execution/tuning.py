@@ -18,7 +18,7 @@ from typing import Any
 from crisp_attention.errors import CrispError
 from crisp_attention.experiment.data.dataset import Dataset, ExperimentData
 from crisp_attention.experiment.execution.executor import Division, Executor
-from crisp_attention.experiment.execution.ledger import Ledger, require_optuna
+from crisp_attention.experiment.execution.ledger import Ledger, place, require_optuna
 from crisp_attention.experiment.execution.worker import Event, Task
 from crisp_attention.experiment.results import pruning
 from crisp_attention.experiment.results.store import Store
@@ -221,17 +221,16 @@ class _Books:
                     "[tune], as a lower learning_rate.high, are another experiment: give it another --out."
                 )
             return None
-        trial = self._book.ask()
-        before = [other for other in self._counted() if other.number < trial.number]
-        if len(before) >= self._todo.trials:  # another machine was faster
-            self._study.tell(trial.number, state=self._states.FAIL)
+        if (asked := self._book.ask(self._todo.trials)) is None:  # other machines were faster
             return None
-        # A sampler a trial, so that a proposal follows from the trials before it, not from which process asks.
-        self._study.sampler = optuna.samplers.TPESampler(seed=self._todo.spec.tune.seed + len(before))
+        trial, number = asked
+        before = [other for other in self._first() if place(other) < number]
+        # A sampler a trial, so that a proposal follows from the trials there are, not from which process asks.
+        self._study.sampler = optuna.samplers.TPESampler(seed=self._todo.spec.tune.seed + number)
         for name in self._search.ranges:
             self._suggest(trial, name)
         self._asked = trial
-        run = self._search.trial(self._todo.spec, self._values(trial.params), len(before), self._prints)
+        run = self._search.trial(self._todo.spec, self._values(trial.params), number, self._prints)
         known = self._trials.load(run.config.run_id)
         failed = known if known is not None and known.status == "failed" else None
         return Task(run, failed, limits=self._limits(run, before))
@@ -275,21 +274,17 @@ class _Books:
                     values=self._values(trial.params),
                     loss=trial.value,
                     run_id=self._search.trial(
-                        self._todo.spec, self._values(trial.params), number, self._prints
+                        self._todo.spec, self._values(trial.params), place(trial), self._prints
                     ).config.run_id,
                     pruned=trial.last_step if trial.state == self._states.PRUNED else None,
                 )
-                for number, trial in enumerate(self._first())
+                for trial in self._first()
             ),
         )
 
     def _first(self) -> list[Any]:
         """The trials that count, in order, those in training among them."""
-        return self._counted()[: self._todo.trials]
-
-    def _counted(self) -> list[Any]:
-        trials = self._study.get_trials(deepcopy=False)
-        return [trial for trial in trials if trial.state != self._states.FAIL]
+        return [trial for trial in self._book.counted() if place(trial) < self._todo.trials]
 
     def _limits(self, run: PlannedRun, before: list[Any]) -> tuple[float, ...]:
         """When to give up a trial, by the ones before it."""
