@@ -191,3 +191,31 @@ def test_trackers_that_are_unknown_or_missing_are_refused(monkeypatch):
         require(("tensorboard", "tensorbord"))
     with pytest.raises(ConfigurationError, match=r"report_to: comet_ml cannot be used: .*comet"):
         require(("comet_ml",))
+
+
+def test_mlflow_is_told_to_be_silent_and_quick_before_it_is_imported(tmp_path, workplace, monkeypatch, surroundings):
+    _, run = workplace
+    found = []
+
+    def look(*_):
+        found.append(tuple(os.environ.get(f"MLFLOW_{name}") for name in ("DISABLE_TELEMETRY", "HTTP_REQUEST_TIMEOUT")))
+
+    monkeypatch.setitem(tracking.INTEGRATION_TO_CALLBACK, "mlflow", look)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "7")  # what a user has set stands
+    require(("mlflow",))
+    monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY")
+    stand_in = types.SimpleNamespace(MlflowClient=look, exceptions=types.SimpleNamespace(MlflowException=OSError))
+    monkeypatch.setitem(tracking.sys.modules, "mlflow", stand_in)
+    monkeypatch.setattr(tracking, "experiment_of", lambda *_: "1")
+    monkeypatch.setattr(tracking, "run_of", lambda *_: None)
+    with Tracking(("mlflow",), tmp_path, print).of(run):
+        pass
+    assert found == [("true", "7")] * 3
+
+
+def test_a_server_of_mlflow_that_does_not_answer_is_refused(monkeypatch, surroundings):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(ConfigurationError, match=r"mlflow at http://me:\*\*\*@127.0.0.1:9 .* cannot") as caught:
+        require(("mlflow",))
+    assert "secret" not in str(caught.value)

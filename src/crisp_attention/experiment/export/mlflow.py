@@ -12,7 +12,7 @@ from typing import Any
 
 from crisp_attention.errors import ConfigurationError, StorageError
 from crisp_attention.experiment.export.tables import RUN_COLUMNS, Tables
-from crisp_attention.experiment.results.mlflow import DATABASE, TAG, experiment_of, run_of
+from crisp_attention.experiment.results.mlflow import DATABASE, TAG, experiment_of, run_of, settle, shown
 from crisp_attention.experiment.results.record import Record
 from crisp_attention.experiment.results.store import Store
 from crisp_attention.experiment.specification.runs import PlannedRun
@@ -32,7 +32,7 @@ class Exported:
     """What an export to MLflow has done.
 
     Attributes:
-        uri: Of the tracking store.
+        uri: Of the tracking store, without a password.
         experiment: Name of the experiment there.
         new, known: Runs that were written now, and those that were there as they are.
     """
@@ -66,13 +66,12 @@ def export(store: Store, uri: str | None) -> Exported:
     tables = Tables(store)
     rows = {row["run_id"]: row for row in tables.rows() if row["status"] != "missing"}
     runs = {run.config.run_id: run for run in tables.runs}
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    # An address that is wrong shall be told of in seconds.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    settle()
     import mlflow
 
+    # MLflow sets levels of its own when it is imported.
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI")
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME", store.folder.resolve().name)
     try:
@@ -84,8 +83,9 @@ def export(store: Store, uri: str | None) -> Exported:
         experiment = experiment_of(client, name)
         new = sum(_write(client, experiment, runs[run_id], row, tables.records[run_id]) for run_id, row in rows.items())
     except Exception as error:  # of MLflow, or of the database or the network behind it
-        raise StorageError(f"MLflow at {uri} cannot be written: {error}") from error
-    return Exported(uri, name, new, len(rows) - new)
+        reason = " ".join(str(error).replace(str(uri), shown(str(uri))).split())
+        raise StorageError(f"MLflow at {shown(str(uri))} cannot be written: {reason}") from error
+    return Exported(shown(uri), name, new, len(rows) - new)
 
 
 def _write(client: Any, experiment: str, run: PlannedRun, row: dict[str, Any], record: Record) -> bool:

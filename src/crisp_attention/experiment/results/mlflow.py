@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from typing import Any
 
 TAG = "crisp.run_id"
@@ -9,6 +11,25 @@ TAG = "crisp.run_id"
 
 DATABASE = "tracking/mlflow.sqlite3"
 """Where it is in a run directory, unless the user says otherwise."""
+
+# What a user has set stands. MLflow reads whether it may send telemetry when it is imported. Left to itself it takes
+# over four minutes to find that a server does not answer, at each request anew.
+_SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+}
+
+
+def settle() -> None:
+    """Settle, before it is imported, that MLflow sends no telemetry and is not patient without end."""
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+
+
+def shown(uri: str) -> str:
+    """The address of a tracking store without its password."""
+    return re.sub(r"(://[^/:@]*):[^/@]*@", r"\1:***@", uri)
 
 
 def experiment_of(client: Any, name: str) -> str:

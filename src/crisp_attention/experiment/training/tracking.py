@@ -25,7 +25,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from crisp_attention.errors import ConfigurationError, nearest
 from crisp_attention.experiment.results.leases import exclusively
-from crisp_attention.experiment.results.mlflow import DATABASE, TAG, experiment_of, run_of
+from crisp_attention.experiment.results.mlflow import DATABASE, TAG, experiment_of, run_of, settle, shown
 from crisp_attention.experiment.specification.runs import PlannedRun
 
 _DATABASE_SECONDS = 60.0
@@ -94,7 +94,6 @@ class Tracking:
             "WANDB_PROJECT": self.project,
             "WANDB_DIR": str(place),
             "TRACKIO_DIR": str(place / "trackio"),
-            "MLFLOW_DISABLE_TELEMETRY": "true",
         }
         wanted = {name: os.environ.get(name, value) for name, value in wanted.items()}
         wanted["TENSORBOARD_LOGGING_DIR"] = str(Path(wanted["TENSORBOARD_LOGGING_DIR"], f"{planned.label}, {run_id}"))
@@ -107,6 +106,7 @@ class Tracking:
 
     def _mlflow(self, uri: str, experiment: str, run_id: str) -> dict[str, str]:
         """What has MLflow go on in the run that it has already; empty if there is none."""
+        settle()
         import mlflow
 
         # Only one process at a time may create the database or the experiment. What fails here fails in the
@@ -126,8 +126,10 @@ def require(report_to: tuple[str, ...]) -> None:
     """Make sure that trackers are there.
 
     Raises:
-        ConfigurationError: If there is no integration of that name, or what it needs is not installed.
+        ConfigurationError: If there is no integration of that name, what it needs is not installed, or the MLflow
+            server that `MLFLOW_TRACKING_URI` names does not answer.
     """
+    settle()
     for name in report_to:
         if name not in INTEGRATION_TO_CALLBACK:
             raise ConfigurationError(
@@ -137,6 +139,23 @@ def require(report_to: tuple[str, ...]) -> None:
             INTEGRATION_TO_CALLBACK[name]()
         except Exception as error:  # of whatever library is behind it
             raise ConfigurationError(f"tracking.report_to: {name} cannot be used: {error}") from None
+    if "mlflow" in report_to and (uri := os.environ.get("MLFLOW_TRACKING_URI")):
+        _require_server(uri)
+
+
+def _require_server(uri: str) -> None:
+    """Make sure that MLflow can be reached; files are left to the first run, for looking would create them."""
+    import mlflow
+
+    if "://" not in uri or uri.startswith(("sqlite:", "file:")):
+        return
+    try:
+        mlflow.MlflowClient(uri).search_experiments(max_results=1)
+    except Exception as error:  # of MLflow, or of the database or the network behind it
+        reason = " ".join(str(error).replace(uri, shown(uri)).split())
+        raise ConfigurationError(
+            f"tracking.report_to: mlflow at {shown(uri)} (MLFLOW_TRACKING_URI) cannot be used: {reason}"
+        ) from None
 
 
 def params_of(planned: PlannedRun) -> dict[str, Any]:
