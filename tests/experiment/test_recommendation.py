@@ -65,6 +65,9 @@ def test_a_folder_of_something_else_is_refused_before_anything_is_measured(quest
     monkeypatch.setattr(search_space, "cost", None)
     with pytest.raises(RecordError, match="exists and is not a run directory"):
         settle(question, tmp_path, budget="1h")
+    Store(tmp_path / "run").open(make_spec(), PRINTS)
+    with pytest.raises(RecordError, match=r"run holds another experiment \(made-up, which searches nothing\)"):
+        settle(question, tmp_path / "run", budget="1h")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from crisp_attention.errors import ConfigurationError
+from crisp_attention.errors import ConfigurationError, RecordError
 from crisp_attention.experiment import budget as budgets
 from crisp_attention.experiment import search_space
 from crisp_attention.experiment.conclusions.analysis import Analysis
@@ -16,6 +16,7 @@ from crisp_attention.experiment.data import dataset
 from crisp_attention.experiment.execution import tuning
 from crisp_attention.experiment.execution.ledger import Ledger, require_optuna
 from crisp_attention.experiment.model_card import card
+from crisp_attention.experiment.results.faults import HINT
 from crisp_attention.experiment.results.files import whole_folder
 from crisp_attention.experiment.results.store import Store
 from crisp_attention.experiment.search_space import Question
@@ -93,7 +94,8 @@ def settle(question: Question, wish: Wish, folder: Path, announce: Callable[[str
     trials, seeds = wish.trials, wish.seeds
     if store.begun:
         begun, _, _ = store.study()
-        assert begun.tune is not None
+        if begun.tune is None:
+            raise RecordError(f"{folder} holds another experiment ({begun.name}, which searches nothing). {HINT}")
         trials, seeds = trials or begun.tune.trials, seeds or begun.seeds
         if seconds is not None:
             announce(f"The study was begun with {trials} trials and {seeds} seeds of each arm, and goes on with them")
