@@ -18,7 +18,7 @@ from crisp_attention.experiment.display import show_plan
 from crisp_attention.experiment.execution.choice import choose
 from crisp_attention.experiment.execution.executor import Division
 from crisp_attention.experiment.execution.worker import Task
-from crisp_attention.experiment.results.store import Store
+from crisp_attention.experiment.results.store import MANIFEST, Store
 from crisp_attention.experiment.specification.runs import expand
 from crisp_attention.experiment.specification.tracking import TrackingSpec
 from crisp_attention.experiment.training import model, timing
@@ -101,7 +101,9 @@ def test_what_is_done_tells_how_long_the_rest_takes(spec, tmp_path, instant):
     assert "percentile-80 percentile sparsity=0.8 0/2 1 1 3 min" in text
     assert "1 run diverged or failed; --retry does them again" in text
 
-    (store.checkpoints(plan.pending[0].run.config.run_id) / "checkpoint-5").mkdir(parents=True)
+    for pending in plan.pending[:2]:  # the second was killed while it was writing its first
+        (store.checkpoints(pending.run.config.run_id) / "checkpoint-5").mkdir(parents=True)
+    (store.checkpoints(plan.pending[0].run.config.run_id) / "checkpoint-5" / MANIFEST).touch()
     begun = study.prepare(spec, folder, Silent(), jobs=1)
     assert "4 runs to do (1 begun: from the last checkpoint), one after another" in " ".join(shown(begun).split())
     lock = store.lock(plan.pending[0].run.config.run_id)  # as of the process that trains it

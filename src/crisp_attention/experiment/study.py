@@ -219,7 +219,7 @@ def prepare(
         own = _own(spec, runs, shard)
         pending = tuple(Task(run, keep=keep and run.index == 0) for run in runs if run.config.run_id in own)
     idle = [task.run.config.run_id for task in pending if not store.in_training(task.run.config.run_id)]
-    begun = sum(store.checkpoints(run_id).exists() for run_id in idle)
+    begun = sum(map(store.has_checkpoint, idle))
     division = executor.divide(jobs, len(pending))
     seconds: dict[Cell, float] = {}
     examples, cut = None, None

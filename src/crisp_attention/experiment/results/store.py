@@ -50,6 +50,9 @@ _TUNING = "tuning.json"
 # What is at stake is the order in which numbers of seeds were asked for.
 _PATIENCE = 10.0
 
+MANIFEST = "manifest.json"
+"""The file of a checkpoint that is written last: with it the checkpoint is whole."""
+
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """Numbers of the errors that mean a disk and no mistake in a program."""
 
@@ -356,6 +359,10 @@ class Store:
     def checkpoints(self, run_id: str) -> Path:
         """Where a run's checkpoints are kept while it is in training."""
         return self.folder / "checkpoints" / run_id
+
+    def has_checkpoint(self, run_id: str) -> bool:
+        """Whether there is a whole checkpoint that a run can go on from."""
+        return any(self.checkpoints(run_id).glob(f"*/{MANIFEST}"))
 
     def model(self, run_id: str) -> Path:
         """Where the trained model of a run is kept, if it is to be."""

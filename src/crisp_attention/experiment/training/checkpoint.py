@@ -22,12 +22,12 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from crisp_attention.experiment.results import provenance
 from crisp_attention.experiment.results.files import write_atomically
+from crisp_attention.experiment.results.store import MANIFEST
 
 _LEAST_SECONDS = 30.0
 _MOST_SHARE = 0.05
 
 _BOOKS = "books.pt"
-_MANIFEST = "manifest.json"
 _RESUMED = "resumed"
 
 
@@ -87,7 +87,7 @@ class Checkpoints:
         found = None
         for folder in sorted(self.folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=_step, reverse=True):
             # Without a manifest it was being written when the process ended.
-            if found is None and (folder / _MANIFEST).exists():
+            if found is None and (folder / MANIFEST).exists():
                 problem = self._problem(folder)
                 if problem is None:
                     found = Saved(folder, torch.load(folder / _BOOKS, weights_only=True))
@@ -123,7 +123,7 @@ class Checkpoints:
             return
         torch.save(books, folder / _BOOKS)
         manifest = {"run_id": self._run_id, "environment": _environment(), "files": _checksums(folder, flush=True)}
-        write_atomically(folder / _MANIFEST, json.dumps(manifest).encode())
+        write_atomically(folder / MANIFEST, json.dumps(manifest).encode())
         for other in self.folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
             if other != folder:
                 shutil.rmtree(other, ignore_errors=True)
@@ -146,7 +146,7 @@ class Checkpoints:
     def _problem(self, folder: Path) -> str | None:
         """Why a checkpoint cannot be gone on from; None if it can."""
         try:
-            manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             run_id, environment, files = manifest["run_id"], manifest["environment"], manifest["files"]
             if run_id != self._run_id:
                 return f"it is of run {run_id}"
@@ -176,7 +176,7 @@ def _checksums(folder: Path, *, flush: bool = False) -> dict[str, str]:
     """SHA-256 of each file but the manifest; with `flush`, all of them on disk before it is returned."""
     found = {}
     for path in sorted(folder.iterdir()):
-        if path.name == _MANIFEST:
+        if path.name == MANIFEST:
             continue
         with path.open("rb") as stream:
             found[path.name] = hashlib.file_digest(stream, "sha256").hexdigest()
