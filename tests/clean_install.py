@@ -48,13 +48,16 @@ SMOKE: dict[str, tuple[str, list[tuple[list[str], str]]]] = {
         (["crisp", "reproduce", "--model", "tiny-vit", "--dataset", "digits", "--seeds", "1", "--dry-run"], "dense"),
     ]),
     "gpu": ("import triton", []),
-    "mlflow": ("import mlflow, crisp_attention.experiment.export", []),
-    "ray": ("import crisp_attention.experiment.execution.choice as e\n"
+    "mlflow": ("import mlflow", [(["crisp", "export", "REPORT", "--to", "mlflow"], "12 runs written to MLflow")]),
+    "ray": ("import contextlib, crisp_attention.experiment.execution.choice as e\n"
             "from crisp_attention.experiment.specification.resources import ResourcesSpec\n"
-            "e.choose('ray', ResourcesSpec())", []),
+            "with contextlib.closing(e.choose('ray', ResourcesSpec())) as ray:\n"
+            "    assert ray.divide(None, 1).place == 'on Ray (1 node)'", []),
     "timm": ("import timm, torch, crisp_attention as c\nm = timm.create_model('vit_tiny_patch16_224')\n"
              "c.sparsify(m, sparsity=0.5)\nassert c.check(m, inputs={'x': torch.randn(1, 3, 224, 224)}).ok", []),
-    "tune": ("import optuna, crisp_attention.experiment.execution.tuning", []),
+    "tune": ("import optuna", [
+        (["crisp", "tune", "digits", "--model", "tiny-vit", "--trials", "1", "--dry-run"], "Tuning first: 2 trials"),
+    ]),
 }  # fmt: skip
 
 
