@@ -135,6 +135,9 @@ def test_a_study_reads_back_as_what_was_opened(store):
 def test_a_directory_without_a_study_is_told(tmp_path):
     with pytest.raises(RecordError, match=r"is not a run directory: it has no study\.json"):
         Store(tmp_path / "absent").study()
+    (tmp_path / "experiment.toml").touch()
+    with pytest.raises(RecordError, match=r"experiment\.toml is not a run directory: it has no study\.json"):
+        Store(tmp_path / "experiment.toml").study()
 
 
 @pytest.mark.parametrize(

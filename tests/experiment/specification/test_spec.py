@@ -49,6 +49,10 @@ def test_reads_what_a_file_says_and_leaves_the_rest_to_the_defaults(tmp_path):
     assert [arm.attention for arm in spec.arms] == [SparsityConfig(sparsity=0.0), SparsityConfig(sparsity=0.5)]
 
 
+def test_a_byte_order_mark_is_passed_over(tmp_path):
+    assert read_text(tmp_path, f"\ufeff{GOOD}") == read_text(tmp_path, GOOD)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

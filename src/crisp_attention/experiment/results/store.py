@@ -415,7 +415,7 @@ class Store:
         path = self.folder / _STUDY
         try:
             study = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise RecordError(f"{self.folder} is not a run directory: it has no {_STUDY}.") from None
         except (OSError, ValueError) as error:
             raise damaged(path, str(error)) from None

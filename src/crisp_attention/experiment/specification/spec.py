@@ -197,7 +197,7 @@ def read(path: Path) -> ExperimentSpec:
         ConfigurationError: If the file is missing, not TOML, or invalid.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
     except FileNotFoundError:
         raise ConfigurationError(f"There is no specification {path}.") from None
     except OSError as error:
