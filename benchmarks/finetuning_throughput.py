@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import statistics
 import tempfile
 import time
 from pathlib import Path
 
 import torch
+from figures import keep
 from transformers import (
     AutoModelForSequenceClassification,
     Trainer,
@@ -32,7 +32,6 @@ from transformers import (
 from crisp_attention.config import SparsityConfig
 from crisp_attention.experiment.data import dataset
 from crisp_attention.experiment.data.batching import LengthGroupedBatches
-from crisp_attention.experiment.results import provenance
 from crisp_attention.experiment.specification.runs import PlannedRun, RunConfig
 from crisp_attention.experiment.specification.sections import DataSpec, TrainingSpec
 from crisp_attention.experiment.training import model, train
@@ -187,15 +186,7 @@ def main() -> None:
             f"The experiment adds to a bare loop's time, {arm}: {statistics.median(shares[arm]):.1%} "
             f"({min(shares[arm]):.1%}..{max(shares[arm]):.1%})"
         )
-    if options.json:
-        content = {
-            "options": {name: value for name, value in vars(options).items() if name != "json"},
-            "packages": provenance.packages(),
-            "platform": provenance.host(),
-            "figures": figures,
-            "added_to_a_bare_loop": shares,
-        }
-        options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    keep(options, figures=figures, added_to_a_bare_loop=shares)
 
 
 if __name__ == "__main__":

@@ -9,17 +9,16 @@ in turn. Each operator's own time goes to one part of the step; what the profile
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections import Counter
 from pathlib import Path
 
 import torch
+from figures import keep
 from finetuning_throughput import ARMS, BATCH, Loop
 from torch.profiler import ProfilerActivity, profile
 
 from crisp_attention.experiment.data import dataset
-from crisp_attention.experiment.results import provenance
 from crisp_attention.experiment.specification.sections import DataSpec
 from crisp_attention.experiment.training import model
 from crisp_attention.experiment.training.workbench import Workbench, quiet_transformers
@@ -89,14 +88,7 @@ def main() -> None:
         print(f"{name:38}" + "".join(f"{medians[arm][name]:16.1f}" for arm in COMPARED))
     print(f"{'sum':38}" + "".join(f"{sum(medians[arm].values()):16.1f}" for arm in COMPARED))
     print(f"medians of {options.rounds} rounds")
-    if options.json:
-        content = {
-            "options": {name: value for name, value in vars(options).items() if name != "json"},
-            "packages": provenance.packages(),
-            "platform": provenance.host(),
-            "milliseconds": found,
-        }
-        options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    keep(options, milliseconds=found)
 
 
 if __name__ == "__main__":
