@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numba import uint32
 
-from crisp_attention.backends.cpu.compiling import compiled
+from crisp_attention.backends.cpu.compiling import SOURCES, compiled, kernel
 from crisp_attention.backends.cpu.scoring import (
     clear,
     copy,
@@ -174,11 +174,11 @@ def _rank(scores, s_at, ranks, r_at, i, b, h, count, stride, columns, largest, r
         ranks[r_at + j] = -np.inf
 
 
-@compiled
+@kernel
 def forward(
     shape, q, k, v, factor, valid, by_key, by_pair, query_valid, counts_padded, bias, has_bias, ranking, ranked,
     largest, forced, forces, by_row, keep, min_keep, dropout_state, lowest, dropout_factor, width, offsets, columns_out,
-    weights_out, starts, stores, out, kept, entropy, summarises, needed, scratch, first_task, step,
+    weights_out, starts, stores, out, kept, entropy, summarises, needed, scratch, first_task, step, sources=SOURCES,
 ):  # fmt: skip
     """Attention of every `step`-th task from `first_task` on.
 
@@ -209,6 +209,7 @@ def forward(
         needed: Int64 `[B * H]`, the room that each head's survivors take, to be compared with what it had.
         scratch: Of `forward_scratch`, for this thread alone.
         first_task: Which task to begin with, and step.
+        sources: Never given: it is there for the cache.
     """
     batch, heads, groups, queries, keys, depth, v_depth = shape
     q_flat, q_b, q_h, q_n = q
@@ -312,10 +313,10 @@ def forward(
                 kept[b, h] = counted
 
 
-@compiled
+@kernel
 def backward(
     shape, q, k, v, out, gradient, factor, query_valid, counts_padded, dropout_state, lowest, dropout_factor, width,
-    offsets, columns, weights, starts, dq, dk, dv, scratch, first_task, step,
+    offsets, columns, weights, starts, dq, dk, dv, scratch, first_task, step, sources=SOURCES,
 ):  # fmt: skip
     """Gradients of every `step`-th task from `first_task` on.
 
@@ -324,7 +325,7 @@ def backward(
             dropout; gradient (the loss's by the output), dq, dk and dv likewise.
         offsets: What `forward` stored, with columns, weights and starts.
         scratch: Of `backward_scratch`, for this thread alone.
-        first_task: As in `forward`.
+        first_task: As in `forward`, and step and sources.
     """
     batch, heads, groups, queries, keys, depth, v_depth = shape
     q_flat, q_b, q_h, q_n = q
