@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crisp_attention import noise
+from crisp_attention import eager, noise
 from crisp_attention.backends.call import Call, Computed, Detail, refuse_second_derivatives
-from crisp_attention.backends.cpu import kernels, pool
+from crisp_attention.backends.cpu import compiling, kernels, pool
 from crisp_attention.backends.cpu.writer import LANES, WIDTHS
 from crisp_attention.rules.selection import Pairs, Selection, Threshold
 
@@ -28,14 +28,19 @@ def refusal(call: Call) -> str | None:
     """Why a call cannot be served, as half a sentence; None if it can."""
     selection, form = call.selection, None if call.selection is None else call.selection.form
     width = max(call.query.shape[-1], call.value.shape[-1])
+    obstacle = eager.obstacle(call.query, call.key, call.value)
     reasons = (
         (call.query.device.type != "cpu", f"the tensors are on {call.query.device}"),
+        (obstacle is not None, obstacle),
+        (compiling.DISABLED, "NUMBA_DISABLE_JIT is set"),
+        (0 in call.pairs.shape, "there are no pairs"),
         (call.query.dtype == torch.float64, "it computes in float32"),
         (selection is None, "nothing is to be removed"),
         (not isinstance(form, Threshold), "the rule is not one of a threshold"),
         (selection is not None and selection.straight_through, "gradients are to be straight-through"),
         (call.softcap is not None, "scores are soft-capped"),
         (call.sinks is not None, "there are attention sinks"),
+        (isinstance(call.scale, Tensor), "the scale is a tensor"),
         (call.detail is Detail.WEIGHTS, "somebody wants to see the weights, which it does not store"),
         (
             call.bias is not None and call.bias.requires_grad and torch.is_grad_enabled(),
@@ -51,7 +56,7 @@ def attention(call: Call) -> Computed:
     """The call's output, and kept pairs and entropies if they are wanted."""
     query, key, value = (x.to(torch.float32) for x in (call.query, call.key, call.value))
     output, kept, entropy = _Attention.apply(query, key, value, _Plan.of(call))
-    output = output.to(call.query.dtype)
+    output = output.to(call.value.dtype)
     return Computed(output, kept, entropy) if call.detail is Detail.SUMMARY else Computed(output)
 
 
@@ -121,7 +126,7 @@ class _Plan:
             ),
             dropout=_dropout(call),
             room=room,
-            factor=call.scale,
+            factor=cast(float, call.scale),
             width=next(width for width in WIDTHS if width >= max(call.query.shape[-1], call.value.shape[-1])),
             summarises=call.detail is Detail.SUMMARY,
         )

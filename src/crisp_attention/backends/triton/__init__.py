@@ -9,7 +9,7 @@ Letters: B batch, H heads, Hkv key/value heads, N tokens (Q queries, K keys), D 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -43,6 +43,8 @@ def refusal(call: Call) -> str | None:
         return "it has no soft-cap"
     if call.sinks is not None:
         return "it has no attention sinks"
+    if isinstance(call.scale, Tensor):
+        return "the scale is a tensor"
     if call.bias is not None and call.bias.requires_grad and torch.is_grad_enabled():
         return "it has no gradient for a bias"
     return _selection_refusal(call)
@@ -103,7 +105,7 @@ class _Attention(torch.autograd.Function):
             bias=tiles.matrix(call.bias, shape),
             valid=tiles.matrix(valid, shape),
             stop=None if valid is None else _stop(valid),
-            scale=call.scale,
+            scale=cast(float, call.scale),
             heads=shape[1],
             groups=shape[1] // key.shape[1],
             queries=shape[2],
@@ -156,7 +158,7 @@ def _survivors(call: Call, inputs: tiles.Inputs, split: tiles.Plan) -> tuple[til
     else:
         assert isinstance(form, Blocks)
         largest = True
-        chosen = blocks.choose(call.query, call.key, call.scale, form, call.pairs.valid)
+        chosen = blocks.choose(call.query, call.key, cast(float, call.scale), form, call.pairs.valid)
         alive = blocks.tiles_of(form, chosen, split)
         rule = tiles.Rule(
             chosen=tiles.matrix(chosen, (*shape[:2], *form.count)),
