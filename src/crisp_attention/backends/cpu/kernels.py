@@ -13,11 +13,13 @@ from numba import uint32
 
 from crisp_attention.backends.cpu.compiling import SOURCES, compiled, kernel
 from crisp_attention.backends.cpu.scoring import (
+    add,
     clear,
     copy,
     copy_columns,
     dot,
     gather,
+    hide,
     lanes_of_bits,
     panel_scores,
     transpose,
@@ -147,14 +149,33 @@ def _order(query_valid, b, queries, counts_padded, order):
 def _finish_scores(scores, at, i, b, h, count, stride, columns, valid, by_pair, bias, has_bias):
     """Add the bias to a row of raw scores and hide what is invalid and what only fills up a panel."""
     if has_bias:
-        for j in range(count):
-            scores[at + j] += _of_pair(bias, b, h, i, columns[j])
+        flat, of_b, of_h, of_i, of_j = bias
+        if of_j == 1 and columns[count - 1] == count - 1:  # of the first keys, one beside the other
+            add(flat, b * of_b + h * of_h + i * of_i, scores, at, count)
+        else:
+            for j in range(count):
+                scores[at + j] += _of_pair(bias, b, h, i, columns[j])
     for j in range(count, stride):
         scores[at + j] = -np.inf
     if by_pair:
+        flags, of_b, of_h, of_i, of_j = valid
+        if of_j == 1:
+            hide(flags, b * of_b + h * of_h + i * of_i, scores, at, count)
+        else:
+            for j in range(count):
+                if not _of_pair(valid, b, h, i, columns[j]):
+                    scores[at + j] = -np.inf
+
+
+@compiled
+def _sees_a_key(b, h, i, count, valid, by_pair):
+    """Whether a query has a valid key."""
+    seen = count > 0
+    if by_pair:
+        seen = False
         for j in range(count):
-            if not _of_pair(valid, b, h, i, columns[j]):
-                scores[at + j] = -np.inf
+            seen = seen or _of_pair(valid, b, h, i, j)
+    return seen
 
 
 @compiled
@@ -283,6 +304,8 @@ def forward(
                                 entropy[b, h, i] = np.log(total) - weighted / total
                         elif summarises:
                             entropy[b, h, i] = 0.0
+                        # Of valid keys some survive, unless all scores are -inf: shown as softmax shows it.
+                        lost = amount == 0 and _sees_a_key(b, h, i, count, valid, by_pair)
                         needs += amount
                         if query_valid[b, i]:
                             counted += amount
@@ -302,6 +325,9 @@ def forward(
                         else:
                             weighted_sum(weights, survivors, amount, packed_values, width, row_out, 0)
                             copy(row_out, 0, out_flat, out_at + i * out_n, v_depth)
+                        if lost:
+                            for d in range(v_depth):
+                                out_flat[out_at + i * out_n + d] = np.nan
                 if stage == 0:
                     head_level = level_of(ranks, 0, ranked_rows * used, keep[b, h, 0], memory)
                     if ranked_rows < queries:
