@@ -12,6 +12,8 @@ from backends.test_cpu import assert_same, made
 from cases import qkv
 from crisp_attention.backends import Detail, cpu, reference
 from crisp_attention.backends.cpu import kernels
+from crisp_attention.config import SparsityConfig
+from crisp_attention.rules import Pairs, select
 
 
 def of(backend, *tensors, **settings):
@@ -30,13 +32,13 @@ def assert_equal(ours, expected):
 def test_the_default_dtype_changes_nothing(dtype):
     tensors = qkv(dtype=torch.float32)
     expected = of("cpu", *tensors)
-    compiled = len(kernels.forward.signatures)
+    compiled = len(kernels.forward.dispatcher.signatures)
     torch.set_default_dtype(dtype)
     try:
         assert_equal(of("cpu", *tensors), expected)
     finally:
         torch.set_default_dtype(torch.float32)
-    assert len(kernels.forward.signatures) == compiled
+    assert len(kernels.forward.dispatcher.signatures) == compiled
 
 
 def test_the_default_device_changes_nothing():
@@ -90,6 +92,23 @@ def test_more_keys_than_there_are_can_be_asked_for(rule, min_keep):
     tensors = qkv(dtype=torch.float32)
     ours, expected = (of(backend, *tensors, rule=rule, min_keep=min_keep) for backend in ("cpu", "reference"))
     assert_equal(ours, expected)
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "rule", "reason"),
+    [
+        (2, 2**16, "percentile", None),
+        (2, 2**16 + 1, "topk", "there are more than 65536 keys"),
+        (2**16, 2**16, "topk", None),
+        (2**16, 2**16 - 1, "percentile", None),
+        (2**16, 2**16, "percentile", "a head has more than 4294967295 pairs to rank"),
+    ],
+)
+def test_what_is_too_long_is_refused(queries, keys, rule, reason):
+    query, key = (torch.zeros(()).expand(1, 1, count, 1) for count in (queries, keys))
+    pairs = Pairs((1, 1, queries, keys), query.device)
+    call = replace(made(), query=query, key=key, value=key, pairs=pairs)
+    assert cpu.refusal(replace(call, selection=select(SparsityConfig(rule=rule, sparsity=0.5), pairs))) == reason
 
 
 @pytest.mark.parametrize("rule", ["topk", "percentile"])

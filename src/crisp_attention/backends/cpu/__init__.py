@@ -7,6 +7,7 @@ cached on disk. Computes in float32; results do not depend on the number of thre
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -22,6 +23,7 @@ from crisp_attention.backends.cpu.writer import LANES, WIDTHS
 from crisp_attention.rules.selection import Pairs, Selection, Threshold
 
 _MOST_KEYS = 2**16  # a survivor's key is stored in 16 bits
+_MOST_PAIRS = 2**32 - 1  # what is not below a level is counted in 32 bits
 
 
 def refusal(call: Call) -> str | None:
@@ -48,6 +50,10 @@ def refusal(call: Call) -> str | None:
         ),
         (width > max(WIDTHS), f"heads are wider than {max(WIDTHS)}"),
         (call.pairs.shape[3] > _MOST_KEYS, f"there are more than {_MOST_KEYS} keys"),
+        (
+            isinstance(form, Threshold) and form.scope == "matrix" and math.prod(call.pairs.shape[2:]) > _MOST_PAIRS,
+            f"a head has more than {_MOST_PAIRS} pairs to rank",
+        ),
     )
     return next((reason for refused, reason in reasons if refused), None)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from importlib.resources import files
+from pickle import UnpicklingError
 from typing import Any
 
 from numba import config, njit
@@ -39,15 +40,35 @@ which hold the values of defaults. Parts are not cached: what was kept of them w
 """
 
 
-def kernel(function: Any) -> Any:
-    """Decorator of what threads call. Where nothing can be written to, each process compiles it anew and says so."""
-    try:
-        return njit(cache=True, nogil=True)(function)
-    except RuntimeError:
+class Kernel:
+    """What threads call: compiled once for all processes, or in each where its cache cannot be used.
+
+    Attributes:
+        dispatcher: Numba's.
+    """
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+        try:
+            self.dispatcher = njit(cache=True, nogil=True)(function)
+        except RuntimeError:  # Numba's, of no place to write to
+            self._renounce("neither the package's directory nor the user's cache can be written to")
+
+    def __call__(self, *arguments: Any) -> None:
+        """Run it. What it does not read of its cache, or cannot write there, it compiles for this process alone."""
+        dispatcher = self.dispatcher
+        try:
+            dispatcher(*arguments)
+        # A kernel raises nothing of its own: the disk is full, or a file was cut short.
+        except (OSError, EOFError, UnpicklingError) as error:
+            if dispatcher is self.dispatcher:  # no other thread was first
+                self._renounce(f"Numba's cache in {dispatcher.stats.cache_path} failed with {error!r}")
+            self.dispatcher(*arguments)
+
+    def _renounce(self, reason: str) -> None:
         warnings.warn(
-            "Compiled attention kernels cannot be kept: neither the package's directory nor the user's cache can be "
-            "written to, so each process compiles them anew, for about 20 seconds. Set NUMBA_CACHE_DIR to a directory "
-            "that can.",
-            stacklevel=2,
+            f"Compiled attention kernels cannot be kept: {reason}. Each process compiles them anew, for about 20 "
+            "seconds. Set NUMBA_CACHE_DIR to a directory that can be used.",
+            stacklevel=3,
         )
-        return compiled(function)
+        self.dispatcher = compiled(self._function)

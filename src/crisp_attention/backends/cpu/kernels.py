@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numba import uint32
 
-from crisp_attention.backends.cpu.compiling import SOURCES, compiled, kernel
+from crisp_attention.backends.cpu.compiling import SOURCES, Kernel, compiled
 from crisp_attention.backends.cpu.scoring import (
     add,
     clear,
@@ -195,7 +195,7 @@ def _rank(scores, s_at, ranks, r_at, i, b, h, count, stride, columns, largest, r
         ranks[r_at + j] = -np.inf
 
 
-@kernel
+@Kernel
 def forward(
     shape, q, k, v, factor, valid, by_key, by_pair, query_valid, counts_padded, bias, has_bias, ranking, ranked,
     largest, forced, forces, by_row, keep, min_keep, dropout_state, lowest, dropout_factor, width, offsets, columns_out,
@@ -339,7 +339,7 @@ def forward(
                 kept[b, h] = counted
 
 
-@kernel
+@Kernel
 def backward(
     shape, q, k, v, out, gradient, factor, query_valid, counts_padded, dropout_state, lowest, dropout_factor, width,
     offsets, columns, weights, starts, dq, dk, dv, scratch, first_task, step, sources=SOURCES,
