@@ -146,7 +146,8 @@ class _Plan:
 def _mask(pairs: Pairs) -> tuple[tuple[Any, int, int, int, int], bool, bool]:
     """The mask of valid pairs, and whether it is to be read by key (all queries alike) or by pair."""
     valid = pairs.valid
-    if valid is None or bool((valid[:, :, :1] if valid.stride(2) == 0 else valid).all()):
+    # As bytes, which torch reduces many times faster.
+    if valid is None or bool((valid[:, :, :1] if valid.stride(2) == 0 else valid).view(torch.uint8).amin()):
         return _filled(pairs.shape, None, torch.bool), False, False
     by_key = valid.shape[1] == 1 and (valid.stride(2) == 0 or bool((valid == valid[:, :, :1]).all()))
     return _strided(valid.expand(pairs.shape)), by_key, not by_key
