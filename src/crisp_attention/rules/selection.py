@@ -71,9 +71,10 @@ class Pairs:
     def counted_per_head(self) -> Tensor:
         """Int64 `[B, 1 | H, 1, 1]`: counted pairs of each head's matrix."""
         batch, _, queries, keys = self.shape
-        if self.counted is None:
+        counted = self.counted
+        if counted is None:
             return torch.full((batch, 1, 1, 1), queries * keys, device=self.device)
-        return self.counted.sum(dim=(-2, -1), keepdim=True)
+        return counted.sum(dim=(-2, -1), keepdim=True)
 
     @property
     def key_position(self) -> Tensor:
