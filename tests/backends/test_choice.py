@@ -162,6 +162,8 @@ def test_nothing_is_compiled_where_the_environment_forbids_it(monkeypatch):
 def test_unknown_names_are_refused_with_the_nearest():
     with pytest.raises(crisp.ConfigurationError, match=r"Unknown backend 'cpus'.*cpu"):
         chosen(backend="cpus")
+    with pytest.raises(crisp.ConfigurationError, match=r"Unknown backend None\. Valid: auto, cpu, reference, triton"):
+        chosen(backend=None)
 
 
 def test_a_model_is_computed_by_what_was_asked_for(model):

@@ -41,7 +41,7 @@ class Choice:
 def require_known(name: str) -> None:
     """Raise `ConfigurationError` unless a name is "auto" or that of a backend."""
     if name != "auto" and name not in BACKENDS:
-        raise ConfigurationError(f"Unknown backend {name!r}. {nearest(name, ['auto', *BACKENDS])}")
+        raise ConfigurationError(f"Unknown backend {name!r}. {nearest(str(name), ['auto', *BACKENDS])}")
 
 
 def choose(name: str, call: Call) -> Choice:
