@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -276,6 +277,7 @@ def moments(typingctx: Any, values: Any, start: Any, count: Any) -> Any:
     return signature, codegen
 
 
+@cache
 def lanes_of_bits() -> Any:
     """For each set of lanes, a byte, its lanes in order, as eight bytes in a uint64: the table of `gather`."""
     table = np.zeros((256, LANES), np.uint8)
