@@ -32,6 +32,7 @@ from crisp_attention.bench.measure import Plan, Timing, measure
 from crisp_attention.bench.results import machine
 from crisp_attention.bench.variants import chosen
 from crisp_attention.config import SparsityConfig
+from crisp_attention.errors import ConfigurationError
 from crisp_attention.masks import read_pairs
 from crisp_attention.operator import AttentionOutput
 from crisp_attention.rules import select
@@ -259,7 +260,7 @@ def main() -> int:
             plan = Plan(device, torch.bfloat16, (length,), TOKENS, HEADS, WIDTH, SPARSITY, options.rounds)
             try:
                 done = list(measure(plan, chosen([name]), notes.append))
-            except (RuntimeError, torch.cuda.OutOfMemoryError) as error:
+            except (ConfigurationError, RuntimeError) as error:
                 notes.append(f"{name} at {length}: {str(error).splitlines()[0]}")
                 torch.cuda.empty_cache()
                 continue

@@ -20,18 +20,17 @@ experiment.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from figures import keep
 from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
 from crisp_attention.experiment.conclusions.verdict import judge
-from crisp_attention.experiment.results import provenance
 from crisp_attention.experiment.statistics import (
     ALPHA,
     EQUIVALENCE_MARGIN,
@@ -215,16 +214,7 @@ def main() -> None:
         compare("alike", ALIKE, seeds, 0.0)
         compare("alike, margin", ALIKE, seeds, EQUIVALENCE_MARGIN)
     tell("looks", looks(IDENTICAL, options.examples, options.experiments, generator("looks")))
-    if options.json:
-        content = {
-            "options": {name: value for name, value in vars(options).items() if name != "json"},
-            "accuracy": ACCURACY,
-            "spread": spread,
-            "packages": provenance.packages(),
-            "platform": provenance.host(),
-            "figures": figures,
-        }
-        options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    keep(options, accuracy=ACCURACY, spread=spread, figures=figures)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ MODULES = {
 
 # Lower rooms never import higher ones; modules of one room stand on one line.
 FLOORS = [
-    ["errors", "noise", "representation"],
+    ["eager", "errors", "noise", "representation"],
     ["settings"],
     ["schedule", "traits"],
     ["config"],

@@ -154,6 +154,12 @@ assert not {{"torch", "transformers", "mlflow"}} & set(sys.modules)
     assert refused.returncode == 2
     assert "is not a run directory: it has no study.json" in refused.stderr
     assert here("export", tmp_path / "run", "--to", "xlsx").returncode == 2
+    nowhere = here("export", tmp_path / "run", "--to", "study")
+    assert (nowhere.returncode, "--to study needs --out" in nowhere.stderr) == (2, True)
+    published = here("export", tmp_path / "run", "--to", "study", "--out", tmp_path / "published")
+    assert published.returncode == 0, published.stderr
+    assert (tmp_path / "published" / "report.html").exists()
+    assert f"{len(list((tmp_path / 'published' / 'records').glob('*.json')))} records in" in published.stdout
 
 
 def test_the_version_is_told():

@@ -146,7 +146,7 @@ def attention(
     query_valid: Tensor | None = None,
     bias: Tensor | None = None,
     causal: bool = False,
-    scale: float | None = None,
+    scale: float | Tensor | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
     dropout_p: float = 0.0,
@@ -173,7 +173,8 @@ def attention(
         bias: Added to the scaled scores before ranking, broadcastable to `[B, H, Q, K]`; -inf, or
             a value below -9000, marks an invalid pair.
         causal: Query i attends to keys up to i + K - Q. Refused for rules that look at other rows.
-        scale: Factor on q.k; 1 / sqrt(D) by default.
+        scale: Factor on q.k; 1 / sqrt(D) by default. A tensor, broadcastable to `[B, H, Q, 1]`, may learn; only
+            "reference" serves it.
         softcap: Bounds the scaled scores to (-softcap, softcap) by tanh, before the bias.
         sinks: `[H]`, one more logit for every query of a head that takes weight and has no value.
         dropout_p: Dropout on the attention weights, after the softmax, if `training`.
@@ -243,7 +244,7 @@ def attend(
     pairs: Pairs,
     sparsity: float | Tensor | None = None,
     bias: Tensor | None = None,
-    scale: float | None = None,
+    scale: float | Tensor | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
     dropout_p: float = 0.0,

@@ -261,7 +261,7 @@ def test_a_kernel_is_compiled_once_however_masks_and_tensors_lie_in_memory():
     by_key = torch.ones(2, 40, dtype=torch.bool).index_fill(1, torch.tensor([3]), False)
     by_pair = ((torch.arange(40) - torch.arange(40)[:, None]).abs() < 30)[None, None]
     assert_same(made())
-    compiled = len(kernels.forward.signatures), len(kernels.backward.signatures)
+    compiled = len(kernels.forward.dispatcher.signatures), len(kernels.backward.dispatcher.signatures)
     for masked in (
         {"valid": by_key},
         {"valid": by_pair},
@@ -273,7 +273,7 @@ def test_a_kernel_is_compiled_once_however_masks_and_tensors_lie_in_memory():
             assert_same(made(rule=rule, **masked))
     call = made()
     assert_same(replace(call, query=call.query.transpose(1, 2).contiguous().transpose(1, 2)))
-    assert (len(kernels.forward.signatures), len(kernels.backward.signatures)) == compiled
+    assert (len(kernels.forward.dispatcher.signatures), len(kernels.backward.dispatcher.signatures)) == compiled
 
 
 VALUES = st.one_of(

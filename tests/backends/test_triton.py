@@ -234,6 +234,26 @@ def test_says_which_rules_it_cannot_serve(arguments, reason):
     assert reason in backend.refusal(made(**arguments))
 
 
+@pytest.mark.parametrize("which", ["bias", "valid"])
+def test_a_mask_that_is_written_to_before_the_backward_pass_is_noticed(which):
+    valid = torch.arange(9, device=DEVICE).expand(1, 1, 9, 9) < 8
+    masks = {"bias": torch.zeros(9, 9, device=DEVICE), "valid": valid.contiguous()}
+    call = made((1, 1, 9, 9))
+    pairs, _ = read_pairs((1, 1, 9, 9), call.query.device, valid=masks["valid"])
+    call = replace(call, pairs=pairs, bias=masks["bias"].view(1, 1, 9, 9), query=call.query.requires_grad_())
+    output = backend.attention(call).output
+    masks[which].zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.sum().backward()
+
+
+def test_transforms_are_refused():
+    call = made((1, 1, 9, 9))
+    q, k, v = call.query, call.key, call.value.expand(1, 1, 9, 16)
+    with pytest.raises(crisp.ConfigurationError, match="the call is part of a transform"):
+        torch.func.grad(lambda q: crisp.attention(q, k, v, sparsity=0.5, backend="triton").sum())(q)
+
+
 def test_the_processor_never_gets_it_unless_it_is_asked_for(monkeypatch):
     call = made()
     assert crisp.backends.choose("auto", replace(call, query=call.query.cpu())).name != "triton" or DEVICE == "cuda"

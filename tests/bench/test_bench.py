@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -100,13 +101,44 @@ def test_the_command_prints_a_table_and_writes_what_it_measured(tmp_path):
         (["--sparsity", "1.5"], r"sparsity must be in \(0, 1\), got 1.5"),
         (["--length", "0"], r"lengths\[0\] must be at least 1, got 0"),
         (["--rounds", "0"], "rounds must be at least 1, got 0"),
-        (["--threads", "0"], "--threads must be at least 1, got 0"),
+        (["--threads", "0"], r"--threads must be at least 1 and at most \d+, got 0"),
+        (["--threads", "99999999999999"], r"at most \d+, got 99999999999999"),
+        (["--length", "99999999999999"], "No inputs of 99999999999999 tokens can be made: .*memory"),
     ],
 )
 def test_bad_options_are_one_sentence(arguments, message):
     done = CliRunner().invoke(app, ["bench", *arguments])
     with pytest.raises(crisp.ConfigurationError, match=message):
         raise done.exception
+
+
+def test_what_fails_at_a_length_is_left_out_there_and_loses_nothing_else(monkeypatch):
+    def forgetful(device, sparsity):
+        def attend(q, k, v):
+            if q.shape[2] > 8:
+                raise RuntimeError("out of memory\nCUDA kernel errors might be ...")
+            return q * k * v
+
+        return attend
+
+    monkeypatch.setattr(measure, "peak_bytes", lambda *arguments: None)
+    named = replace(BY_NAME["eager"], build=forgetful)
+    told = []
+    chosen = (BY_NAME["sdpa"], BY_NAME["cpu topk"], named)
+    timings = list(measure.measure(replace(TINY, width=129), chosen, told.append))
+    assert [(timing.variant, timing.length) for timing in timings] == [("sdpa", 8), ("eager", 8), ("sdpa", 16)]
+    assert "eager at N = 16: out of memory" in told
+    assert sum("cpu topk at N = " in line and "heads are wider than 128" in line for line in told) == 2
+    with pytest.raises(crisp.ConfigurationError, match="Dense attention cannot be measured at N = 16: out of memory"):
+        list(measure.measure(TINY, (replace(named, name="sdpa"),), told.append))
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_anything_is_measured(tmp_path):
+    (tmp_path / "file").touch()
+    done = CliRunner().invoke(app, ["bench", "--out", str(tmp_path / "file" / "out")])
+    with pytest.raises(crisp.StorageError, match=r"could not be written: Not a directory\. Choose another --out"):
+        raise done.exception
+    assert "Measuring" not in done.output
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -85,7 +85,7 @@ class Call:
         pairs: The valid pairs.
         selection: Which of them survive; None keeps all (dense attention).
         bias: Added to the scaled scores before they are ranked, finite, broadcastable to `[B, H, Q, K]`.
-        scale: Factor on q.k.
+        scale: Factor on q.k; a tensor, broadcastable to `[B, H, Q, 1]`, may want a gradient.
         softcap: Bounds the scaled scores to (-softcap, softcap) by tanh, before the bias.
         sinks: One logit a head, broadcastable to `[B, H, Q, 1]`.
         dropout: Dropout on the attention weights after the softmax; None in evaluation.
@@ -98,7 +98,7 @@ class Call:
     pairs: Pairs
     selection: Selection | None
     bias: Tensor | None
-    scale: float
+    scale: float | Tensor
     softcap: float | None
     sinks: Tensor | None
     dropout: Dropout | None
@@ -109,7 +109,7 @@ class Computed(NamedTuple):
     """What a backend computed: the output, and at least what the call's detail asks for.
 
     Attributes:
-        output: `[B, H, Q, Dv]`, in the input's dtype.
+        output: `[B, H, Q, Dv]`, in the values' dtype.
         kept: Int64 `[B, H]`, surviving pairs of queries that count; None where the survivors say it.
         entropy: Float `[B, H, Q]`, of each query's attention before dropout, in nats; None where the
             probabilities say it. Of queries that do not count it may hold anything.

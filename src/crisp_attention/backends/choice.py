@@ -10,7 +10,6 @@ from importlib.util import find_spec
 from types import ModuleType
 
 import torch
-from torch import Tensor, nn
 
 from crisp_attention.backends import reference
 from crisp_attention.backends.call import Call, Computed
@@ -42,7 +41,7 @@ class Choice:
 def require_known(name: str) -> None:
     """Raise `ConfigurationError` unless a name is "auto" or that of a backend."""
     if name != "auto" and name not in BACKENDS:
-        raise ConfigurationError(f"Unknown backend {name!r}. {nearest(name, ['auto', *BACKENDS])}")
+        raise ConfigurationError(f"Unknown backend {name!r}. {nearest(str(name), ['auto', *BACKENDS])}")
 
 
 def choose(name: str, call: Call) -> Choice:
@@ -77,9 +76,6 @@ def _automatic(call: Call) -> Choice:
     name = _OF_DEVICE.get(device)
     if name is None:
         return _reference(f"no other is the default for device {device!r}")
-    # Anything else than plain tensors (functorch's, fake ones) has no memory that a kernel could read.
-    if type(call.query) not in (Tensor, nn.Parameter) or torch._C._functorch.peek_interpreter_stack() is not None:
-        return _reference("the call is part of a transform")
     if call.query.dtype == torch.float64:
         return _reference("float64 is for checking")
     reason = _refusal(name, call)
@@ -95,16 +91,23 @@ def _reference(reason: str) -> Choice:
 def _refusal(name: str, call: Call) -> str | None:
     """Why a backend cannot serve a call; None if it can."""
     if name in _COMPILERS:
-        compiler, extra = _COMPILERS[name]
-        if not _installed(compiler):
-            return f"{compiler} is not installed (pip install 'crisp-attention[{extra}]')"
+        missing = _missing(*_COMPILERS[name])
+        if missing is not None:
+            return missing
     reason: str | None = _module(name).refusal(call)
     return reason
 
 
 @cache
-def _installed(package: str) -> bool:
-    return find_spec(package) is not None
+def _missing(compiler: str, extra: str) -> str | None:
+    """What keeps a compiler from being used, as half a sentence; None if nothing does."""
+    if find_spec(compiler) is None:
+        return f"{compiler} is not installed (pip install 'crisp-attention[{extra}]')"
+    try:
+        import_module(compiler)
+    except (ImportError, OSError) as error:  # it wants another NumPy, or a library that is not there
+        return f"{compiler} is installed but cannot be imported: {error}"
+    return None
 
 
 def _module(name: str) -> ModuleType:

@@ -42,10 +42,14 @@ def attention(call: Call) -> Computed:
     weights = probabilities.to(value.dtype)
     if call.dropout is not None:
         weights = weights.masked_fill(~call.dropout.survivors(call.pairs.shape), 0.0) * call.dropout.factor
-    return Computed(weights @ value, weights=weights, probabilities=probabilities, keep=keep)
+    with torch.autocast(value.device.type, enabled=False):  # which would change the dtype
+        output = weights @ value
+    return Computed(output, weights=weights, probabilities=probabilities, keep=keep)
 
 
-def score(query: Tensor, key: Tensor, *, bias: Tensor | None, scale: float, softcap: float | None = None) -> Tensor:
+def score(
+    query: Tensor, key: Tensor, *, bias: Tensor | None, scale: float | Tensor, softcap: float | None = None
+) -> Tensor:
     """Final scores `[B, H, Q, K]` in fp32 or better: q.k * scale, soft-capped, plus the bias.
 
     A soft-cap c maps s to c * tanh(s / c): Gemma 2, arXiv 2408.00118.

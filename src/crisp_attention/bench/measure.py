@@ -133,7 +133,10 @@ def measure(plan: Plan, variants: tuple[Variant, ...], tell: Callable[[str], Non
     Args:
         plan: What to measure.
         variants: Which variants.
-        tell: Takes a line for each length and each variant that is left out.
+        tell: Takes a line for each length and each variant that is left out, there or everywhere.
+
+    Raises:
+        ConfigurationError: If the baseline cannot be measured at a length.
     """
     runnable = []
     for variant in variants:
@@ -145,20 +148,37 @@ def measure(plan: Plan, variants: tuple[Variant, ...], tell: Callable[[str], Non
     for length in plan.lengths:
         shape = plan.shape(length)
         tell(f"N = {length}: B, H, N, D = {', '.join(map(str, shape))}")
-        yield from _at_length(plan, length, runnable)
+        yield from _at_length(plan, length, runnable, tell)
 
 
-def _at_length(plan: Plan, length: int, runnable: list[tuple[Variant, Attention]]) -> Iterator[Timing]:
-    inputs, gradient = _inputs(plan, length)
+def _at_length(
+    plan: Plan, length: int, variants: list[tuple[Variant, Attention]], tell: Callable[[str], None]
+) -> Iterator[Timing]:
+    try:
+        inputs, gradient = _inputs(plan, length)
+    except RuntimeError as error:
+        raise ConfigurationError(f"No inputs of {length} tokens can be made: {_first_line(error)}") from error
+    runnable = []
+    for variant, attend in variants:
+        # The first step compiles, allocates and warms up, and shows who cannot serve this: too wide, out of memory.
+        try:
+            _step(plan.device, attend, inputs, gradient if variant.trains else None)
+        except (ConfigurationError, RuntimeError) as error:
+            if variant.name == BASELINE:
+                raise ConfigurationError(
+                    f"Dense attention cannot be measured at N = {length}: {_first_line(error)}"
+                ) from error
+            tell(f"{variant.name} at N = {length}: {_first_line(error)}")
+        else:
+            runnable.append((variant, attend))
     forward: dict[str, list[float]] = {variant.name: [] for variant, _ in runnable}
     training: dict[str, list[float]] = {variant.name: [] for variant, _ in runnable}
-    for turn in range(plan.rounds + 1):
+    for _ in range(plan.rounds):
         for variant, attend in runnable:
             ahead, whole = _step(plan.device, attend, inputs, gradient if variant.trains else None)
-            if turn:  # the first compiles, allocates and warms up
-                forward[variant.name].append(ahead)
-                if variant.trains:
-                    training[variant.name].append(whole)
+            forward[variant.name].append(ahead)
+            if variant.trains:
+                training[variant.name].append(whole)
     for variant, _ in runnable:
         ours = training[variant.name] or forward[variant.name]
         dense = training[BASELINE] if training[variant.name] else forward[BASELINE]
@@ -170,6 +190,10 @@ def _at_length(plan: Plan, length: int, runnable: list[tuple[Variant, Attention]
             tuple(one / other for one, other in zip(ours, dense, strict=True)),
             peak_bytes(plan, variant, length),
         )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def _inputs(plan: Plan, length: int) -> tuple[list[Tensor], Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import statistics
+import tempfile
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +17,7 @@ from rich.table import Table
 import crisp_attention
 from crisp_attention.bench.measure import Plan, Timing, growth, limit
 from crisp_attention.bench.variants import BASELINE, VARIANTS
+from crisp_attention.errors import StorageError
 
 _PACKAGES = ("torch", "numba", "triton", "entmax", "x-transformers", "adasplash")
 
@@ -108,10 +110,24 @@ def to_json(plan: Plan, timings: Iterable[Timing]) -> dict[str, Any]:
     }
 
 
+def prepare(folder: Path) -> None:
+    """Make a folder for results, before anything is measured that might then be lost.
+
+    Raises:
+        StorageError: If nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise StorageError(
+            f"{folder} could not be written: {error.strerror or error}. Choose another --out."
+        ) from error
+
+
 def save(folder: Path, plan: Plan, timings: Iterable[Timing]) -> list[Path]:
-    """Write bench.json and bench.svg; their paths."""
+    """Write bench.json and bench.svg into a folder that is prepared; their paths."""
     timings = list(timings)
-    folder.mkdir(parents=True, exist_ok=True)
     records, picture = folder / "bench.json", folder / "bench.svg"
     records.write_text(json.dumps(to_json(plan, timings), indent=1) + "\n", encoding="utf-8")
     _draw(picture, plan, timings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -48,8 +49,9 @@ def bench(
 
     where = device_of(device)
     if threads is not None:
-        if threads < 1:
-            raise ConfigurationError(f"--threads must be at least 1, got {threads}.")
+        most = os.cpu_count() or 1
+        if not 1 <= threads <= most:
+            raise ConfigurationError(f"--threads must be at least 1 and at most {most}, got {threads}.")
         torch.set_num_threads(threads)
     plan = Plan(
         where,
@@ -62,6 +64,8 @@ def bench(
         rounds=rounds,
     )
     variants = chosen(variant)
+    if out is not None:
+        results.prepare(out)
     console = Console()
     timings = []
     console.print(results.machine(where)["device"], markup=False)

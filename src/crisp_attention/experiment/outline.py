@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from crisp_attention.experiment.results.tuning import Trial
 from crisp_attention.experiment.specification.sections import ArmSpec
 from crisp_attention.experiment.specification.tune import told
 from crisp_attention.experiment.specification.tuned import Search
+from crisp_attention.schedule import KINDS
 
 if TYPE_CHECKING:
     from crisp_attention.experiment.study import Plan
@@ -156,12 +156,18 @@ def _together(arms: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(arms[:-1]), arms[-1])))
 
 
+def _schedule(settings: Mapping[str, Any]) -> str:
+    """A schedule by its kind, and by what is not the default of that."""
+    kind = settings["kind"]
+    changed = [f"{key}={value}" for key, value in settings.items() if key != "kind" and value != KINDS[kind][key]]
+    return f"{kind}({', '.join(changed)})" if changed else kind
+
+
 def _settings(arm: ArmSpec) -> str:
     """An arm's settings in a line, with the keys of the specification's TOML."""
 
     def told(content: Mapping[str, Any]) -> list[str]:
-        shown = {key: json.dumps(value) if isinstance(value, dict | list) else value for key, value in content.items()}
-        return [f"{key}={value}" for key, value in shown.items()]
+        return [f"{key}={_schedule(value) if key == 'schedule' else value}" for key, value in content.items()]
 
     content = arm.to_toml_dict()
     evaluate, training = content.pop("evaluate", None), content.pop("training", {})

@@ -249,12 +249,13 @@ def _read_mask(
             valid = mask
         elif mask.is_floating_point():
             bias, valid = split_mask(mask)
+            bias = bias.expand(batch, -1, queries, keys)
         else:
             raise ConfigurationError(
                 f"An attention mask of pairs must be bool (True = may be attended) or floating point (added to the "
                 f"scores), got {mask.dtype} {tuple(mask.shape)}. Call .bool() on a mask of ones and zeros."
             )
-        valid = valid.expand(batch, -1, queries, keys)
+        valid = None if valid is None else valid.expand(batch, -1, queries, keys)
     query_valid = None
     if mask is not None and valid is not None and queries <= keys and not cross:
         query_valid = padding_from_pairs(valid, queries)

@@ -125,6 +125,8 @@ def test_an_interval_alone_is_not_enough_either():
 def test_helps_and_hurts_are_not_mixed_up_when_the_arms_are_swapped():
     better = compare([20, 22, 25, 19, 30, 24, 21, 26])
     worse = compare([-20, -22, -25, -19, -30, -24, -21, -26])
+    assert not any("to explore" in detail for detail in judge(better, "topk-50", "dense", 8).details)
+    assert "to explore" in judge(better, "topk-50", "dense", 8, explored=True).details[-1]
     assert judge(better, "topk-50", "dense", 8).headline == "topk-50 helps: better than dense."
     assert judge(worse, "topk-50", "dense", 8).headline == "topk-50 hurts: worse than dense."
 

@@ -36,6 +36,18 @@ def test_about_the_share_is_held_out_whatever_share_the_evaluation_split_was(tmp
     )
 
 
+def test_an_exploration_is_judged_on_a_part_of_the_training_split(tmp_path):
+    file = write(tmp_path, "films.csv", [(f"text {number}", number % 2) for number in range(600)])
+    whole, explored = load_file(file), load_file(file, validation_share=0.3, train_examples=100)
+    assert set(explored.test.texts) == set(carve(whole, 0.3).test.texts)
+    assert not set(explored.test.texts) & set(whole.test.texts)
+    assert set(explored.train.texts) < set(carve(whole, 0.3).train.texts)
+    assert (len(explored.train), len(explored.test)) == (100, len(carve(whole, 0.3).test))
+    assert "The evaluation split was left alone" in explored.notes[-1]
+    with pytest.raises(DataError, match=r"validation_share = 1e-09 leaves a validation part of 0 with fewer than two"):
+        load_file(file, validation_share=1e-9)
+
+
 def test_no_row_of_the_evaluation_split_is_in_it_and_none_decides_anything(tmp_path):
     whole = load_file(write(tmp_path, "films.csv", ROWS))
     carved = carve(whole, 0.2)

@@ -70,6 +70,7 @@ def test_a_byte_order_mark_is_passed_over(tmp_path):
         ("[data]", "[data]\npadding = 'longst'", r"data\.padding: .*'longest'.*got 'longst'"),
         ("[data]", "[data]\nmax_length = 3", r"data\.max_length: .*got 3"),
         ("[data]", "[data]\ntest_share = 1.0", r"data\.test_share: .*got 1\.0"),
+        ("[data]", "[data]\nvalidation_share = 0", r"data\.validation_share: .*got 0"),
         ("[data]", "[data]\ntrain_examples = 0", r"data\.train_examples: .*got 0"),
         ('arm = "topk"', 'arm = "topc"', r"primary\.arm = 'topc' is not an arm\. Did you mean 'topk'"),
         ('arm = "topk"', 'arm = "topk"\nbaseline = "dens"', r"primary\.baseline = 'dens'.*Did you mean 'dense'"),

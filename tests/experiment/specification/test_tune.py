@@ -109,6 +109,11 @@ def test_what_makes_no_sense_is_refused(tune, message):
         tuned(**tune)
 
 
+def test_an_exploration_has_its_validation_part_and_a_search_has_its_own():
+    with pytest.raises(ConfigurationError, match=r"leave data\.validation_share out"):
+        make_spec(tune={"learning_rate": RATE}, data={"source": "x.csv", "validation_share": 0.2})
+
+
 @pytest.mark.parametrize(
     ("arms", "tune", "message"),
     [

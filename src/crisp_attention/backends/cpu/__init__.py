@@ -7,6 +7,7 @@ cached on disk. Computes in float32; results do not depend on the number of thre
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -15,27 +16,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crisp_attention import noise
+from crisp_attention import eager, noise
 from crisp_attention.backends.call import Call, Computed, Detail, refuse_second_derivatives
-from crisp_attention.backends.cpu import kernels, pool
+from crisp_attention.backends.cpu import compiling, kernels, pool
 from crisp_attention.backends.cpu.writer import LANES, WIDTHS
 from crisp_attention.rules.selection import Pairs, Selection, Threshold
 
 _MOST_KEYS = 2**16  # a survivor's key is stored in 16 bits
+_MOST_PAIRS = 2**32 - 1  # what is not below a level is counted in 32 bits
 
 
 def refusal(call: Call) -> str | None:
     """Why a call cannot be served, as half a sentence; None if it can."""
     selection, form = call.selection, None if call.selection is None else call.selection.form
     width = max(call.query.shape[-1], call.value.shape[-1])
+    obstacle = eager.obstacle(call.query, call.key, call.value)
     reasons = (
         (call.query.device.type != "cpu", f"the tensors are on {call.query.device}"),
+        (obstacle is not None, obstacle),
+        (compiling.DISABLED, "NUMBA_DISABLE_JIT is set"),
+        (0 in call.pairs.shape, "there are no pairs"),
         (call.query.dtype == torch.float64, "it computes in float32"),
         (selection is None, "nothing is to be removed"),
         (not isinstance(form, Threshold), "the rule is not one of a threshold"),
         (selection is not None and selection.straight_through, "gradients are to be straight-through"),
         (call.softcap is not None, "scores are soft-capped"),
         (call.sinks is not None, "there are attention sinks"),
+        (isinstance(call.scale, Tensor), "the scale is a tensor"),
         (call.detail is Detail.WEIGHTS, "somebody wants to see the weights, which it does not store"),
         (
             call.bias is not None and call.bias.requires_grad and torch.is_grad_enabled(),
@@ -43,6 +50,10 @@ def refusal(call: Call) -> str | None:
         ),
         (width > max(WIDTHS), f"heads are wider than {max(WIDTHS)}"),
         (call.pairs.shape[3] > _MOST_KEYS, f"there are more than {_MOST_KEYS} keys"),
+        (
+            isinstance(form, Threshold) and form.scope == "matrix" and math.prod(call.pairs.shape[2:]) > _MOST_PAIRS,
+            f"a head has more than {_MOST_PAIRS} pairs to rank",
+        ),
     )
     return next((reason for refused, reason in reasons if refused), None)
 
@@ -51,7 +62,7 @@ def attention(call: Call) -> Computed:
     """The call's output, and kept pairs and entropies if they are wanted."""
     query, key, value = (x.to(torch.float32) for x in (call.query, call.key, call.value))
     output, kept, entropy = _Attention.apply(query, key, value, _Plan.of(call))
-    output = output.to(call.query.dtype)
+    output = output.to(call.value.dtype)
     return Computed(output, kept, entropy) if call.detail is Detail.SUMMARY else Computed(output)
 
 
@@ -66,6 +77,7 @@ class _Plan:
         room: Survivors that each head has room for, `[B * H]`.
         factor: Scale of q.k.
         width: Head width with padding.
+        stores: Whether survivors are kept for the backward pass.
         summarises: Whether kept pairs and entropies are wanted.
     """
 
@@ -75,6 +87,7 @@ class _Plan:
     room: Tensor
     factor: float
     width: int
+    stores: bool
     summarises: bool
 
     @property
@@ -88,7 +101,8 @@ class _Plan:
         """Read a call that is not refused."""
         selection, pairs, shape = cast(Selection, call.selection), call.pairs, call.pairs.shape
         form = cast(Threshold, selection.form)
-        batch, heads, queries, _ = shape
+        batch, heads, queries, keys = shape
+        min_keep = min(form.min_keep, keys)
         by_row = form.scope == "row"
         # Padded queries take no part in a head's threshold, unless the rule's pool is every valid pair.
         counts_padded = by_row or pairs.query_valid is None or form.pool is None or form.pool is pairs.valid
@@ -96,42 +110,45 @@ class _Plan:
         if selection.heads is not None:
             keep = keep.masked_fill(~selection.heads[:, None], kernels.EVERYTHING)
         # One threshold a head: padded queries survive by the same one, and each query by its best keys.
-        room = keep.clamp(max=shape[3]).sum(-1) if by_row else (keep[..., 0] + queries * form.min_keep)
+        room = keep.clamp(max=keys).sum(-1) if by_row else (keep[..., 0] + queries * min_keep)
         room = room + (0 if by_row else _uncounted(pairs))
         # A tie or two; where there are more, everything is computed again with the room that it takes.
-        room = (room + queries // 8 + 32).flatten().clamp(max=queries * shape[3])
+        room = (room + queries // 8 + 32).flatten().clamp(max=queries * keys)
         rank = form.ranking
         return cls(
             mask=(
                 *_mask(pairs),
                 _query_valid(pairs),
                 counts_padded,
-                _filled(shape, call.bias, torch.zeros(())),
+                _filled(shape, call.bias, torch.float32),
                 call.bias is not None,
             ),
             selection=(
-                _filled(shape, rank, torch.zeros(())),
+                _filled(shape, rank, torch.float32),
                 rank is not None,
                 form.largest,
-                _filled(shape, form.forced, torch.zeros((), dtype=torch.bool)),
+                _filled(shape, form.forced, torch.bool),
                 form.forced is not None,
                 by_row,
                 keep.contiguous().numpy(),
-                form.min_keep,
+                min_keep,
             ),
             dropout=_dropout(call),
             room=room,
-            factor=call.scale,
+            factor=cast(float, call.scale),
             width=next(width for width in WIDTHS if width >= max(call.query.shape[-1], call.value.shape[-1])),
+            # A Function is told which inputs want gradients, even where none are recorded.
+            stores=torch.is_grad_enabled() and any(x.requires_grad for x in (call.query, call.key, call.value)),
             summarises=call.detail is Detail.SUMMARY,
         )
 
 
 def _mask(pairs: Pairs) -> tuple[tuple[Any, int, int, int, int], bool, bool]:
     """The mask of valid pairs, and whether it is to be read by key (all queries alike) or by pair."""
-    if pairs.valid is None:
-        return _strided(torch.ones((), dtype=torch.bool).expand(pairs.shape)), False, False
     valid = pairs.valid
+    # As bytes, which torch reduces many times faster.
+    if valid is None or bool((valid[:, :, :1] if valid.stride(2) == 0 else valid).view(torch.uint8).amin()):
+        return _filled(pairs.shape, None, torch.bool), False, False
     by_key = valid.shape[1] == 1 and (valid.stride(2) == 0 or bool((valid == valid[:, :, :1]).all()))
     return _strided(valid.expand(pairs.shape)), by_key, not by_key
 
@@ -140,7 +157,8 @@ def _query_valid(pairs: Pairs) -> Any:
     """The queries that count, `[B, Q]`."""
     if pairs.query_valid is None:
         return np.ones(pairs.shape[0:3:2], np.bool_)
-    return pairs.query_valid.contiguous().numpy()
+    # A copy: the backward pass reads it too, when its owner may have written to it.
+    return pairs.query_valid.clone(memory_format=torch.contiguous_format).numpy()
 
 
 def _uncounted(pairs: Pairs) -> int:
@@ -148,9 +166,9 @@ def _uncounted(pairs: Pairs) -> int:
     return 0 if pairs.query_valid is None else int((~pairs.query_valid).sum(-1).max()) * pairs.shape[3]
 
 
-def _filled(shape: tuple[int, ...], tensor: Tensor | None, default: Tensor) -> tuple[Any, int, int, int, int]:
-    """A tensor or, in place of None, a default, expanded to a shape without copying."""
-    chosen = default if tensor is None else tensor.to(default.dtype)
+def _filled(shape: tuple[int, ...], tensor: Tensor | None, dtype: torch.dtype) -> tuple[Any, int, int, int, int]:
+    """A tensor or, in place of None, a zero that nobody reads, expanded to a shape without copying."""
+    chosen = torch.zeros((), dtype=dtype, device="cpu") if tensor is None else tensor.to(dtype)
     return _strided(chosen.expand(shape))
 
 
@@ -168,7 +186,9 @@ def _shape(query: Tensor, key: Tensor, value: Tensor) -> tuple[int, ...]:
 
 def _empty(batch: int, heads: int, tokens: int, width: int) -> Tensor:
     """Float32 `[B, H, N, D]` with the heads of a token side by side in memory, as a model's projections have them."""
-    return torch.empty(batch, tokens, heads, width, dtype=torch.float32).transpose(1, 2)
+    strides = (tokens * heads * width, width, heads * width, 1)
+    # By its strides rather than transposed: of a Function's outputs, none that is a view may be changed in place.
+    return torch.empty_strided((batch, heads, tokens, width), strides, dtype=torch.float32, device="cpu")
 
 
 def _flat(tensor: Tensor) -> tuple[Any, int, int, int]:
@@ -196,19 +216,20 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: _Plan) -> tuple[Tensor, Tensor, Tensor]:
         shape = _shape(query, key, value)
         batch, heads, _, queries, *_ = shape
-        stores = any(ctx.needs_input_grad[:3])
+        stores = plan.stores
         out = _empty(batch, heads, queries, value.shape[3])
         summary = (heads, queries) if plan.summarises else (0, 0)
-        kept = torch.empty(batch, summary[0], dtype=torch.int64)
+        kept = torch.empty(batch, summary[0], dtype=torch.int64, device="cpu")
         entropy = query.new_empty(batch, *summary)
         room = plan.room if stores else torch.zeros_like(plan.room)
         while True:
             offsets = torch.cat((room.new_zeros(1), room.cumsum(0)))
             total = int(offsets[-1])
-            columns = torch.empty(total + LANES, dtype=torch.uint16)
+            columns = torch.empty(total + LANES, dtype=torch.uint16, device="cpu")
             weights = query.new_empty(total + LANES)
-            starts = torch.empty((batch, heads, queries + 1) if stores else (1, 1, 1), dtype=torch.int64)
-            needed = torch.empty(batch * heads, dtype=torch.int64)
+            places = (batch, heads, queries + 1) if stores else (1, 1, 1)
+            starts = torch.empty(places, dtype=torch.int64, device="cpu")
+            needed = torch.empty(batch * heads, dtype=torch.int64, device="cpu")
             arrays = (x.numpy() for x in (offsets, columns, weights, starts))
             kernel = partial(
                 kernels.forward,

@@ -11,13 +11,15 @@ from __future__ import annotations
 import numpy as np
 from numba import uint32
 
-from crisp_attention.backends.cpu.compiling import compiled
+from crisp_attention.backends.cpu.compiling import SOURCES, Kernel, compiled
 from crisp_attention.backends.cpu.scoring import (
+    add,
     clear,
     copy,
     copy_columns,
     dot,
     gather,
+    hide,
     lanes_of_bits,
     panel_scores,
     transpose,
@@ -147,14 +149,33 @@ def _order(query_valid, b, queries, counts_padded, order):
 def _finish_scores(scores, at, i, b, h, count, stride, columns, valid, by_pair, bias, has_bias):
     """Add the bias to a row of raw scores and hide what is invalid and what only fills up a panel."""
     if has_bias:
-        for j in range(count):
-            scores[at + j] += _of_pair(bias, b, h, i, columns[j])
+        flat, of_b, of_h, of_i, of_j = bias
+        if of_j == 1 and columns[count - 1] == count - 1:  # of the first keys, one beside the other
+            add(flat, b * of_b + h * of_h + i * of_i, scores, at, count)
+        else:
+            for j in range(count):
+                scores[at + j] += _of_pair(bias, b, h, i, columns[j])
     for j in range(count, stride):
         scores[at + j] = -np.inf
     if by_pair:
+        flags, of_b, of_h, of_i, of_j = valid
+        if of_j == 1:
+            hide(flags, b * of_b + h * of_h + i * of_i, scores, at, count)
+        else:
+            for j in range(count):
+                if not _of_pair(valid, b, h, i, columns[j]):
+                    scores[at + j] = -np.inf
+
+
+@compiled
+def _sees_a_key(b, h, i, count, valid, by_pair):
+    """Whether a query has a valid key."""
+    seen = count > 0
+    if by_pair:
+        seen = False
         for j in range(count):
-            if not _of_pair(valid, b, h, i, columns[j]):
-                scores[at + j] = -np.inf
+            seen = seen or _of_pair(valid, b, h, i, j)
+    return seen
 
 
 @compiled
@@ -174,11 +195,11 @@ def _rank(scores, s_at, ranks, r_at, i, b, h, count, stride, columns, largest, r
         ranks[r_at + j] = -np.inf
 
 
-@compiled
+@Kernel
 def forward(
     shape, q, k, v, factor, valid, by_key, by_pair, query_valid, counts_padded, bias, has_bias, ranking, ranked,
     largest, forced, forces, by_row, keep, min_keep, dropout_state, lowest, dropout_factor, width, offsets, columns_out,
-    weights_out, starts, stores, out, kept, entropy, summarises, needed, scratch, first_task, step,
+    weights_out, starts, stores, out, kept, entropy, summarises, needed, scratch, first_task, step, sources=SOURCES,
 ):  # fmt: skip
     """Attention of every `step`-th task from `first_task` on.
 
@@ -209,6 +230,7 @@ def forward(
         needed: Int64 `[B * H]`, the room that each head's survivors take, to be compared with what it had.
         scratch: Of `forward_scratch`, for this thread alone.
         first_task: Which task to begin with, and step.
+        sources: Never given: it is there for the cache.
     """
     batch, heads, groups, queries, keys, depth, v_depth = shape
     q_flat, q_b, q_h, q_n = q
@@ -282,6 +304,8 @@ def forward(
                                 entropy[b, h, i] = np.log(total) - weighted / total
                         elif summarises:
                             entropy[b, h, i] = 0.0
+                        # Of valid keys some survive, unless all scores are -inf: shown as softmax shows it.
+                        lost = amount == 0 and _sees_a_key(b, h, i, count, valid, by_pair)
                         needs += amount
                         if query_valid[b, i]:
                             counted += amount
@@ -301,6 +325,9 @@ def forward(
                         else:
                             weighted_sum(weights, survivors, amount, packed_values, width, row_out, 0)
                             copy(row_out, 0, out_flat, out_at + i * out_n, v_depth)
+                        if lost:
+                            for d in range(v_depth):
+                                out_flat[out_at + i * out_n + d] = np.nan
                 if stage == 0:
                     head_level = level_of(ranks, 0, ranked_rows * used, keep[b, h, 0], memory)
                     if ranked_rows < queries:
@@ -312,10 +339,10 @@ def forward(
                 kept[b, h] = counted
 
 
-@compiled
+@Kernel
 def backward(
     shape, q, k, v, out, gradient, factor, query_valid, counts_padded, dropout_state, lowest, dropout_factor, width,
-    offsets, columns, weights, starts, dq, dk, dv, scratch, first_task, step,
+    offsets, columns, weights, starts, dq, dk, dv, scratch, first_task, step, sources=SOURCES,
 ):  # fmt: skip
     """Gradients of every `step`-th task from `first_task` on.
 
@@ -324,7 +351,7 @@ def backward(
             dropout; gradient (the loss's by the output), dq, dk and dv likewise.
         offsets: What `forward` stored, with columns, weights and starts.
         scratch: Of `backward_scratch`, for this thread alone.
-        first_task: As in `forward`.
+        first_task: As in `forward`, and step and sources.
     """
     batch, heads, groups, queries, keys, depth, v_depth = shape
     q_flat, q_b, q_h, q_n = q

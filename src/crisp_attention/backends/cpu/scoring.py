@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from crisp_attention.backends.cpu.compiling import instruction
 from crisp_attention.backends.cpu.writer import (
     COLUMNS,
     F32,
+    FLAGS,
     FLOAT_ROWS,
     FLOATS,
     I8,
@@ -74,6 +76,47 @@ def clear(typingctx: Any, values: Any, count: Any) -> Any:
 
 
 @instruction
+def add(typingctx: Any, source: Any, from_at: Any, to: Any, to_at: Any, count: Any) -> Any:
+    """Add floats to others."""
+    signature = types.void(FLOAT_ROWS, types.int64, FLOAT_ROWS, types.int64, types.int64)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Sequence[Any]) -> Any:
+        write = Writer(context, builder)
+        source_, to_ = write.data(sig.args[0], args[0], args[1]), write.data(sig.args[2], args[2], args[3])
+        with write.whole_vectors(args[4]) as at:
+            place = write.at(to_, at)
+            write.store(builder.fadd(write.load(place), write.load(write.at(source_, at))), place)
+        with write.rest(args[4]) as at:
+            place = write.at(to_, at)
+            builder.store(builder.fadd(builder.load(place), builder.load(write.at(source_, at))), place)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@instruction
+def hide(typingctx: Any, flags: Any, from_at: Any, to: Any, to_at: Any, count: Any) -> Any:
+    """Set floats to -inf where a flag is not set."""
+    signature = types.void(FLAGS, types.int64, FLOAT_ROWS, types.int64, types.int64)
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Sequence[Any]) -> Any:
+        write = Writer(context, builder)
+        flags_, to_ = write.data(sig.args[0], args[0], args[1]), write.data(sig.args[2], args[2], args[3])
+        bytes_ = ir.VectorType(I8, LANES)
+        with write.whole_vectors(args[4]) as at:
+            place, there = write.at(to_, at), builder.bitcast(write.at(flags_, at), bytes_.as_pointer())
+            flag = builder.icmp_unsigned("!=", builder.load(there, align=1), ir.Constant(bytes_, [0] * LANES))
+            write.store(builder.select(flag, write.load(place), write.floats(-math.inf)), place)
+        with write.rest(args[4]) as at:
+            place = write.at(to_, at)
+            flag = builder.icmp_unsigned("!=", builder.load(write.at(flags_, at)), ir.Constant(I8, 0))
+            builder.store(builder.select(flag, builder.load(place), ir.Constant(F32, -math.inf)), place)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@instruction
 def transpose(typingctx: Any, source: Any, places: Any, vectors: Any, factor: Any, to: Any, to_at: Any) -> Any:
     """Eight rows, scaled, as columns of a panel.
 
@@ -119,15 +162,12 @@ def dot(typingctx: Any, a: Any, a_at: Any, b: Any, b_at: Any, count: Any) -> Any
         write = Writer(context, builder)
         a_, b_ = write.data(sig.args[0], args[0], args[1]), write.data(sig.args[2], args[2], args[3])
         (sums,) = write.variables(write.floats(0.0))
-        whole = builder.udiv(args[4], ir.Constant(I64, LANES))
-        with loop(builder, whole) as step:
-            at = builder.mul(step.index, ir.Constant(I64, LANES))
+        with write.whole_vectors(args[4]) as at:
             write.multiply_add(write.load(write.at(a_, at)), write.load(write.at(b_, at)), sums)
         total = cgutils.alloca_once_value(builder, ir.Constant(F32, 0.0))
         builder.store(write.total(builder.load(sums)), total)
-        first = builder.mul(whole, ir.Constant(I64, LANES))
-        with cgutils.for_range(builder, args[4], start=first) as step:
-            product = builder.fmul(builder.load(write.at(a_, step.index)), builder.load(write.at(b_, step.index)))
+        with write.rest(args[4]) as at:
+            product = builder.fmul(builder.load(write.at(a_, at)), builder.load(write.at(b_, at)))
             builder.store(builder.fadd(builder.load(total), product), total)
         return builder.load(total)
 
@@ -237,6 +277,7 @@ def moments(typingctx: Any, values: Any, start: Any, count: Any) -> Any:
     return signature, codegen
 
 
+@cache
 def lanes_of_bits() -> Any:
     """For each set of lanes, a byte, its lanes in order, as eight bytes in a uint64: the table of `gather`."""
     table = np.zeros((256, LANES), np.uint8)

@@ -40,6 +40,8 @@ FLOAT_ROWS = types.Array(types.float32, 1, "C")
 """Type of floats in memory: contiguous, one dimension."""
 COLUMNS = types.Array(types.uint16, 1, "C")
 """Type of the keys of survivors."""
+FLAGS = types.Array(types.boolean, 1, "C")
+"""Type of a mask."""
 PLACES = types.Array(types.int64, 1, "C")
 """Type of offsets."""
 TABLE = types.Array(types.uint64, 1, "C")
@@ -132,6 +134,19 @@ class Writer:
         steps = self.builder.udiv(self.builder.add(count, ir.Constant(I64, LANES - 1)), ir.Constant(I64, LANES))
         with loop(self.builder, steps) as step:
             yield self.builder.mul(step.index, ir.Constant(I64, LANES))
+
+    @contextlib.contextmanager
+    def whole_vectors(self, count: Any) -> Iterator[Any]:
+        """A loop over the whole vectors of a count: the offset of each."""
+        with loop(self.builder, self.builder.udiv(count, ir.Constant(I64, LANES))) as step:
+            yield self.builder.mul(step.index, ir.Constant(I64, LANES))
+
+    @contextlib.contextmanager
+    def rest(self, count: Any) -> Iterator[Any]:
+        """A loop over what is left of a count behind its whole vectors: the offset of each element."""
+        first = self.builder.sub(count, self.builder.urem(count, ir.Constant(I64, LANES)))
+        with cgutils.for_range(self.builder, count, start=first) as step:
+            yield step.index
 
     def by_width(self, width: Any, body: Callable[[int], None]) -> None:
         """One copy of some instructions for each head width."""

@@ -9,11 +9,12 @@ Letters: B batch, H heads, Hkv key/value heads, N tokens (Q queries, K keys), D 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from crisp_attention import eager
 from crisp_attention.backends.call import Call, Computed, Detail, refuse_second_derivatives
 from crisp_attention.backends.triton import blocks, flash, threshold, tiles
 from crisp_attention.rules.selection import Blocks, Threshold
@@ -25,8 +26,9 @@ _WIDTHS = (16, 32, 64, 128)
 def refusal(call: Call) -> str | None:
     """Why a call cannot be served; None if it can."""
     q, k, v = call.query, call.key, call.value
-    if torch.compiler.is_compiling():
-        return "it is part of a compiled graph"
+    obstacle = eager.obstacle(q, k, v)
+    if obstacle is not None:
+        return obstacle
     if not tiles.INTERPRETED and q.device.type != "cuda":
         return f"its tensors are on device {q.device.type!r} instead of 'cuda'"
     if not tiles.INTERPRETED and torch.version.hip is None and torch.cuda.get_device_capability(q.device) < (8, 0):
@@ -43,6 +45,8 @@ def refusal(call: Call) -> str | None:
         return "it has no soft-cap"
     if call.sinks is not None:
         return "it has no attention sinks"
+    if isinstance(call.scale, Tensor):
+        return "the scale is a tensor"
     if call.bias is not None and call.bias.requires_grad and torch.is_grad_enabled():
         return "it has no gradient for a bias"
     return _selection_refusal(call)
@@ -103,7 +107,7 @@ class _Attention(torch.autograd.Function):
             bias=tiles.matrix(call.bias, shape),
             valid=tiles.matrix(valid, shape),
             stop=None if valid is None else _stop(valid),
-            scale=call.scale,
+            scale=cast(float, call.scale),
             heads=shape[1],
             groups=shape[1] // key.shape[1],
             queries=shape[2],
@@ -115,7 +119,9 @@ class _Attention(torch.autograd.Function):
             dropped = tiles.Dropped(call.dropout.seed, call.dropout.lowest, call.dropout.factor)
         summary = call.detail >= Detail.SUMMARY
         done = flash.forward(inputs, rule, dropped, split, alive, causal=causal, largest=largest, summary=summary)
-        ctx.save_for_backward(query, key, value, done.output, done.log_sum)
+        # Masks among them: the backward pass reads them again, and autograd notices who writes to them before.
+        matrices = (None if x is None else x.data for x in (inputs.bias, inputs.valid))
+        ctx.save_for_backward(query, key, value, done.output, done.log_sum, *matrices)
         # What the graph neither made nor is asked about; the tensors above come back through it.
         ctx.rest = (
             inputs._replace(query=None, key=None, value=None),
@@ -133,7 +139,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
         refuse_second_derivatives("triton")
-        query, key, value, output, log_sum = ctx.saved_tensors
+        query, key, value, output, log_sum, *_ = ctx.saved_tensors
         rest, rule, dropped, split, alive, causal, largest = ctx.rest
         gradients = flash.backward(
             flash.like(rest, query, key, value), rule, dropped, split,
@@ -156,7 +162,7 @@ def _survivors(call: Call, inputs: tiles.Inputs, split: tiles.Plan) -> tuple[til
     else:
         assert isinstance(form, Blocks)
         largest = True
-        chosen = blocks.choose(call.query, call.key, call.scale, form, call.pairs.valid)
+        chosen = blocks.choose(call.query, call.key, cast(float, call.scale), form, call.pairs.valid)
         alive = blocks.tiles_of(form, chosen, split)
         rule = tiles.Rule(
             chosen=tiles.matrix(chosen, (*shape[:2], *form.count)),

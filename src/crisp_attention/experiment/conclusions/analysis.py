@@ -140,6 +140,7 @@ def analyse(store: Store) -> Analysis:
             placebo=placebo,
             interaction=next((item for item in interactions if item.arm == arm.name), None),
             pattern=pattern,
+            explored=spec.data.validation_share is not None,
         ),
         cautions=tuple(_cautions(spec, by_condition, seeds_asked, placebo, look)),
         seeds_asked=tuple(seeds_asked),

@@ -65,6 +65,7 @@ def judge(
     placebo: Contrast | None = None,
     interaction: Interaction | None = None,
     pattern: RegularizerPattern | None = None,
+    explored: bool = False,
 ) -> Verdict:
     """Put a contrast into words.
 
@@ -78,6 +79,7 @@ def judge(
         placebo: The baseline with other seeds, against the baseline.
         interaction: How the arm's difference follows what is varied.
         pattern: Whether the arm acts as a regularizer.
+        explored: Whether the examples are a part of the training split.
     """
     where = f" at {condition}" if condition else ""
     if look is not None and not look.number:
@@ -128,6 +130,11 @@ def judge(
         details.append(_trend(interaction))
     if pattern is not None:
         details.append(_regularizer(pattern, word))
+    if explored:
+        details.append(
+            "Measured on a part of the training split, to explore: what was chosen by it is to be confirmed on the "
+            "evaluation split."
+        )
     headlines = {
         "helps": f"{arm} helps: better than {baseline}{where}.",
         "hurts": f"{arm} hurts: worse than {baseline}{where}.",

@@ -29,6 +29,7 @@ _MOST_CLASSES = 1000
 # Unsalted, the hash would hold out nothing: it has put these rows into the training split.
 _VALIDATION_SALT = "validation\t"
 _UNEVEN = 0.2
+_EXPLORED = "The evaluation split was left alone: what is found here is an exploration."
 """By how much of itself the share of examples held out may miss the one asked for without being noted."""
 
 
@@ -211,7 +212,7 @@ def fit_limits(spec: ExperimentSpec, announce: Callable[[str], None] = lambda _:
     return spec.model_copy(update=changes)
 
 
-def carve(dataset: Dataset, share: float) -> Dataset:
+def carve(dataset: Dataset, share: float, setting: str = "tune.share") -> Dataset:
     """Carve a validation part off the training split, to choose settings on.
 
     By a hash of its own, so that it does not depend on how the evaluation split was drawn: rows of one
@@ -220,6 +221,7 @@ def carve(dataset: Dataset, share: float) -> Dataset:
     Args:
         dataset: Whose training split is divided; its evaluation split is not looked at.
         share: About how much of the training split is held out.
+        setting: Which setting says so.
 
     Returns:
         The rest of the training split, and the validation part in the place of the evaluation split.
@@ -231,8 +233,8 @@ def carve(dataset: Dataset, share: float) -> Dataset:
     for side, split in (("training", train), ("validation", validation)):
         if len(np.unique(split.labels)) < 2:
             raise DataError(
-                f"{dataset.name}: of {len(dataset.train)} training examples, tune.share = {share:g} leaves a {side} "
-                f"part of {len(split)} with fewer than two classes. Tuning needs more examples or another share."
+                f"{dataset.name}: of {len(dataset.train)} training examples, {setting} = {share:g} leaves a {side} "
+                f"part of {len(split)} with fewer than two classes. It needs more examples or another share."
             )
     note = f"{len(validation)} of {len(dataset.train)} training examples were held out for validation."
     return Dataset(dataset.name, dataset.classes, train, validation, (*dataset.notes, note))
@@ -262,8 +264,11 @@ def _load_conditions(conditions: Mapping[str, DataSpec], announce: Callable[[str
                 f"{len(test)} of {len(whole)} {whole.kind}s ({share:.0%}) are held out, where test_share asks for "
                 f"{spec.test_share:.0%}: a hash of each decides, which is uneven where there are few."
             )
-    test = _limit(test, spec.test_examples, spec.seed, "evaluation", spec.source)
     name = Path(spec.source).name or Path(spec.source).resolve().name
+    if spec.validation_share is not None:
+        carved = carve(Dataset(name, classes, train, test, tuple(notes)), spec.validation_share, "validation_share")
+        train, test, notes = carved.train, carved.test, [*carved.notes, _EXPLORED]
+    test = _limit(test, spec.test_examples, spec.seed, "evaluation", spec.source)
     found = {}
     for condition, own in conditions.items():
         limited = _limit(train, own.train_examples, spec.seed, "training", spec.source)

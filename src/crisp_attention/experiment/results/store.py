@@ -106,6 +106,11 @@ class Store:
         """Whether there is a study in it."""
         return (self.folder / _STUDY).exists()
 
+    @property
+    def descriptions(self) -> list[Path]:
+        """The files that say what the study is: its specification, and what was tuned."""
+        return [path for path in (self.folder / _STUDY, self.folder / _TUNING) if path.exists()]
+
     def open(self, spec: ExperimentSpec, prints: Fingerprints) -> None:
         """Create the directory, or go on in it.
 

@@ -36,6 +36,10 @@ class DataSpec(Section):
     test_share: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.2, description="share of texts held out where the source has no split of its own"
     )
+    validation_share: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="to explore: evaluate on this share of the training split, and leave the evaluation split alone",
+    )
     neutral: Annotated[float, Field(ge=0, lt=4)] = Field(
         0.5, description="rated sentences only: ratings nearer to 0 than this are dropped"
     )

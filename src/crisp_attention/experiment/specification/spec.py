@@ -69,6 +69,8 @@ class ExperimentSpec(Section):
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ValueError(f"arm names must differ; repeated: {', '.join(repeated)}")
+        if self.tune is not None and self.data.validation_share is not None:
+            raise ValueError("[tune] carves off a validation part of its own: leave data.validation_share out")
         if self.tune is not None:
             self.tune.check(self.arms)
         elif named := [arm.name for arm in self.arms if arm.tune is not None]:
