@@ -12,6 +12,7 @@ from crisp_attention.errors import RecordError
 from crisp_attention.experiment import study
 from crisp_attention.experiment.results.record import READABLE, SCHEMA
 from crisp_attention.experiment.results.store import Store
+from crisp_attention.experiment.specification.runs import Fingerprints
 
 DATA = Path(__file__).parents[2] / "data"
 DENSE, SPARSE = "410aa7ffd87935a8", "bd9a9044b2743037"
@@ -27,6 +28,14 @@ def folder(tmp_path):
 def test_every_older_version_has_its_records_here():
     kept = {int(path.name.removeprefix("records-v")) for path in DATA.glob("records-v*")}
     assert kept == set(READABLE) - {SCHEMA}
+
+
+def test_a_study_of_version_2_is_gone_on_with():
+    # A key that is added since must not make it another experiment: see `_LATER` in the specification.
+    store = Store(DATA / "records-v2")
+    begun = json.loads((store.folder / "study.json").read_text(encoding="utf-8"))
+    data = begun["data"] if isinstance(begun["data"], dict) else {"": begun["data"]}
+    store.require(store.study()[0], Fingerprints(begun["model"], data, begun.get("evaluations", {})))
 
 
 def test_version_1_loads_and_what_came_later_is_empty(folder):

@@ -28,8 +28,8 @@ Kind = Literal["text", "image"]
 _MOST_CLASSES = 1000
 # Unsalted, the hash would hold out nothing: it has put these rows into the training split.
 _VALIDATION_SALT = "validation\t"
-_UNEVEN = 0.2
 _EXPLORED = "The evaluation split was left alone: what is found here is an exploration."
+_UNEVEN = 0.2
 """By how much of itself the share of examples held out may miss the one asked for without being noted."""
 
 

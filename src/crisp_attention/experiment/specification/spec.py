@@ -248,7 +248,7 @@ _LATER: dict[str, Any] = {
     "tracking": UNTRACKED,
 }
 _LATER_ARM: dict[str, Any] = {"tune": None}
-_LATER_DATA: dict[str, Any] = {"label_noise": 0.0}
+_LATER_DATA: dict[str, Any] = {"label_noise": 0.0, "validation_share": None}
 _LATER_PRIMARY: dict[str, Any] = {"condition": None}
 _LATER_TUNE: dict[str, Any] = {"pruning": False}
 
