@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+import importlib
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +18,9 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(scope="module")
 def simulation():
-    path = ROOT / "benchmarks" / "statistics_simulation.py"
-    described = importlib.util.spec_from_file_location("statistics_simulation", path)
-    module = importlib.util.module_from_spec(described)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, described.name, module)
-        described.loader.exec_module(module)
-        yield module
+        patch.syspath_prepend(ROOT / "benchmarks")
+        yield importlib.import_module("statistics_simulation")
 
 
 @pytest.mark.slow

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import warnings
 from importlib.resources import files
-from pickle import UnpicklingError
 from typing import Any
 
 from numba import config, njit
@@ -59,8 +58,8 @@ class Kernel:
         dispatcher = self.dispatcher
         try:
             dispatcher(*arguments)
-        # A kernel raises nothing of its own: the disk is full, or a file was cut short.
-        except (OSError, EOFError, UnpicklingError) as error:
+        # A kernel raises nothing of its own: the disk is full, or a file was cut short, which raises many things.
+        except Exception as error:
             if dispatcher is self.dispatcher:  # no other thread was first
                 self._renounce(f"Numba's cache in {dispatcher.stats.cache_path} failed with {error!r}")
             self.dispatcher(*arguments)

@@ -30,7 +30,7 @@ class Shard:
         Raises:
             ConfigurationError: If it is no such thing.
         """
-        found = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
+        found = re.fullmatch(r"([0-9]+)/(0*[1-9][0-9]*)", text)
         if found is None:
             raise ConfigurationError(f"--shard takes a number and how many there are, as 3/20; got {text!r}.")
         number, of = map(int, found.groups())
