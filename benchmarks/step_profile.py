@@ -29,7 +29,7 @@ PARTS = {
     "attention": ("_Attention", "bmm", "softmax", "bitwise", "shift"),
     "optimiser": ("adamw", "AdamW", "foreach", "vector_norm"),
     "GELU and layer norm": ("gelu", "layer_norm"),
-    "hidden dropout": ("bernoulli", "native_dropout"),
+    "dropout by torch": ("bernoulli", "native_dropout"),
 }
 """Part of a step -> what its operators' names contain; the first that fits."""
 REST = "all else: copies, sums, products"

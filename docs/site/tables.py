@@ -97,6 +97,23 @@ def finetuning() -> str:
     )
 
 
+def step_profile() -> str:
+    """Milliseconds of a fine-tuning step by part."""
+    record = _read("step-profile.json")
+    medians = {
+        arm: {part: statistics.median(found[part] for found in rounds) for part in rounds[0]}
+        for arm, rounds in record["milliseconds"].items()
+    }
+    parts = list(next(iter(medians.values())))
+    rows = [[part, *(f"{own[part]:.0f}" for own in medians.values())] for part in parts]
+    rows.append(["sum", *(f"{sum(own.values()):.0f}" for own in medians.values())])
+    options = record["options"]
+    return (
+        f"Milliseconds a step on {options['dataset']}, {options['threads']} thread, medians of "
+        f"{options['rounds']} rounds of {options['steps']} steps.\n\n{_markdown(['part', *medians], rows)}"
+    )
+
+
 def errors() -> str:
     """How often tests and verdicts err, in simulated experiments."""
     record = _read("statistics-simulation.json")
@@ -153,6 +170,7 @@ TABLES = {
     "export": export,
     "finetuning": finetuning,
     "report-at-scale": report_at_scale,
+    "step-profile": step_profile,
     "studies": studies,
 }
 """The tables that a page can ask for, by name."""
