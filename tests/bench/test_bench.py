@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from dataclasses import replace
 
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 import crisp_attention as crisp
@@ -69,6 +72,23 @@ def test_the_peak_holds_what_is_stored():
 def test_the_least_possible_is_counted():
     assert measure.limit(0.8) == pytest.approx(4 / 14)
     assert measure.limit(0.0) == pytest.approx(12 / 14)
+
+
+@pytest.mark.parametrize("width", [60, 120])
+def test_the_table_is_whole_in_a_narrow_terminal(width):
+    lengths = (128, 256, 1024)
+    timings = [
+        Timing(name, n, (0.1,), (0.2345e-6 * n * n,), (9.12, 10.25, 12.5), 1234 * 2**20)
+        for name in ("sdpa", "reference percentile", "x-transformers")
+        for n in lengths
+    ]
+    console = Console(width=width, file=io.StringIO())
+    console.print(results.table(replace(TINY, lengths=lengths), timings))
+    printed = console.file.getvalue()
+    assert "…" not in printed
+    assert printed.count("9.12..12.50") == 9
+    assert " ".join(printed.split()).count("reference percentile N^2.00") == 1
+    assert re.search(r"N = 256\s+sdpa +10\.25 +9\.12\.\.12\.50 +15\.4 +1234", printed)
 
 
 def test_growth_is_the_exponent():

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich import box
 from rich.table import Table
 
 import crisp_attention
@@ -52,33 +53,39 @@ def _processor() -> str:
 
 
 def table(plan: Plan, timings: Iterable[Timing]) -> Table:
-    """A row a variant, a column a length: ratio to dense of a training step, its range and peak memory."""
+    """A row a variant, by length: a training step's time as a ratio to dense, with its range, and peak memory."""
     timings = list(timings)
+    order = [variant.name for variant in VARIANTS]
+    by_variant = {name: [timing for timing in timings if timing.variant == name] for name in order}
+    exponents = {name: growth(own) for name, own in by_variant.items() if own}
+    told = [f"{name} N^{exponent:.2f}" for name, exponent in exponents.items() if exponent is not None]
     shown = Table(
         title=f"Training step of attention, times that of {BASELINE} (median, least to most of {plan.rounds} rounds)",
         caption=f"{plan.heads} heads, width {plan.width}, sparsity {plan.sparsity:g}, {plan.tokens} tokens a batch. "
-        f"Least possible for exact selection: {limit(plan.sparsity):.2f}. f: forward only.",
+        f"Least possible for exact selection: {limit(plan.sparsity):.2f}. f: forward only."
+        + (f" Time grows as {', '.join(told)}." if told else ""),
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
     )
     shown.add_column("variant", no_wrap=True)
+    for name in ("ratio", "range", "ms", "MiB"):
+        shown.add_column(name, justify="right", no_wrap=True)
     for length in plan.lengths:
-        shown.add_column(f"N={length}", justify="right", no_wrap=True)
-    shown.add_column("grows as", justify="right", no_wrap=True)
-    for variant in VARIANTS:
-        own = {timing.length: timing for timing in timings if timing.variant == variant.name}
-        if not own:
-            continue
-        cells = [_cell(own[length]) if length in own else "-" for length in plan.lengths]
-        exponent = growth(list(own.values()))
-        shown.add_row(variant.name, *cells, "-" if exponent is None else f"N^{exponent:.2f}")
+        own = sorted((t for t in timings if t.length == length), key=lambda timing: order.index(timing.variant))
+        shown.add_row(f"N = {length}")
+        for timing in own:
+            shown.add_row(f" {timing.variant}", *_cells(timing))
+        shown.add_section()
     return shown
 
 
-def _cell(timing: Timing) -> str:
-    mark = "" if timing.training else " f"
-    seconds = statistics.median(timing.training or timing.forward)
-    memory = "" if timing.peak is None else f"\n{timing.peak / 2**20:.0f} MiB"
+def _cells(timing: Timing) -> tuple[str, ...]:
     return (
-        f"{timing.ratio:.2f}{mark}\n{min(timing.ratios):.2f}..{max(timing.ratios):.2f}\n{1e3 * seconds:.1f} ms{memory}"
+        f"{timing.ratio:.2f}{'' if timing.training else ' f'}",
+        f"{min(timing.ratios):.2f}..{max(timing.ratios):.2f}",
+        f"{1e3 * statistics.median(timing.training or timing.forward):.1f}",
+        "-" if timing.peak is None else f"{timing.peak / 2**20:.0f}",
     )
 
 
