@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import os
 import random
 import shutil
@@ -183,6 +184,21 @@ def test_a_tracker_that_leaves_its_run_open_is_ended(tmp_path, workplace, monkey
     with pytest.raises(KeyboardInterrupt), Tracking(("wandb",), tmp_path, print).of(run):
         raise KeyboardInterrupt
     assert ended == [True]
+
+
+def test_each_run_of_a_process_is_a_run_of_its_own_in_wandb(tmp_path, workplace, monkeypatch, surroundings):
+    """W&B reads the environment once; what it is told by `setup` changes what it holds."""
+    _, run = workplace
+    other = dataclasses.replace(run, config=dataclasses.replace(run.config, seed=run.config.seed + 1))
+    held, seen = {}, []
+    fake = types.SimpleNamespace(setup=held.update, Settings=dict, finish=lambda: seen.append(held["run_id"]))
+    monkeypatch.setitem(tracking.INTEGRATION_TO_CALLBACK, "wandb", TrainerCallback)
+    monkeypatch.setitem(tracking.sys.modules, "wandb", fake)
+    for planned in (run, other):
+        with Tracking(("wandb",), tmp_path, print).of(planned):
+            pass
+    assert seen == [run.config.run_id, other.config.run_id]
+    assert held["run_id"] is None
 
 
 def test_trackers_that_are_unknown_or_missing_are_refused(monkeypatch):

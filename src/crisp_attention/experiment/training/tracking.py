@@ -65,6 +65,8 @@ class Tracking:
         wanted = self._environment(planned)
         before = {name: os.environ.get(name) for name in wanted}
         os.environ.update(wanted)
+        if "wandb" in self.report_to:
+            _name_in_wandb(planned.config.run_id)
         try:
             yield [self._aside(name, planned) for name in dict.fromkeys(self.report_to)]
         finally:
@@ -73,6 +75,8 @@ class Tracking:
                 if ending is not None:
                     with _undisturbed(), contextlib.suppress(Exception):
                         ending()
+            if "wandb" in self.report_to:
+                _name_in_wandb(None)
             for name, value in before.items():
                 if value is None:
                     os.environ.pop(name, None)
@@ -156,6 +160,15 @@ def _require_server(uri: str) -> None:
         raise ConfigurationError(
             f"tracking.report_to: mlflow at {shown(uri)} (MLFLOW_TRACKING_URI) cannot be used: {reason}"
         ) from None
+
+
+def _name_in_wandb(run_id: str | None) -> None:
+    """Say which run comes next: W&B reads the environment once a process, which may train several."""
+    # What fails here fails in the integration too, which tells.
+    with _undisturbed(), contextlib.suppress(Exception):
+        import wandb
+
+        wandb.setup(wandb.Settings(run_id=run_id, resume="allow"))
 
 
 def params_of(planned: PlannedRun) -> dict[str, Any]:
