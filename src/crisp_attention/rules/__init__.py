@@ -73,6 +73,8 @@ def select(
     settings = {name: value for name, value in settings.items() if value is not None}
     if sparsity is not None:
         settings["sparsity"] = sparsity
+    if "min_keep" in settings:  # which may be beyond what a tensor holds
+        settings["min_keep"] = min(settings["min_keep"], pairs.shape[3])
     if "keep_first" in config.traits.settings:
         settings["forced"] = forced_pairs(pairs, config.keep_first or 0, bool(config.keep_self))
     if config.rule == "random":

@@ -75,7 +75,6 @@ def topk(
         largest: Keep the lowest ranking instead if False.
     """
     keys = pairs.shape[3]
-    min_keep = min(min_keep, keys)
     bound = keep_bound(keys, sparsity)
     valid = pairs.valid_per_row
     counted = valid.new_full((pairs.shape[0], 1, 1, 1), keys) if count_padding else valid

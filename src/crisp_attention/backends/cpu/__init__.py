@@ -102,7 +102,6 @@ class _Plan:
         selection, pairs, shape = cast(Selection, call.selection), call.pairs, call.pairs.shape
         form = cast(Threshold, selection.form)
         batch, heads, queries, keys = shape
-        min_keep = min(form.min_keep, keys)
         by_row = form.scope == "row"
         # Padded queries take no part in a head's threshold, unless the rule's pool is every valid pair.
         counts_padded = by_row or pairs.query_valid is None or form.pool is None or form.pool is pairs.valid
@@ -110,7 +109,7 @@ class _Plan:
         if selection.heads is not None:
             keep = keep.masked_fill(~selection.heads[:, None], kernels.EVERYTHING)
         # One threshold a head: padded queries survive by the same one, and each query by its best keys.
-        room = keep.clamp(max=keys).sum(-1) if by_row else (keep[..., 0] + queries * min_keep)
+        room = keep.clamp(max=keys).sum(-1) if by_row else (keep[..., 0] + queries * form.min_keep)
         room = room + (0 if by_row else _uncounted(pairs))
         # A tie or two; where there are more, everything is computed again with the room that it takes.
         room = (room + queries // 8 + 32).flatten().clamp(max=queries * keys)
@@ -131,7 +130,7 @@ class _Plan:
                 form.forced is not None,
                 by_row,
                 keep.contiguous().numpy(),
-                min_keep,
+                form.min_keep,
             ),
             dropout=_dropout(call),
             room=room,
