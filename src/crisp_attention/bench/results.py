@@ -56,8 +56,7 @@ def table(plan: Plan, timings: Iterable[Timing]) -> Table:
     """A row a variant, by length: a training step's time as a ratio to dense, with its range, and peak memory."""
     timings = list(timings)
     order = [variant.name for variant in VARIANTS]
-    by_variant = {name: [timing for timing in timings if timing.variant == name] for name in order}
-    exponents = {name: growth(own) for name, own in by_variant.items() if own}
+    exponents = {name: growth([timing for timing in timings if timing.variant == name]) for name in order}
     told = [f"{name} N^{exponent:.2f}" for name, exponent in exponents.items() if exponent is not None]
     shown = Table(
         title=f"Training step of attention, times that of {BASELINE} (median, least to most of {plan.rounds} rounds)",

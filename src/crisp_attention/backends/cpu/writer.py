@@ -131,9 +131,8 @@ class Writer:
     @contextlib.contextmanager
     def vectors(self, count: Any) -> Iterator[Any]:
         """A loop over whole vectors of a count that is rounded up: the offset of each."""
-        steps = self.builder.udiv(self.builder.add(count, ir.Constant(I64, LANES - 1)), ir.Constant(I64, LANES))
-        with loop(self.builder, steps) as step:
-            yield self.builder.mul(step.index, ir.Constant(I64, LANES))
+        with self.whole_vectors(self.builder.add(count, ir.Constant(I64, LANES - 1))) as at:
+            yield at
 
     @contextlib.contextmanager
     def whole_vectors(self, count: Any) -> Iterator[Any]:

@@ -75,8 +75,8 @@ class Book:
         """
         from optuna.trial import TrialState
 
-        while len(taken := {place(other) for other in self.counted()} & set(range(places))) < places:
-            own = min(set(range(places)) - taken)
+        while free := set(range(places)) - {place(other) for other in self.counted()}:
+            own = min(free)
             trial = self.study.ask()
             trial.set_user_attr(_OWNER, self._owner)
             self._heard = -math.inf
