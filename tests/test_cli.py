@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
@@ -18,48 +17,7 @@ import pytest
 
 import crisp_attention
 import tiny_study
-from record_builders import draws, fill, make_spec
-
-CRISP = [sys.executable, "-m", "crisp_attention.cli"]
-ENVIRONMENT = os.environ | {"COLUMNS": "100", "OMP_NUM_THREADS": "1"}
-
-
-def crisp(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*CRISP, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        check=False,
-        env=ENVIRONMENT | environment,
-    )
-
-
-def here(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    """As `crisp`, in this process: what loads torch anew for each command takes most of a test's time."""
-    from transformers.utils import logging
-
-    from crisp_attention.cli import main
-
-    printed, complained = io.StringIO(), io.StringIO()
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["crisp", *map(str, arguments)])
-        for name, value in ({"COLUMNS": "100"} | environment).items():
-            patch.setenv(name, value)
-        if cwd is not None:
-            patch.chdir(cwd)
-        with (
-            contextlib.redirect_stdout(printed),
-            contextlib.redirect_stderr(complained),
-            pytest.raises(SystemExit) as end,
-        ):
-            main()
-    logging.set_verbosity(verbosity)
-    if bars:
-        logging.enable_progress_bar()
-    code = end.value.code or 0
-    return subprocess.CompletedProcess(arguments, int(code), printed.getvalue(), complained.getvalue())
+from commands import CRISP, ENVIRONMENT, crisp, here
 
 
 @pytest.fixture
@@ -131,35 +89,6 @@ def test_data_takes_what_a_source_needs_beside_its_name(tmp_path):
     refused = here("data", pairs, "--text", "one", "--text-pair", "othre", "--label", "verdict")
     assert refused.returncode == 2
     assert "no text_pair column 'othre'" in refused.stderr
-
-
-def test_an_export_needs_no_torch_and_bad_input_exits_with_2(tmp_path):
-    fill(tmp_path / "run", make_spec(seeds=1), draws({}))
-    code = f"""
-import sys
-sys.argv = ["crisp", "export", {str(tmp_path / "run")!r}, "--to", "csv"]
-from crisp_attention.cli import main
-try:
-    main()
-except SystemExit as end:
-    assert not end.code
-assert not {{"torch", "transformers", "mlflow"}} & set(sys.modules)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    written = [Path(line) for line in done.stdout.splitlines()]
-    assert [path.name for path in written] == ["runs.csv", "predictions.csv"]
-    assert all(path.stat().st_size for path in written)
-    refused = here("export", tmp_path / "absent", "--to", "csv")
-    assert refused.returncode == 2
-    assert "is not a run directory: it has no study.json" in refused.stderr
-    assert here("export", tmp_path / "run", "--to", "xlsx").returncode == 2
-    nowhere = here("export", tmp_path / "run", "--to", "study")
-    assert (nowhere.returncode, "--to study needs --out" in nowhere.stderr) == (2, True)
-    published = here("export", tmp_path / "run", "--to", "study", "--out", tmp_path / "published")
-    assert published.returncode == 0, published.stderr
-    assert (tmp_path / "published" / "report.html").exists()
-    assert f"{len(list((tmp_path / 'published' / 'records').glob('*.json')))} records in" in published.stdout
 
 
 def test_the_version_is_told():
