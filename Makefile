@@ -27,10 +27,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 reproduce: install  ## Run the paper's experiment in small (about 6 minutes on 2 cores)
 	$(BIN)/crisp reproduce $(ARGS)
 
-test: install  ## Run all tests (under 10 minutes on 2 cores)
+test: install  ## Run all tests (about 13 minutes on 2 cores)
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
-test-quick: install  ## Run the tests that need no training study (under 2 minutes)
+test-quick: install  ## Run the tests that need no training study (about 7 minutes)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
 
 lint: install  ## Check style and types
