@@ -205,6 +205,7 @@ sys.exit(", ".join(sorted(heavy & set(sys.modules))) or 0)
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_using_the_operator_loads_no_optional_dependency():
     code = f"""
 import sys, torch, {PACKAGE} as crisp
@@ -233,6 +234,7 @@ def test_rooms_stay_small():
         assert lines <= 450, f"{module} has {lines} lines"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["huggingface.interface", "huggingface.persistence", "modules.model", "verbs"])
 def test_every_room_can_be_entered_first(module):
     """Importing Transformers registers us, so that a room which imports it may meet itself half-made."""

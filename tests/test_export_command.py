@@ -6,8 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from commands import here
 from record_builders import draws, fill, make_spec
+
+pytestmark = pytest.mark.slow
 
 
 def test_an_export_needs_no_torch_and_bad_input_exits_with_2(tmp_path):

@@ -11,10 +11,15 @@ import pytest
 
 from crisp_attention.experiment import study
 from crisp_attention.experiment.specification.spec import read
+from site_modules import site_module
 
 ROOT = Path(__file__).parent.parent
 QUICK = ROOT / "results" / "quick"
+PUBLISHED = sorted(path.parent for path in (ROOT / "results").glob("*/study.json"))
 STUDIES = sorted((ROOT / "studies").glob("*.toml"))
+THE_PAPERS = {"+0.97"}
+
+findings = site_module("findings")
 
 
 def test_the_quick_study_rebuilds_from_its_records(tmp_path):
@@ -25,13 +30,26 @@ def test_the_quick_study_rebuilds_from_its_records(tmp_path):
     assert (folder / "report.md").read_text(encoding="utf-8") == (QUICK / "report.md").read_text(encoding="utf-8")
 
 
-def test_the_readme_says_what_the_records_say():
-    analysis = study.analyse(study.Store(QUICK))
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for arm in analysis.arms:
-        assert f"| {arm.accuracies.mean():.2f} ± {arm.accuracies.std(ddof=1):.2f} |" in readme
-    for contrast in analysis.contrasts:
-        assert ", ".join(f"{points:+.2f}" for points in contrast.differences) in readme
+@pytest.mark.parametrize("page", findings.PAGES, ids=lambda page: page.stem)
+def test_pages_say_what_the_records_say(page):
+    text = page.read_text(encoding="utf-8")
+    assert "<!-- from the records: " in text
+    assert findings.write(text) == text, "run: python docs/site/findings.py"
+
+
+@pytest.mark.parametrize("page", findings.PAGES, ids=lambda page: page.stem)
+def test_what_is_told_of_a_study_stands_in_its_report(page):
+    """Differences in running text, of which a slip of the pen would go unnoticed."""
+    told = re.findall(r"[+-]\d+\.\d+(?! *%)", findings.prose(page.read_text(encoding="utf-8")))
+    reports = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "results").glob("*/report.md"))
+    assert [figure for figure in told if figure not in reports and figure not in THE_PAPERS] == []
+
+
+def test_every_published_study_is_told_of():
+    page = (ROOT / "docs" / "findings.md").read_text(encoding="utf-8")
+    for folder in PUBLISHED:
+        assert f"<!-- from the records: contrasts {folder.name} -->" in page
+        assert f"results/{folder.name}/report.html" in page
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)

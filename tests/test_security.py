@@ -211,6 +211,7 @@ def test_a_record_cannot_name_a_file_elsewhere(tmp_path):
             store.load_arrays(forged)
 
 
+@pytest.mark.slow
 def test_links_in_a_run_directory_are_replaced_not_followed(tmp_path):
     """Of every file that opening, saving and reporting write."""
     spec = make_spec(seeds=1)

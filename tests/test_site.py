@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import statistics
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,21 +13,11 @@ import torch
 import crisp_attention as crisp
 from crisp_attention.experiment import statistics as own_statistics
 from crisp_attention.traits import RULES
+from site_modules import DOCS, site_module
 
 ROOT = Path(__file__).parent.parent
-DOCS = ROOT / "docs"
 
-
-def module(name):
-    """A module of docs/site, which is no package."""
-    spec = importlib.util.spec_from_file_location(f"site_{name}", DOCS / "site" / f"{name}.py")
-    found = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = found  # dataclasses look it up
-    spec.loader.exec_module(found)
-    return found
-
-
-pictures, tables = module("pictures"), module("tables")
+pictures, tables = site_module("pictures"), site_module("tables")
 PAGES = {path.relative_to(DOCS).as_posix(): path.read_text(encoding="utf-8") for path in sorted(DOCS.rglob("*.md"))}
 DIRECTIVES = {
     kind: re.findall(rf"^<!-- {kind} (.*) -->$", "\n".join(PAGES.values()), re.MULTILINE)

@@ -21,6 +21,8 @@ from crisp_attention.experiment.results.store import Store
 from crisp_attention.experiment.training import timing, workbench
 from small_models import sentence_rows
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def reviews(tmp_path):
@@ -135,7 +137,6 @@ def here(executor, queue, store, checkpoint, data, division, on_event):
         on_event(task.run, worker.perform(task, store, bench, lambda event: None))
 
 
-@pytest.mark.slow
 def test_killed_and_taken_up_it_ends_with_a_model_for_a_pipeline(work, reviews, tiny_folders, monkeypatch):
     arguments = ["tune", str(reviews), "--label", "stars", "--model", str(tiny_folders["bert"]), "--epochs", "1"]
     arguments += ["--trials", "2", "--seeds", "2", "--max-length", "32", "--jobs", "1", "--out", "out"]

@@ -71,3 +71,11 @@ def spec(model: Path, data: Path, **changes):
     from crisp_attention.experiment.specification.spec import parse
 
     return parse(tomllib.loads(toml(model, data, **changes)), "tiny")
+
+
+def without_curves(planned):
+    """The same run, evaluated after its last epoch alone."""
+    import dataclasses
+
+    training = planned.config.training | {"curves": False}
+    return dataclasses.replace(planned, config=dataclasses.replace(planned.config, training=training))

@@ -1,4 +1,4 @@
-"""Tables of what was measured, made from the records in results/: no figure in them is typed by hand."""
+"""Tables of speed and cost, made from the records in results/benchmarks: no figure in them is typed by hand."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
-
-from crisp_attention.experiment import study
-from crisp_attention.experiment.results.store import Store
 
 RESULTS = Path(__file__).parents[2] / "results"
 
@@ -21,33 +18,6 @@ def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _read(file: str) -> Any:
     return json.loads((RESULTS / "benchmarks" / file).read_text(encoding="utf-8"))
-
-
-def studies() -> str:
-    """A part a published study: its verdict and its arms."""
-    parts = []
-    for folder in sorted(path.parent for path in RESULTS.glob("*/study.json")):
-        analysis = study.analyse(Store(folder))
-        differences = {contrast.arm: contrast.differences for contrast in analysis.contrasts}
-        rows = []
-        for arm in analysis.arms:
-            points = differences.get(arm.name)
-            spread = f" ± {arm.accuracies.std(ddof=1):.2f}" if len(arm.accuracies) > 1 else ""
-            mean = f"{arm.accuracies.mean():.2f}{spread}" if len(arm.accuracies) else "-"
-            rows.append(
-                [
-                    arm.name,
-                    str(len(arm.accuracies)),
-                    mean,
-                    ""
-                    if points is None
-                    else f"{statistics.fmean(points):+.2f} ({min(points):+.2f} to {max(points):+.2f})",
-                ]
-            )
-        header = ["arm", "runs", "accuracy, % (± SD over seeds)", "difference from the baseline (least to most)"]
-        parts += [f"### {analysis.spec.name}", f"**{analysis.verdict.headline}**", analysis.spec.description]
-        parts += [_markdown(header, rows), f"[Full report](results/{folder.name}/report.html)"]
-    return "\n\n".join(part for part in parts if part)
 
 
 def attention_cpu() -> str:
@@ -171,6 +141,5 @@ TABLES = {
     "finetuning": finetuning,
     "report-at-scale": report_at_scale,
     "step-profile": step_profile,
-    "studies": studies,
 }
 """The tables that a page can ask for, by name."""

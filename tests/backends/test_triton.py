@@ -31,7 +31,10 @@ from crisp_attention.backends import triton as backend
 from crisp_attention.backends.triton import tiles
 
 DEVICE = "cuda" if torch.cuda.is_available() and not tiles.INTERPRETED else "cpu"
-pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|All-NaN slice) encountered:RuntimeWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:(invalid value|All-NaN slice) encountered:RuntimeWarning"),
+]
 
 
 def made(

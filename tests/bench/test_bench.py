@@ -17,6 +17,8 @@ from crisp_attention.bench import measure, results, variants
 from crisp_attention.bench.measure import Plan, Timing
 from crisp_attention.cli import app
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 TINY = Plan(CPU, lengths=(8, 16), tokens=32, heads=2, width=8, rounds=2)
 BY_NAME = {variant.name: variant for variant in variants.VARIANTS}

@@ -12,6 +12,8 @@ import torch
 
 from crisp_attention.bench.measure import Timing
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
 
 

@@ -20,6 +20,8 @@ from crisp_attention.experiment.training import model, workbench
 from fragments import read, words
 from record_builders import EXAMPLES, draws, fill, fill_in_full, finished, make_spec, planned
 
+pytestmark = pytest.mark.slow
+
 HELPS = draws({"dense": 0.5, "topk-50": 0.9})
 
 

@@ -12,6 +12,8 @@ from transformers import TrainerCallback
 import crisp_attention as crisp
 from small_trainings import CUBIC, logged, rows, shared, trainer
 
+pytestmark = pytest.mark.slow
+
 STUDIES = {
     "cubic": {"sparsity": 0.8, "schedule": CUBIC},
     "stochastic, random": {"sparsity": 0.8, "rule": "random", "schedule": {"kind": "stochastic", "low": 0.2}},

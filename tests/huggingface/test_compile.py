@@ -12,6 +12,8 @@ import torch._dynamo.testing
 import crisp_attention as crisp
 from crisp_attention.state import layers
 
+pytestmark = pytest.mark.slow
+
 LENGTHS = (8, 12, 16, 20, 24, 31)
 
 
@@ -23,7 +25,6 @@ def batch(length: int, rows: int = 2):
 
 
 # Every rule goes through `benchmarks/compile_and_export.py`; compiling takes too long to test them all.
-@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["percentile", "random", "topk"])
 def test_few_whole_graphs_serve_six_lengths_and_twenty_schedule_steps(bert, rule):
     """Length and sparsity change at each step; graphs are made for the first, then for any."""
@@ -70,7 +71,6 @@ class Logits(torch.nn.Module):
         return self.model(input_ids=ids, attention_mask=mask).logits
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["nm", "topk"])
 def test_onnx_serves_lengths_that_it_was_not_traced_with(bert, rule, tmp_path):
     pytest.importorskip("onnxscript")

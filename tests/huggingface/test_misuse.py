@@ -82,6 +82,7 @@ def test_texts_packed_in_a_row_do_not_share_a_threshold(bert):
     bert(IDS, attention_mask=BLOCKS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["one way", "packed"])
 def test_a_compiled_model_refuses_masks_that_rules_over_rows_cannot_serve(bert, kind):
     model = crisp.sparsify(bert, rule="percentile", sparsity=0.7)

@@ -142,6 +142,7 @@ def test_plain_from_pretrained_refuses_random(model, tmp_path):
         plain(**batch())
 
 
+@pytest.mark.slow
 def test_a_saved_model_is_not_silently_dense_without_the_package(bert, tmp_path):
     crisp.sparsify(bert, sparsity=0.6).save_pretrained(tmp_path)
     code = f"""
@@ -171,6 +172,7 @@ def test_densified_model_saves_without_a_trace(bert, tmp_path):
     assert "attn_implementation" not in content
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("import_first", [True, False])
 def test_attn_implementation_the_transformers_way(tiny_folders, import_first):
     """The name is known whichever of the two packages was imported first."""

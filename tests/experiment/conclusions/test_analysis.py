@@ -338,6 +338,7 @@ MODULES = [
 ]
 
 
+@pytest.mark.slow
 def test_published_numbers_rebuild_without_torch(complete, result):
     code = f"""
 import importlib, sys

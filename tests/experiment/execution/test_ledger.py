@@ -15,6 +15,8 @@ from crisp_attention.experiment.execution import ledger, tuning
 from crisp_attention.experiment.results.store import Store
 from made_up_search import CHECKPOINT, HERE, Killed, Machine, data, spec_of, tune
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def machine(monkeypatch):

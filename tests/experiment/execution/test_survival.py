@@ -26,6 +26,8 @@ from crisp_attention.experiment.specification.resources import ResourcesSpec
 from crisp_attention.experiment.training.journal import Progress
 from record_builders import PRINTS, draws, fill, finished, make_spec, planned, troubled
 
+pytestmark = pytest.mark.slow
+
 RIGHT = np.arange(200) % 3 != 0
 
 

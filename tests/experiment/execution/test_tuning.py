@@ -21,6 +21,8 @@ from crisp_attention.experiment.specification.tuned import apply
 from made_up_search import CHECKPOINT, HERE, RATE, Killed, Machine, data, spec_of, tune
 from record_builders import PRINTS, make_spec
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def machine(monkeypatch):

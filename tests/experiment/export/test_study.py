@@ -31,6 +31,7 @@ def numbers(folder):
     return (folder / "report.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_all_numbers_rebuild_and_nothing_shows_a_text(store, tmp_path):
     out = tmp_path / "results" / "made-up"
     assert publish(store, out) == 6

@@ -81,6 +81,7 @@ def test_rebuilding_gives_the_same_bytes(store, pages):
     assert files(store.folder) == before
 
 
+@pytest.mark.slow
 def test_another_process_without_torch_gives_the_same_bytes(store, pages):
     before = files(store.folder)
     code = (

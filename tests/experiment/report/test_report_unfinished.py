@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import re
 
-from record_builders import (
-    fill,
-    make_spec,
-)
+from record_builders import fill, make_spec
 from report_pages import EVEN, FIGURES, Page, write
 
 
@@ -36,6 +33,11 @@ def test_one_seed_is_a_report_too(tmp_path):
         assert not re.search(r"\bnan\b", page)
         assert "1 of 1" in page
     assert sorted(path.stem for path in (tmp_path / "figures").iterdir()) == FIGURES
+
+
+def test_without_curves_none_are_drawn(tmp_path):
+    write(fill(tmp_path, make_spec(seeds=1, training={"curves": False}), EVEN))
+    assert {path.stem for path in (tmp_path / "figures").iterdir()} == set(FIGURES) - {"curves"}
 
 
 def test_an_arm_without_a_finished_run_is_left_out_of_the_pictures_only(tmp_path):

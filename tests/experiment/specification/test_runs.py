@@ -52,6 +52,7 @@ def changed_configs():
     for key in ("label_smoothing", "attention_dropout", "hidden_dropout"):
         training = TrainingSpec(**{key: 0.1}).identity()
         yield f"training.{key}", dataclasses.replace(CONFIG, training=training)
+    yield "training.curves", dataclasses.replace(CONFIG, training=TrainingSpec(curves=False).identity())
     yield "evaluation", dataclasses.replace(CONFIG, evaluation=SparsityConfig(sparsity=0.0).identity())
     yield "evaluations", dataclasses.replace(CONFIG, evaluations={"typos": DATA})
     # The settings that the rule does not read are left out of a record; a rule that reads them has them.

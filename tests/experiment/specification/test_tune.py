@@ -114,6 +114,12 @@ def test_an_exploration_has_its_validation_part_and_a_search_has_its_own():
         make_spec(tune={"learning_rate": RATE}, data={"source": "x.csv", "validation_share": 0.2})
 
 
+def test_trials_are_not_given_up_by_epochs_that_nobody_evaluates():
+    make_spec(tune={"learning_rate": RATE}, training={"curves": False})
+    with pytest.raises(ConfigurationError, match="compares trials after every epoch"):
+        make_spec(tune={"learning_rate": RATE, "pruning": True}, training={"curves": False})
+
+
 @pytest.mark.parametrize(
     ("arms", "tune", "message"),
     [

@@ -19,6 +19,8 @@ from crisp_attention.experiment.specification.spec import parse, to_plain
 from crisp_attention.experiment.training import model, train
 from crisp_attention.experiment.training.workbench import Workbench, preflight
 
+pytestmark = pytest.mark.slow
+
 ARMS = """
 [[arms]]
 name = "cubic"

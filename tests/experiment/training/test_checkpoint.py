@@ -17,6 +17,8 @@ from crisp_attention.experiment.training import checkpoint, model, train
 from crisp_attention.experiment.training.checkpoint import Checkpoints
 from crisp_attention.experiment.training.workbench import quiet_transformers
 
+pytestmark = pytest.mark.slow
+
 RUN = "0123456789abcdef"
 STEPS = 12
 """Of one epoch of the tiny study."""
@@ -64,7 +66,6 @@ def interrupted(monkeypatch, planned, bench, folder, step):
     assert [path.name for path in folder.glob("checkpoint-*")] == [f"checkpoint-{step}"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arm", "steps"),
     [("dense", [5, STEPS, STEPS + 1]), ("percentile-80", [STEPS - 1, STEPS + 4]), ("random-50-train", [5])],
@@ -89,7 +90,23 @@ def test_a_run_taken_up_again_ends_as_if_nothing_had_happened(
         np.testing.assert_array_equal(array, whole_outputs[name], err_msg=name, strict=True)
 
 
-@pytest.mark.slow
+def test_without_curves_a_run_ends_the_same_and_is_taken_up_again_the_same(
+    workplace, uninterrupted, monkeypatch, tmp_path
+):
+    """Only the last epoch is evaluated; an evaluation between changes nothing of what comes after it."""
+    bench, runs = workplace
+    whole, whole_outputs = uninterrupted("percentile-80")
+    planned = tiny_study.without_curves(runs["percentile-80"])
+    for step in (5, STEPS):
+        interrupted(monkeypatch, planned, bench, tmp_path, step)
+    record, outputs = train.run(planned, bench, lambda _: None, eager(tmp_path, planned.config.run_id))
+    assert record.epochs == whole.epochs[-1:]
+    different = {"timing", "resumed", "epochs", "config", "run_id"}
+    assert record.model_dump(exclude=different) == whole.model_dump(exclude=different)
+    for name, array in outputs.items():
+        np.testing.assert_array_equal(array, whole_outputs[name], err_msg=name, strict=True)
+
+
 def test_saving_and_resuming_follow_the_schedule_of_sparsity(tiny_folders, csv_file, monkeypatch, tmp_path):
     """A stochastic schedule and weight decay: what depends on the step, and what on the optimizer's state."""
     plain = tiny_study.spec(tiny_folders["bert"], csv_file, seeds=1)
@@ -208,7 +225,6 @@ def test_another_environment_is_no_place_to_go_on_in(tmp_path, notes, monkeypatc
     assert "other package versions or another number of threads" in notes[0]
 
 
-@pytest.mark.slow
 def test_a_damaged_one_starts_the_run_again_with_the_same_end(workplace, uninterrupted, monkeypatch, tmp_path, notes):
     bench, runs = workplace
     planned = runs["percentile-80"]

@@ -31,6 +31,7 @@ def test_a_run_takes_its_epochs_steps_and_evaluations(workplace):
     # Two epochs of 96 training examples, 24 evaluation examples and a probe of 16.
     assert Pace(1.0, 0.0).seconds(runs["dense"], bench) == 2 * 96
     assert Pace(0.0, 1.0).seconds(runs["dense"], bench) == 2 * (24 + 16)
+    assert Pace(0.0, 1.0).seconds(tiny_study.without_curves(runs["dense"]), bench) == 24 + 16
 
 
 def test_each_arm_is_timed_on_its_own_settings(workplace, ticks):

@@ -12,6 +12,8 @@ from crisp_attention.experiment.specification.runs import expand
 from crisp_attention.experiment.training import model, train
 from crisp_attention.experiment.training.workbench import preflight, quiet_transformers
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def workplace(tiny_folders, csv_file):

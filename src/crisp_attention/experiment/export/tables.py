@@ -179,7 +179,7 @@ class Tables:
         row = {
             "status": record.status,
             "reason": record.reason,
-            "epochs": len(record.epochs),
+            "epochs": record.final.epoch if record.epochs else 0,
             "entropy": _mean(record.entropy),
             "train_realised_sparsity": _mean(record.realised_sparsity.train),
             "test_realised_sparsity": _mean(record.realised_sparsity.test),

@@ -9,7 +9,7 @@ from matplotlib.ticker import NullLocator
 
 from crisp_attention.experiment.conclusions.analysis import Analysis
 from crisp_attention.experiment.report.drawing import Drawing, canvas, colour, finish
-from crisp_attention.experiment.report.forest import forest
+from crisp_attention.experiment.report.forest import Row, forest
 from crisp_attention.experiment.report.plots import legend_below, line_styles
 from crisp_attention.experiment.report.tables import (
     MISSING,
@@ -21,6 +21,7 @@ from crisp_attention.experiment.report.tables import (
     of_enough,
     p,
     runs_of,
+    share,
     signed,
     where,
 )
@@ -65,14 +66,34 @@ def condition_plot(analysis: Analysis) -> Drawing | None:
             for condition, found in analysis.condition_contrasts.items()
             for item in found
         )
+        removed = "; ".join(f"{arm.name} {_removed(analysis, arm.name)}" for arm in arms)
         return finish(
             figure,
             "conditions",
             f"Difference by {_AXES[vary.key]}",
             f"Difference in accuracy from {analysis.spec.primary.baseline} with its {level(analysis.contrasts)} over "
-            f"seeds and examples. The band is what counts as equivalent, {EQUIVALENCE_MARGIN:g} points either way.",
+            f"seeds and examples, over {_seeds(analysis)}. The band is what counts as equivalent, "
+            f"{EQUIVALENCE_MARGIN:g} points either way. Pairs removed in evaluation: {removed}.",
             f"{said}.",
         )
+
+
+def _seeds(analysis: Analysis) -> str:
+    """How many paired seeds the differences rest on, from the least to the most."""
+    counts = [item.seeds for found in analysis.condition_contrasts.values() for item in found]
+    between = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+    return f"{between} paired seeds each"
+
+
+def _removed(analysis: Analysis, arm: str) -> str:
+    """The share of pairs that an arm removed in evaluation, from the least to the most over the conditions."""
+    shares = [
+        found
+        for results in analysis.by_condition.values()
+        for item in results
+        if item.name == arm and (found := item.realised("test")) is not None
+    ]
+    return " to ".join(dict.fromkeys(share(end(shares, default=None)) for end in (min, max)))
 
 
 def _apart(values: Sequence[float], step: float, vary: VarySpec) -> Array:
@@ -141,7 +162,7 @@ def evaluation_plot(analysis: Analysis) -> Drawing | None:
         "evaluations",
         "Differences on further evaluations",
         analysis.spec.primary.baseline,
-        [(f"{item.arm}, {name}", item) for name, found in analysis.evaluation_contrasts.items() for item in found],
+        [Row(f"{item.arm}, {name}", item) for name, found in analysis.evaluation_contrasts.items() for item in found],
     )
 
 

@@ -3,14 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from crisp_attention.experiment.report.drawing import Drawing, canvas, colour, finish, row_height, rows, series
-from crisp_attention.experiment.report.tables import level, of_enough
+from crisp_attention.experiment.report.tables import level, of_enough, share
 from crisp_attention.experiment.statistics import EQUIVALENCE_MARGIN, Contrast, least_seeds
 
 
+@dataclass(frozen=True)
+class Row:
+    """A line of a forest plot.
+
+    Attributes:
+        label: At its left.
+        contrast: The difference and its interval.
+        removed: Share of valid pairs that the arm removed in evaluation; None where that is not known.
+    """
+
+    label: str
+    contrast: Contrast
+    removed: float | None = None
+
+    @property
+    def note(self) -> str:
+        """At its right: what the difference rests on."""
+        seeds = f"n = {self.contrast.seeds}"
+        return seeds if self.removed is None else f"{seeds}, {100 * self.removed:.0f}%"
+
+
 def forest(
-    name: str, title: str, baseline: str, entries: Sequence[tuple[str, Contrast]], primary: Contrast | None = None
+    name: str, title: str, baseline: str, entries: Sequence[Row], primary: Contrast | None = None
 ) -> Drawing | None:
     """Differences from a baseline with the zero line and the band that counts as equivalent; None without any.
 
@@ -18,7 +40,7 @@ def forest(
         name: File name without suffix.
         title: For the heading.
         baseline: What all are compared with.
-        entries: Label and contrast, the first on top.
+        entries: The first on top.
         primary: The contrast named before the run, which stands out.
     """
     if not entries:
@@ -26,8 +48,12 @@ def forest(
     with canvas(row_height(len(entries))) as (figure, axes):
         axes.axvspan(-EQUIVALENCE_MARGIN, EQUIVALENCE_MARGIN, color=colour("band"), linewidth=0, zorder=0)
         axes.axvline(0, color=colour("soft"), linewidth=1)
-        own = [series(1 if item is primary else 0) for _, item in entries]
-        bars = [(row, found) for row, (_, item) in enumerate(entries) if (found := of_enough(item, item.interval))]
+        own = [series(1 if entry.contrast is primary else 0) for entry in entries]
+        bars = [
+            (row, found)
+            for row, entry in enumerate(entries)
+            if (found := of_enough(entry.contrast, entry.contrast.interval))
+        ]
         axes.hlines(
             [row for row, _ in bars],
             [found.low for _, found in bars],
@@ -36,9 +62,9 @@ def forest(
             linewidth=2,
         )
         for stands_out, marker, size in ((False, "o", 34), (True, "D", 60)):
-            shown = [row for row, (_, item) in enumerate(entries) if (item is primary) == stands_out]
+            shown = [row for row, entry in enumerate(entries) if (entry.contrast is primary) == stands_out]
             axes.scatter(
-                [entries[row][1].difference for row in shown],
+                [entries[row].contrast.difference for row in shown],
                 shown,
                 color=[own[row] for row in shown],
                 s=size,
@@ -46,22 +72,32 @@ def forest(
                 zorder=3,
                 edgecolor=colour("paper"),
             )
-        rows(axes, [f"{label}{' (primary)' if item is primary else ''}" for label, item in entries])
+        rows(axes, [f"{entry.label}{' (primary)' if entry.contrast is primary else ''}" for entry in entries])
+        right = axes.secondary_yaxis("right")
+        right.set_yticks(range(len(entries)), [entry.note for entry in entries])
+        right.tick_params(length=0)
+        right.spines["right"].set_visible(False)
         axes.set_xlabel(f"difference from {baseline} (points)")
-        least = least_seeds(entries[0][1].alpha)
+        contrasts = [entry.contrast for entry in entries]
+        least = least_seeds(contrasts[0].alpha)
+        shares = (
+            "" if all(entry.removed is None for entry in entries) else ", and the share of pairs removed in evaluation"
+        )
         return finish(
             figure,
             name,
             title,
-            f"Difference in accuracy from {baseline}, with its {level([item for _, item in entries])} over seeds and "
-            f"examples (none below {least} seeds). The band is what counts as equivalent, {EQUIVALENCE_MARGIN:g} "
-            f"points either way.",
-            f"{'; '.join(_said(label, item) for label, item in entries)}.",
+            f"Difference in accuracy from {baseline}, with its {level(contrasts)} over seeds and examples (none below "
+            f"{least} seeds). The band is what counts as equivalent, {EQUIVALENCE_MARGIN:g} points either way. At the "
+            f"right: paired seeds{shares}.",
+            f"{'; '.join(_said(entry) for entry in entries)}.",
         )
 
 
-def _said(label: str, contrast: Contrast) -> str:
+def _said(entry: Row) -> str:
+    contrast = entry.contrast
     found = of_enough(contrast, contrast.interval)
     between = "" if found is None else f" ({found.low:+.2f} to {found.high:+.2f})"
     seeds = f"{contrast.seeds} seed{'s' if contrast.seeds > 1 else ''}"
-    return f"{label} {contrast.difference:+.2f}{between}, {seeds} x {contrast.examples} examples"
+    removed = "" if entry.removed is None else f", {share(entry.removed)} removed"
+    return f"{entry.label} {contrast.difference:+.2f}{between}, {seeds} x {contrast.examples} examples{removed}"

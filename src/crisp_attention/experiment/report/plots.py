@@ -125,9 +125,9 @@ def by_sparsity(analysis: Analysis) -> Drawing | None:
 
 
 def curves(analysis: Analysis) -> Drawing | None:
-    """Train and test loss by epoch."""
+    """Train and test loss by epoch; None where only the last one was evaluated."""
     arms = finished(analysis)
-    if not arms:
+    if not arms or not analysis.spec.training.curves:
         return None
     with canvas(3.4, 2, sharey=True) as (figure, (left, right)):
         for arm, style in zip(arms, line_styles(analysis, arms), strict=True):

@@ -9,7 +9,7 @@ from typing import TypeVar
 from crisp_attention.experiment.conclusions.analysis import Analysis
 from crisp_attention.experiment.report import breadth, plots, secondary, tables, tuning
 from crisp_attention.experiment.report.drawing import Drawing
-from crisp_attention.experiment.report.forest import forest
+from crisp_attention.experiment.report.forest import Row, forest
 from crisp_attention.experiment.report.tables import Table
 
 _Part = TypeVar("_Part", Drawing, Table)
@@ -36,11 +36,12 @@ class Section:
 
 def findings(analysis: Analysis) -> tuple[Section, ...]:
     """The sections of results, in the order of their weight; those without anything to show are left out."""
+    removed = {arm.name: arm.realised("test") for arm in analysis.arms}
     all_contrasts = forest(
         "contrasts",
         "All contrasts",
         analysis.spec.primary.baseline,
-        [(item.arm, item) for item in analysis.contrasts],
+        [Row(item.arm, item, removed[item.arm]) for item in analysis.contrasts],
         analysis.primary,
     )
     return _there(

@@ -164,7 +164,7 @@ class Record(_Part):
         arm: Name of the arm that first asked for this run.
         config: `RunConfig` as a dict.
         classes: Class names.
-        epochs: One entry a finished epoch.
+        epochs: One entry an epoch that was evaluated.
         realised_sparsity: By layer.
         realised_by_length: On the evaluation split, shortest examples first; since version 2.
         entropy: Mean attention entropy in nats on the evaluation split, by layer; since version 2.

@@ -64,8 +64,9 @@ class TrainingSpec(Section):
     lr_schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="after the warm-up")
     max_grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="gradient clipping")
     train_probe: Annotated[int, Field(ge=1)] = Field(
-        500, description="training examples evaluated after each epoch, for the train-test gap"
+        500, description="training examples that are evaluated, for the train-test gap"
     )
+    curves: bool = Field(True, description="evaluate after every epoch, for the curves; or after the last one alone")
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="share of each label spread evenly")
     attention_dropout: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         None, description="dropout on the attention weights (default: the model's own)"
@@ -214,7 +215,7 @@ class EvaluationSpec(Section):
 
 
 # What later releases added to training; see `without_later`.
-_LATER: dict[str, Any] = {"label_smoothing": 0.0, "attention_dropout": None, "hidden_dropout": None}
+_LATER: dict[str, Any] = {"curves": True, "label_smoothing": 0.0, "attention_dropout": None, "hidden_dropout": None}
 
 
 def without_later(content: dict[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:

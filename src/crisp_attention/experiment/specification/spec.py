@@ -71,6 +71,8 @@ class ExperimentSpec(Section):
             raise ValueError(f"arm names must differ; repeated: {', '.join(repeated)}")
         if self.tune is not None and self.data.validation_share is not None:
             raise ValueError("[tune] carves off a validation part of its own: leave data.validation_share out")
+        if self.tune is not None and self.tune.pruning and not self.training.curves:
+            raise ValueError("tune.pruning compares trials after every epoch: leave training.curves = false out")
         if self.tune is not None:
             self.tune.check(self.arms)
         elif named := [arm.name for arm in self.arms if arm.tune is not None]:

@@ -110,6 +110,7 @@ class Journal(TrainerCallback):
         evaluation: Settings of attention in evaluation; None for those of training.
         limits: Evaluation losses by epoch beyond which the run is given up.
         ranks: The processes that train together.
+        curves: Whether every epoch is evaluated, or the last one alone.
         epochs, realised_train, realised_test, realised_by_length, entropy, evaluations: As in `Record`.
         outputs: Per-example outputs after the last epoch.
         diverged: Why the run was stopped; None while all is well.
@@ -130,6 +131,7 @@ class Journal(TrainerCallback):
     evaluation: SparsityConfig | None = None
     limits: Sequence[float] = ()
     ranks: Ranks = field(default_factory=Ranks)
+    curves: bool = True
     epochs: list[Epoch] = field(default_factory=list)
     realised_train: dict[str, float] = field(default_factory=dict)
     realised_test: dict[str, float] = field(default_factory=dict)
@@ -184,7 +186,7 @@ class Journal(TrainerCallback):
             self._stop_clock()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Evaluate, and after the last epoch keep all that the record holds."""
+        """Evaluate where that is asked for, and after the last epoch keep all that the record holds."""
         self._stop_clock()
         if state.global_step % self._epoch_steps(state) == 0:
             self.examples += len(self.trainer.train_dataset)  # type: ignore[arg-type]
@@ -192,12 +194,15 @@ class Journal(TrainerCallback):
         self._stop_if_diverged(loss, state, control)
         if self.diverged:
             return
+        last = state.global_step >= state.max_steps
+        if not (last or self.curves):
+            self._save_if_due(control)
+            return
         self.realised_train = self.ranks.pooled(self.watcher).realised(training=True)
         with attending(cast(nn.Module, self.trainer.model), self.evaluation):
-            self._evaluate(loss, state, control)
+            self._evaluate(loss, last, state, control)
 
-    def _evaluate(self, loss: float, state: Any, control: Any) -> None:
-        last = state.global_step >= state.max_steps
+    def _evaluate(self, loss: float, last: bool, state: Any, control: Any) -> None:
         train_logits = self._logits(self.probe)
         self.watcher.reset()
         test_logits = self._evaluate_closely() if last else self._logits(self.test)
@@ -207,7 +212,7 @@ class Journal(TrainerCallback):
             return
         self.epochs.append(
             Epoch(
-                epoch=len(self.epochs) + 1,
+                epoch=state.global_step // self._epoch_steps(state),
                 running_loss=loss,
                 train=score(train_logits, self.probe.labels),
                 test=score(test_logits, self.test.labels),

@@ -39,8 +39,8 @@ class Pace:
         training, dataset = TrainingSpec(**planned.config.training), bench.data.of(planned.config.data)
         probe = min(training.train_probe, len(dataset.train))
         further = sum(len(bench.data.evaluations[name]) for name in planned.config.evaluations)
-        an_epoch = len(dataset.train) * self.training + (len(dataset.test) + probe) * self.evaluation
-        return training.epochs * an_epoch + further * self.evaluation
+        evaluated = (training.epochs if training.curves else 1) * (len(dataset.test) + probe) + further
+        return training.epochs * len(dataset.train) * self.training + evaluated * self.evaluation
 
 
 def expect(

@@ -120,6 +120,7 @@ def run(
             None if config.evaluation is None else SparsityConfig.from_dict(config.evaluation),
             limits,
             ranks,
+            training.curves,
         )
         if saved is not None:
             journal.restore(saved.books)

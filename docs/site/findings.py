@@ -1,0 +1,137 @@
+"""What `docs/findings.md` and the README say of the published studies, written into them from the records in results/.
+
+`python docs/site/findings.py` writes anew all that stands between `<!-- from the records: KIND STUDY -->` and
+`<!-- end -->`, so that the pages read well where they lie; a test compares. No figure there is typed by hand.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+
+from crisp_attention.experiment import study
+from crisp_attention.experiment.conclusions.analysis import Analysis, ArmResult
+from crisp_attention.experiment.report.tables import accuracy, interval, of_enough, p, share, signed
+from crisp_attention.experiment.results.store import Store
+from crisp_attention.experiment.statistics import Contrast
+
+ROOT = Path(__file__).parents[2]
+PAGES = (ROOT / "README.md", ROOT / "docs" / "findings.md")
+_BLOCK = re.compile(r"(<!-- from the records: ([^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+@cache
+def _analysis(name: str) -> Analysis:
+    return study.analyse(Store(ROOT / "results" / name))
+
+
+def verdict(name: str) -> str:
+    """The verdict of a study, with what it rests on and the cautions beside it."""
+    analysis = _analysis(name)
+    lines = [*analysis.verdict.details, *analysis.cautions]
+    return "\n".join([f"**{analysis.verdict.headline}**", "", *(f"- {line}" for line in lines)])
+
+
+def verdicts(*names: str) -> str:
+    """A row a study: its primary contrast and the verdict."""
+    rows = []
+    for name in names:
+        analysis = _analysis(name)
+        found = analysis.primary
+        place = f", {analysis.spec.primary_condition}" if analysis.spec.primary_condition else ""
+        arm = _arm(analysis, analysis.spec.primary_condition, analysis.spec.primary.arm)
+        rows.append([f"`{name}`", f"{arm.name} against {analysis.spec.primary.baseline}{place}"])
+        rows[-1] += [*_figures(found), _removed(arm), f"*{analysis.verdict.word}*"]
+    return _markdown(["study", "question", *_FIGURES, "removed", "verdict"], rows)
+
+
+def contrasts(name: str) -> str:
+    """A row an arm, in each condition: accuracy, difference from the baseline, and what was really removed."""
+    analysis = _analysis(name)
+    varied = len(analysis.conditions) > 1
+    rows = []
+    for condition, arms in analysis.by_condition.items():
+        own = {found.arm: found for found in analysis.condition_contrasts[condition]}
+        for arm in arms:
+            found = own.get(arm.name)
+            label = f"**{arm.name}**" if found is not None and found is analysis.primary else arm.name
+            figures = _figures(found) if found is not None else [str(len(arm.records)), "", "", "", ""]
+            row = [*([condition] if varied else []), label, accuracy(arm), *figures, _removed(arm)]
+            rows.append(row)
+    header = [*(["condition"] if varied else []), "arm", "accuracy, %", *_FIGURES, "removed"]
+    return _markdown(header, rows)
+
+
+def trends(*names: str) -> str:
+    """A row an arm and study: whether its difference follows what is varied."""
+    rows = [
+        [
+            f"`{name}`",
+            f"**{item.arm}**" if item.arm == _analysis(name).spec.primary.arm else item.arm,
+            str(item.seeds),
+            f"{signed(item.slope)} per {item.unit}",
+            interval(of_enough(item, item.interval)),
+            p(item.p_value),
+            p(item.p_holm),
+        ]
+        for name in names
+        for item in _analysis(name).interactions
+    ]
+    return _markdown(["study", "arm", "seeds", "slope, points", "95% interval over seeds", "p", "p Holm"], rows)
+
+
+def write(text: str) -> str:
+    """A page with everything that comes from the records as the records have it now.
+
+    Raises:
+        KeyError: If a block asks for something that is not made here.
+    """
+
+    def block(found: re.Match[str]) -> str:
+        kind, *names = found[2].split()
+        return f"{found[1]}\n{_KINDS[kind](*names)}\n\n{found[3]}"
+
+    return _BLOCK.sub(block, text)
+
+
+def prose(text: str) -> str:
+    """What of a page is written by hand."""
+    return _BLOCK.sub("", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+
+
+_KINDS: dict[str, Callable[..., str]] = {
+    "contrasts": contrasts,
+    "trends": trends,
+    "verdict": verdict,
+    "verdicts": verdicts,
+}
+_FIGURES = ("seeds", "difference, points", "95% interval", "p", "p Holm")
+
+
+def _figures(found: Contrast | None) -> list[str]:
+    if found is None:
+        return ["0", "-", "-", "-", "-"]
+    within = interval(of_enough(found, found.interval))
+    return [str(found.seeds), signed(found.difference), within, p(found.p_value), p(found.p_holm)]
+
+
+def _removed(arm: ArmResult) -> str:
+    """Share of valid pairs removed; in training and in evaluation where they differ."""
+    return " / ".join(dict.fromkeys(share(arm.realised(mode)) for mode in ("train", "test")))
+
+
+def _arm(analysis: Analysis, condition: str, name: str) -> ArmResult:
+    return next(arm for arm in analysis.by_condition[condition] if arm.name == name)
+
+
+def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    numbers = [title not in {"study", "question", "condition", "arm", "verdict"} for title in header]
+    lines = [header, ["---:" if number else "---" for number in numbers], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    for page in PAGES:
+        page.write_text(write(page.read_text(encoding="utf-8")), encoding="utf-8")
