@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from crisp_attention.experiment.results.examples import Examples
 from crisp_attention.experiment.results.record import (
     Epoch,
     LengthBin,
@@ -20,7 +21,7 @@ from crisp_attention.experiment.results.record import (
     Score,
     Timing,
 )
-from crisp_attention.experiment.results.store import Examples, Store
+from crisp_attention.experiment.results.store import Store
 from crisp_attention.experiment.results.tuning import Outcome as TuningOutcome
 from crisp_attention.experiment.results.tuning import Trial, Tuning
 from crisp_attention.experiment.specification.runs import Fingerprints, PlannedRun, expand

@@ -21,7 +21,8 @@ import tiny_study
 from crisp_attention.errors import ConfigurationError, CrispError, RecordError, UnsupportedModelError
 from crisp_attention.experiment import study
 from crisp_attention.experiment.data.sources import read
-from crisp_attention.experiment.results.store import Examples, Store
+from crisp_attention.experiment.results.examples import Examples
+from crisp_attention.experiment.results.store import Store
 from crisp_attention.experiment.specification.sections import DataSpec
 from crisp_attention.experiment.specification.spec import parse
 from crisp_attention.experiment.training.checkpoint import Checkpoints

@@ -58,9 +58,49 @@ def test_a_study_that_is_done_is_read_and_reported(spec, done, capsys, monkeypat
     assert quiet.table.equals(found.table)
 
 
+def test_runs_that_another_study_has_are_taken_over(spec, done, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(workbench, "preflight", lambda *_: pytest.fail("looked at the model"))
+    other = spec.model_copy(update={"name": "other", "arms": spec.arms[:3]})
+    found = crisp.experiment.run(other, out=tmp_path / "other", source=done)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "6 finished runs from" in said
+    assert "are taken over." in said
+    assert len(found.records) == 6
+    given, own = Store(done), Store(tmp_path / "other")
+    for record in found.records:
+        original = given.load(record.run_id)
+        assert record.model_dump(exclude={"arrays"}) == original.model_dump(exclude={"arrays"})
+        for name, values in given.load_arrays(original).items():
+            np.testing.assert_array_equal(own.load_arrays(record)[name], values)
+
+
+def test_of_another_study_only_what_is_finished_and_missing_is_taken_over(spec, done, tmp_path):
+    given, own = Store(done), Store(tmp_path / "own")
+    first, second, *_ = crisp.experiment.plan(spec, out=done, progress=False).runs
+    failed = given.load(first.config.run_id).model_copy(update={"status": "failed", "arrays": None})
+    (given.records / f"{failed.run_id}.json").write_text(failed.model_dump_json(by_alias=True), encoding="utf-8")
+    own.records.mkdir(parents=True)
+    mine = own.save(*finished(second, np.arange(EXAMPLES) % 5 != 0))
+    plan = crisp.experiment.plan(spec, out=tmp_path / "empty", source=done, progress=False)
+    assert [task.run for task in plan.pending] == [first]
+    assert len(plan.taken) == 7
+    own.take_over([failed.run_id, *plan.taken], given)
+    assert own.load(failed.run_id) == failed
+    assert own.load(mine.run_id) == mine
+    assert not (tmp_path / "empty").exists()
+
+
+def test_a_folder_that_has_nothing_to_take_over_is_told(spec, done, tmp_path, capsys):
+    crisp.experiment.run(spec, out=done, source=done)
+    assert "done has no finished run that is missing here." in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(crisp.RecordError, match="is not a run directory"):
+        crisp.experiment.run(spec, out=tmp_path / "new", source=tmp_path / "mistyped")
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_specification_comes_in_many_forms(tiny_folders, csv_file, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(study, "prepare", lambda *arguments, executor: asked.append(arguments))
+    monkeypatch.setattr(study, "prepare", lambda *arguments, executor, source: asked.append(arguments))
     monkeypatch.chdir(tmp_path)
     toml = tiny_study.toml(tiny_folders["bert"], csv_file)
     for name in ("tiny.toml", "tiny"):

@@ -28,6 +28,14 @@ Test = Annotated[
     typer.Option(metavar="FILE", help="The evaluation split (default: the source's own, or carved from it)."),
 ]
 Retry = Annotated[bool, typer.Option("--retry", help="Do diverged and failed runs again.")]
+From = Annotated[
+    Path | None,
+    typer.Option(
+        "--from",
+        metavar="FOLDER",
+        help="Another run directory, as a published study: finished runs that this experiment shares are taken over.",
+    ),
+]
 ReportTo = Annotated[
     list[str] | None,
     typer.Option(

@@ -16,6 +16,7 @@ from rich.console import Console
 from crisp_attention.cli.application import command
 from crisp_attention.cli.options import (
     DryRun,
+    From,
     Jobs,
     Label,
     On,
@@ -82,6 +83,7 @@ def reproduce(
     jobs: Jobs = None,
     on: On = "local",
     shard: Part = None,
+    source: From = None,
     retry: Retry = False,
     report_to: ReportTo = None,
     dry_run: DryRun = False,
@@ -117,7 +119,7 @@ def reproduce(
     named = [Path(name).name for name in (model, dataset) if name is not None]
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join([preset, *named]))[:60]
     spec = _tracked(spec.model_copy(update={"name": name}), report_to)
-    _run(spec, seeds, out, jobs, on, shard, retry, dry_run)
+    _run(spec, seeds, out, jobs, on, shard, source, retry, dry_run)
 
 
 @command
@@ -129,6 +131,7 @@ def run(
     jobs: Jobs = None,
     on: On = "local",
     shard: Part = None,
+    source: From = None,
     retry: Retry = False,
     report_to: ReportTo = None,
     dry_run: DryRun = False,
@@ -143,10 +146,11 @@ def run(
       crisp run experiment.toml --report-to tensorboard
       crisp run experiment.toml --on ray://head:10001
       crisp run experiment.toml --shard 3/20
+      crisp run experiment.toml --from results/published
     """
     from crisp_attention.experiment.specification.spec import read
 
-    _run(_tracked(read(spec), report_to), seeds, out, jobs, on, shard, retry, dry_run)
+    _run(_tracked(read(spec), report_to), seeds, out, jobs, on, shard, source, retry, dry_run)
 
 
 @command
@@ -181,6 +185,7 @@ def _run(
     jobs: int | None,
     on: str,
     shard: str | None,
+    source: Path | None,
     retry: bool,
     dry_run: bool,
 ) -> None:
@@ -198,7 +203,7 @@ def _run(
     display = TerminalDisplay(console)
     try:
         with contextlib.closing(choose(on, spec.resources)) as executor:
-            plan = study.prepare(spec, folder, display, jobs, retry, executor=executor, shard=part)
+            plan = study.prepare(spec, folder, display, jobs, retry, executor=executor, shard=part, source=source)
             display.present(plan)
             if dry_run:
                 if plan.pending and on == "local":

@@ -141,6 +141,7 @@ def plan(
     seeds: int | None = None,
     retry: bool = False,
     on: str = "local",
+    source: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Plan:
     """What `run` would do, and how long it would take; writes nothing.
@@ -152,6 +153,7 @@ def plan(
         seeds: Runs per arm, in place of the specification's.
         retry: Do diverged and failed runs again.
         on: Where: "local", "ray" or "ray://HOST:PORT", as `crisp run --on`.
+        source: Another run directory, to take over its finished runs where they are runs of this experiment.
         progress: Whether to say what is being found out.
 
     Returns:
@@ -161,7 +163,7 @@ def plan(
         ConfigurationError: If the specification cannot be read, or a value in it makes no sense.
         CrispError: If the model, the data or the directory will not do.
     """
-    with _prepared(spec, out, jobs, seeds, retry, on, _display(progress)) as prepared:
+    with _prepared(spec, out, jobs, seeds, retry, on, source, _display(progress)) as prepared:
         return prepared
 
 
@@ -172,6 +174,7 @@ def run(
     seeds: int | None = None,
     retry: bool = False,
     on: str = "local",
+    source: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Study:
     """Run an experiment, or what is left of it: trains, writes records and the report, and says what came out.
@@ -187,6 +190,7 @@ def run(
         seeds: Runs per arm, in place of the specification's.
         retry: Do diverged and failed runs again.
         on: Where: "local", "ray" or "ray://HOST:PORT", as `crisp run --on`.
+        source: Another run directory, to take over its finished runs where they are runs of this experiment.
         progress: Whether to show the plan and how far it is.
 
     Returns:
@@ -198,7 +202,7 @@ def run(
         StorageError: If the directory cannot be written; finished runs in it are kept.
     """
     display = _display(progress)
-    with _prepared(spec, out, jobs, seeds, retry, on, display) as prepared:
+    with _prepared(spec, out, jobs, seeds, retry, on, source, display) as prepared:
         display.present(prepared)
         try:
             analysis, page = study.carry_out(prepared, display)
@@ -273,12 +277,21 @@ def _prepared(
     seeds: int | None,
     retry: bool,
     on: str,
+    source: str | os.PathLike[str] | None,
     display: study.Display,
 ) -> Iterator[Plan]:
     """The plan, with who does it at hand within."""
     found = with_seeds(_specified(spec), seeds)
     with contextlib.closing(choose(on, found.resources)) as executor:
-        yield study.prepare(found, study.directory(found, out), display, jobs, retry, executor=executor)
+        yield study.prepare(
+            found,
+            study.directory(found, out),
+            display,
+            jobs,
+            retry,
+            executor=executor,
+            source=None if source is None else Path(source),
+        )
 
 
 def _specified(spec: Specification) -> ExperimentSpec:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crisp_attention.experiment.outlook import duration
@@ -57,6 +58,7 @@ def outline(plan: Plan) -> Outline:
         notes=(
             *(note for note in first.notes if all(note in other.notes for other in others)),
             *([] if plan.cut is None else [plan.cut]),
+            *([] if plan.source is None else [_taken(len(plan.taken), plan.source.folder)]),
         ),
         arms=_arms(plan, troubled=bool(troubled)),
         trouble=f"{count(troubled, 'run')} diverged or failed" if troubled and not again else "",
@@ -80,6 +82,13 @@ def _size(plan: Plan) -> str:
         f"{' to '.join(map(str, sorted({min(sizes), max(sizes)})))} training and {len(plan.data.test)} test examples, "
         f"{count(spec.training.epochs, 'epoch')}."
     )
+
+
+def _taken(runs: int, source: Path) -> str:
+    """What comes from another run directory."""
+    if not runs:
+        return f"{source} has no finished run that is missing here."
+    return f"{count(runs, 'finished run')} from {source} {'is' if runs == 1 else 'are'} taken over."
 
 
 def _arms(plan: Plan, *, troubled: bool) -> Table:

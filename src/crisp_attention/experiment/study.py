@@ -22,8 +22,9 @@ from crisp_attention.experiment.execution.tuning import TuningPlan
 from crisp_attention.experiment.execution.worker import Event, Task
 from crisp_attention.experiment.outline import outline
 from crisp_attention.experiment.outlook import makespan
+from crisp_attention.experiment.results.examples import Examples
 from crisp_attention.experiment.results.record import Record
-from crisp_attention.experiment.results.store import Examples, Store
+from crisp_attention.experiment.results.store import Store
 from crisp_attention.experiment.results.tuning import Tuning
 from crisp_attention.experiment.specification.runs import Fingerprints, PlannedRun, expand
 from crisp_attention.experiment.specification.shards import Shard
@@ -64,6 +65,8 @@ class Plan:
         tuned: What was found; None if nothing is searched, or not found yet.
         shard: The part of the runs that is to be done here; None for all.
         keep: Whether the models of the first seed are kept.
+        source: Another run directory, whose finished runs are taken over; None if there is none.
+        taken: Ids of the runs that are taken over from there.
         cut: How many texts are longer than the limit, and what becomes of them; None if none is.
     """
 
@@ -85,6 +88,8 @@ class Plan:
     tuned: Tuning | None = None
     shard: Shard | None = None
     keep: bool = False
+    source: Store | None = None
+    taken: tuple[str, ...] = ()
     cut: str | None = None
 
     def __repr__(self) -> str:
@@ -178,6 +183,7 @@ def prepare(
     shard: Shard | None = None,
     storage: str | None = None,
     keep: bool = False,
+    source: Path | None = None,
 ) -> Plan:
     """Find out what is to be done, and everything that could be wrong with it; writes nothing.
 
@@ -191,13 +197,16 @@ def prepare(
         shard: The part of the runs that is to be done here (default: all).
         storage: URL of an Optuna storage for the search to share with other machines; None for one of its own.
         keep: Keep the trained models of the first seed.
+        source: Another run directory, to take over its finished runs where they are runs of this experiment.
 
     Raises:
         CrispError: If the specification, the model, the data or the directory will not do.
     """
     executor = executor or choose("local", spec.resources)
     distributed.require_share(spec.training.batch_size)
-    store = Store(folder)
+    store, other = Store(folder), None if source is None else Store(source)
+    if other is not None:
+        other.identity()  # a mistyped folder is told
     if spec.tracking.report_to:
         from crisp_attention.experiment.training import tracking
 
@@ -212,7 +221,7 @@ def prepare(
         carved = dataset.carve(found.conditions[spec.primary_condition], spec.tune.share)
         search = tuning.plan(spec, store, checkpoint, carved, jobs, executor, storage)
     final = spec if tuned is None else apply(spec, tuned.values)
-    runs, records, pending = _todo(final, prints, store, shard, retry, keep)
+    runs, records, pending, taken = _todo(final, prints, store, other, shard, retry, keep)
     if search is not None:
         # What arms are asked for may be the same until each has its own values.
         runs = tuple(expand(spec, prints))
@@ -253,6 +262,8 @@ def prepare(
         tuned=tuned,
         shard=shard,
         keep=keep,
+        source=other,
+        taken=taken,
         cut=cut,
     )
 
@@ -286,6 +297,8 @@ def carry_out(plan: Plan, display: Display) -> tuple[Analysis, Path]:
         store.save_examples(plan.examples)
     if plan.tuning is not None:
         plan = _tune(plan, plan.tuning, store, display)
+    if plan.source is not None:
+        store.take_over(plan.taken, plan.source)
     while plan.pending:
         elsewhere = _train(plan, store, display)
         # Whoever was training these may have ended since, or be on a machine that is gone.
@@ -316,21 +329,25 @@ def _tune(plan: Plan, search: TuningPlan, store: Store, display: Display) -> Pla
     with display.tuning(plan) as receive:
         tuned = tuning.search(search, store, receive, display.announce)
     final = apply(plan.spec, tuned.values)
-    runs, records, pending = _todo(final, plan.prints, store, plan.shard, keep=plan.keep)
-    return dataclasses.replace(plan, runs=runs, records=records, pending=pending, tuning=None, tuned=tuned)
+    runs, records, pending, taken = _todo(final, plan.prints, store, plan.source, plan.shard, keep=plan.keep)
+    return dataclasses.replace(plan, runs=runs, records=records, pending=pending, taken=taken, tuning=None, tuned=tuned)
 
 
 def _todo(
     spec: ExperimentSpec,
     prints: Fingerprints,
     store: Store,
+    source: Store | None,
     shard: Shard | None,
     retry: bool = False,
     keep: bool = False,
-) -> tuple[tuple[PlannedRun, ...], dict[str, Record], tuple[Task, ...]]:
-    """All runs of an experiment, each once; the records there are; and what is pending, of the shard."""
+) -> tuple[tuple[PlannedRun, ...], dict[str, Record], tuple[Task, ...], tuple[str, ...]]:
+    """All runs of an experiment, each once; records; what is pending, of the shard; ids of what is taken over."""
     planned = list(expand(spec, prints))
     records = store.load_all(planned)
+    found = {} if source is None else source.load_all([run for run in planned if run.config.run_id not in records])
+    found = {run_id: record for run_id, record in found.items() if record.status == "finished"}
+    records |= found
     runs = tuple({run.config.run_id: run for run in reversed(planned)}.values())[::-1]
     wanted = _own(spec, planned, shard)
     own = [run for run in runs if run.config.run_id in wanted]
@@ -354,7 +371,7 @@ def _todo(
             for run in own
             if (record := records.get(run.config.run_id)) is not None and record.status != "finished"
         ]
-    return runs, records, tuple(pending)
+    return runs, records, tuple(pending), tuple(found)
 
 
 def _own(spec: ExperimentSpec, runs: Sequence[PlannedRun], shard: Shard | None) -> frozenset[str]:

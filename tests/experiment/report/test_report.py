@@ -16,7 +16,8 @@ from crisp_attention.experiment import report
 from crisp_attention.experiment.conclusions.analysis import analyse
 from crisp_attention.experiment.report import breadth, secondary, tables
 from crisp_attention.experiment.report.provenance import spec_as_toml
-from crisp_attention.experiment.results.store import Examples, Store
+from crisp_attention.experiment.results.examples import Examples
+from crisp_attention.experiment.results.store import Store
 from crisp_attention.experiment.specification.spec import parse, preset, presets
 from record_builders import (
     ARMS,

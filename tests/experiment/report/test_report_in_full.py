@@ -10,8 +10,8 @@ import pytest
 
 from crisp_attention.experiment.conclusions.analysis import analyse
 from crisp_attention.experiment.report import breadth, disagreements, secondary, tables
+from crisp_attention.experiment.results.examples import Examples
 from crisp_attention.experiment.results.record import Timing
-from crisp_attention.experiment.results.store import Examples
 from record_builders import (
     ARMS,
     EXAMPLES,

@@ -27,7 +27,7 @@ from crisp_attention.experiment.specification.tuned import Search, searches
 _DATABASE = "trials.sqlite3"
 _OWNER, _PLACE = "owner", "place"
 _IDENTITY, _TRIALS = "crisp_attention", "crisp_attention_trials"
-# As `store.DISK_ERRORS` for SQLite.
+# As `faults.DISK_ERRORS` for SQLite.
 _DISK_ERRORS = (
     sqlite3.SQLITE_FULL,
     sqlite3.SQLITE_READONLY,

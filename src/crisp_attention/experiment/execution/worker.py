@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Literal, TextIO
 
 from crisp_attention.errors import StorageError
 from crisp_attention.experiment.data.dataset import ExperimentData
+from crisp_attention.experiment.results.faults import DISK_ERRORS
 from crisp_attention.experiment.results.leases import Lease, LeaseLostError
 from crisp_attention.experiment.results.record import RealisedSparsity, Record, Timing
-from crisp_attention.experiment.results.store import DISK_ERRORS, Store
+from crisp_attention.experiment.results.store import Store
 from crisp_attention.experiment.specification.runs import PlannedRun
 from crisp_attention.experiment.training.model import Checkpoint
 

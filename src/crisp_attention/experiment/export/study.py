@@ -37,11 +37,7 @@ def publish(store: Store, out: Path) -> int:
         with whole_folder(out) as scratch:
             copy = Store(scratch)
             copy.records.mkdir()
-            for record in records.values():
-                outputs = None
-                if record.arrays is not None:
-                    outputs = {name: own for name, own in store.load_arrays(record).items() if name not in _SHOWN}
-                copy.save(record.model_copy(update={"arrays": None}), outputs)
+            copy.take_over(records, store, leave=_SHOWN)
             for path in store.descriptions:
                 shutil.copyfile(path, scratch / path.name)
     except OSError as error:

@@ -9,7 +9,8 @@ from typing import Any
 from crisp_attention.experiment.conclusions.analysis import Analysis
 from crisp_attention.experiment.report.sections import Section
 from crisp_attention.experiment.report.tables import Table, p
-from crisp_attention.experiment.results.store import Examples, Store
+from crisp_attention.experiment.results.examples import Examples
+from crisp_attention.experiment.results.store import Store
 from crisp_attention.experiment.statistics import Array
 
 _SHOWN = 20

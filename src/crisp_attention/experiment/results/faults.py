@@ -13,6 +13,9 @@ from crisp_attention.experiment.results.record import READABLE
 HINT = "Choose another --out, or move that directory away."
 """What to do about a run directory that is not the wanted one."""
 
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Numbers of the errors that mean a disk and no mistake in a program."""
+
 _REMEDIES = {
     errno.ENOSPC: "Make room on its disk",
     errno.EDQUOT: "Make room in your quota",

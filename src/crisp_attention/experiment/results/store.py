@@ -20,13 +20,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import hashlib
 import io
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +32,8 @@ import numpy as np
 from pydantic import ValidationError
 
 from crisp_attention.errors import ConfigurationError, RecordError, StorageError
+from crisp_attention.experiment.results import examples
+from crisp_attention.experiment.results.examples import Examples
 from crisp_attention.experiment.results.faults import HINT, damaged, first, unknown_schema, unwritable
 from crisp_attention.experiment.results.files import write_atomically, write_once
 from crisp_attention.experiment.results.identity import describe, difference
@@ -52,26 +52,6 @@ _PATIENCE = 10.0
 
 MANIFEST = "manifest.json"
 """The file of a checkpoint that is written last: with it the checkpoint is whole."""
-
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""Numbers of the errors that mean a disk and no mistake in a program."""
-
-
-@dataclass(frozen=True)
-class Examples:
-    """The evaluation split as people read it.
-
-    Attributes:
-        texts: One an example, in the data set's order; empty where they are no texts.
-        pairs: Second texts; empty where there are none.
-        map_rows: The examples whose attention maps the runs keep.
-        map_tokens: Their tokens, in the same order.
-    """
-
-    texts: tuple[str, ...]
-    pairs: tuple[str, ...]
-    map_rows: tuple[int, ...]
-    map_tokens: tuple[tuple[str, ...], ...]
 
 
 class Store:
@@ -251,19 +231,7 @@ class Store:
         Raises:
             RecordError: If the file is damaged.
         """
-        path = self.folder / _EXAMPLES
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            return Examples(
-                texts=tuple(content["texts"]),
-                pairs=tuple(content["pairs"]),
-                map_rows=tuple(content["map_rows"]),
-                map_tokens=tuple(map(tuple, content["map_tokens"])),
-            )
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise damaged(path, str(error)) from None
+        return examples.read(self.folder / _EXAMPLES)
 
     def load(self, run_id: str) -> Record | None:
         """The record of a run, or None if there is none yet.
@@ -297,6 +265,26 @@ class Store:
         """All records there are of the given runs, by run id."""
         found = {run.config.run_id: self.load(run.config.run_id) for run in runs}
         return {run_id: record for run_id, record in found.items() if record is not None}
+
+    def take_over(self, run_ids: Iterable[str], source: Store, leave: Collection[str] = ()) -> None:
+        """Copy runs, records and outputs, from another run directory; those that are here stand.
+
+        Args:
+            run_ids: Which.
+            source: The other directory.
+            leave: Names of outputs to leave behind.
+
+        Raises:
+            RecordError: If a run is damaged there.
+            StorageError: If the directory cannot be written.
+        """
+        for run_id in run_ids:
+            record = source.load(run_id)
+            if record is None or self.load(run_id) is not None:
+                continue
+            outputs = None if record.arrays is None else source.load_arrays(record)
+            kept = outputs and {name: own for name, own in outputs.items() if name not in leave}
+            self.save(record.model_copy(update={"arrays": None}), kept)
 
     def load_arrays(self, record: Record) -> dict[str, np.ndarray[Any, Any]]:
         """The per-example outputs of a finished run.

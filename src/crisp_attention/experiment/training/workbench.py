@@ -25,7 +25,7 @@ from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError, UnsupportedModelError
 from crisp_attention.experiment.data.batching import EncodedImages, EncodedSplit, EncodedTexts
 from crisp_attention.experiment.data.dataset import ExperimentData, Split, fingerprint
-from crisp_attention.experiment.results.store import Examples
+from crisp_attention.experiment.results.examples import Examples
 from crisp_attention.experiment.specification.sections import ArmSpec, TrainingSpec
 from crisp_attention.experiment.specification.spec import ExperimentSpec
 from crisp_attention.experiment.training.evaluation import map_rows
