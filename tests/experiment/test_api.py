@@ -152,6 +152,7 @@ def test_who_interrupts_is_told_how_to_go_on(spec, done, capsys, monkeypatch):
     told = " ".join(capsys.readouterr().out.split())
     assert "Interrupted. Finished runs are kept in" in told
     assert "the same call goes on from there." in told
+    assert study.interrupted(done / "new", "command").startswith("Interrupted before anything was written:")
 
 
 def test_the_table_has_a_row_an_arm_with_the_figures_of_the_analysis(tmp_path):

@@ -214,7 +214,7 @@ def _run(
                 return
             analysis, page = study.carry_out(plan, display)
     except KeyboardInterrupt:
-        console.print(f"{study.interrupted(folder)} the same command goes on from there.", markup=False)
+        console.print(study.interrupted(folder, "command"), markup=False)
         raise typer.Exit(130) from None
     show_result(console, analysis)
     console.print(f"Report: {page}", markup=False, highlight=False, soft_wrap=True)

@@ -95,7 +95,7 @@ def tune(
         analysis, page = study.carry_out(plan, display)
         saved = recommendation.save(analysis, folder)
     except KeyboardInterrupt:
-        console.print(f"{study.interrupted(folder)} the same command goes on from there.", markup=False)
+        console.print(study.interrupted(folder, "command"), markup=False)
         raise typer.Exit(130) from None
     show_result(console, analysis)
     if saved is not None:

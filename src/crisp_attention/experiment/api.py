@@ -207,7 +207,7 @@ def run(
         try:
             analysis, page = study.carry_out(prepared, display)
         except KeyboardInterrupt:
-            display.announce(f"{study.interrupted(prepared.folder)} the same call goes on from there.")
+            display.announce(study.interrupted(prepared.folder, "call"))
             raise
     return Study(prepared.folder, analysis, page)
 

@@ -167,9 +167,16 @@ def directory(spec: ExperimentSpec, out: str | os.PathLike[str] | None) -> Path:
     return Path("runs") / spec.name if out is None else Path(out)
 
 
-def interrupted(folder: Path) -> str:
-    """What to tell who interrupted a study; how to go on with it is left to be said."""
-    return f"Interrupted. Finished runs are kept in {folder};"
+def interrupted(folder: Path, again: str) -> str:
+    """What to tell who interrupted a study.
+
+    Args:
+        folder: The run directory.
+        again: What goes on with it, as "command".
+    """
+    if not Store(folder).begun:
+        return f"Interrupted before anything was written: the same {again} begins anew."
+    return f"Interrupted. Finished runs are kept in {folder}; the same {again} goes on from there."
 
 
 def prepare(
