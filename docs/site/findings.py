@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 
 from crisp_attention.experiment import study
 from crisp_attention.experiment.conclusions.analysis import Analysis, ArmResult
@@ -43,8 +44,8 @@ def verdicts(*names: str) -> str:
         place = f", {analysis.spec.primary_condition}" if analysis.spec.primary_condition else ""
         arm = _arm(analysis, analysis.spec.primary_condition, analysis.spec.primary.arm)
         rows.append([f"`{name}`", f"{arm.name} against {analysis.spec.primary.baseline}{place}"])
-        rows[-1] += [*_figures(found), _removed(arm), f"*{analysis.verdict.word}*"]
-    return _markdown(["study", "question", *_FIGURES, "removed", "verdict"], rows)
+        rows[-1] += [*_figures(found)[:-1], _removed(arm), f"*{analysis.verdict.word}*"]
+    return _markdown(["study", "question", *_FIGURES[:-1], "removed", "verdict"], rows)
 
 
 def contrasts(name: str) -> str:
@@ -61,6 +62,22 @@ def contrasts(name: str) -> str:
             row = [*([condition] if varied else []), label, accuracy(arm), *figures, _removed(arm)]
             rows.append(row)
     header = [*(["condition"] if varied else []), "arm", "accuracy, %", *_FIGURES, "removed"]
+    return _markdown(header, rows)
+
+
+def training(name: str) -> str:
+    """A row an arm: losses on training examples and on the evaluation split, and the gap in accuracy."""
+    rows = [
+        [
+            arm.name,
+            *(f"{fmean(score.loss for score in scores):.3f}" for scores in (arm.train, arm.test)),
+            f"{arm.train_accuracies.mean():.2f}",
+            signed(float(arm.gaps.mean())),
+        ]
+        for arm in _analysis(name).arms
+        if arm.records
+    ]
+    header = ["arm", "training loss, nats", "test loss, nats", "training accuracy, %", "gap, points"]
     return _markdown(header, rows)
 
 
@@ -103,6 +120,7 @@ def prose(text: str) -> str:
 
 _KINDS: dict[str, Callable[..., str]] = {
     "contrasts": contrasts,
+    "training": training,
     "trends": trends,
     "verdict": verdict,
     "verdicts": verdicts,

@@ -183,10 +183,25 @@ def test_holm_is_over_the_secondary_contrasts_and_over_nothing_else(result):
 
 
 def test_the_verdict_is_on_the_primary_contrast_and_the_planned_seeds(tmp_path):
-    outcome = only(draws({"dense": 0.5, "topk-50": 0.9, "percentile-80": 0.1}, examples=200), dense={7: None})
+    outcome = only(draws({"dense": 0.5, "topk-50": 0.9, "percentile-80": 0.1}, examples=200), dense={7: "diverged"})
     result = analyse(fill(tmp_path, make_spec(), outcome))
     assert result.verdict.word == "helps"
     assert "Only 7 of 8 planned pairs have finished." in result.verdict.details
+
+
+def test_there_is_no_verdict_before_the_last_planned_pair_is_done(tmp_path):
+    """Whoever looks at a study that goes on is not told to stop when it suits."""
+    outcome = only(draws({"dense": 0.5, "topk-50": 0.9, "percentile-80": 0.1}, examples=200), dense={7: None})
+    result = analyse(fill(tmp_path / "early", make_spec(), outcome))
+    assert result.primary.p_value < 0.05
+    assert result.verdict.word == "no verdict"
+    assert result.verdict.headline == "No verdict yet: 7 of 8 planned pairs of seeds are done."
+    assert "would be a look that was not planned" in " ".join(result.verdict.details)
+    # For what another arm lacks nobody waits.
+    outcome = only(
+        draws({"dense": 0.5, "topk-50": 0.9, "percentile-80": 0.1}, examples=200), **{"percentile-80": {7: None}}
+    )
+    assert analyse(fill(tmp_path / "other", make_spec(), outcome)).verdict.word == "helps"
 
 
 # Rebuilding

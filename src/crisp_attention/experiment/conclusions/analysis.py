@@ -141,6 +141,7 @@ def analyse(store: Store) -> Analysis:
             interaction=next((item for item in interactions if item.arm == arm.name), None),
             pattern=pattern,
             explored=spec.data.validation_share is not None,
+            awaited=0 if look else sum(index not in _done(arm, baseline) for index in range(seeds)),
         ),
         cautions=tuple(_cautions(spec, by_condition, seeds_asked, placebo, look)),
         seeds_asked=tuple(seeds_asked),
@@ -186,8 +187,13 @@ def _named(arms: Iterable[ArmResult], name: str) -> ArmResult:
 
 def _complete(arm: ArmResult, baseline: ArmResult) -> int:
     """How many seeds, from the first, are done in both arms, finished or not."""
-    done = [{*item.records, *item.troubled} for item in (arm, baseline)]
-    return next(index for index in range(arm.planned + 1) if not (index in done[0] and index in done[1]))
+    done = _done(arm, baseline)
+    return next(index for index in range(arm.planned + 1) if index not in done)
+
+
+def _done(arm: ArmResult, baseline: ArmResult) -> set[int]:
+    """The seeds that are done in both arms, finished or not."""
+    return {*arm.records, *arm.troubled} & {*baseline.records, *baseline.troubled}
 
 
 def _pair(arm: ArmResult, baseline: ArmResult, seeds: int, evaluation: str | None = None) -> Pair | None:

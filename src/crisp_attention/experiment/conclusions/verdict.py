@@ -66,6 +66,7 @@ def judge(
     interaction: Interaction | None = None,
     pattern: RegularizerPattern | None = None,
     explored: bool = False,
+    awaited: int = 0,
 ) -> Verdict:
     """Put a contrast into words.
 
@@ -80,6 +81,8 @@ def judge(
         interaction: How the arm's difference follows what is varied.
         pattern: Whether the arm acts as a regularizer.
         explored: Whether the examples are a part of the training split.
+        awaited: How many of the planned pairs are not done yet. A verdict before the end would be a look at the data
+            that was not planned; runs that diverged or failed are not waited for.
     """
     where = f" at {condition}" if condition else ""
     if look is not None and not look.number:
@@ -95,17 +98,19 @@ def judge(
         f"{arm} differs from {baseline} by {contrast.difference:+.2f} points "
         f"({contrast.sentences:+.1f} of {contrast.examples} examples) over {seeds}{where}"
     )
+    if awaited and planned >= least_seeds(contrast.alpha):
+        return Verdict(
+            "no verdict",
+            f"No verdict yet: {planned - awaited} of {planned} planned pairs of seeds are done{where}.",
+            (f"{difference}{_within(contrast)}: so far. A verdict now would be a look that was not planned.",),
+        )
     if contrast.seeds < least_seeds(contrast.alpha):
         return Verdict(
             "no verdict",
             f"No verdict: {seeds} {'are' if contrast.seeds > 1 else 'is'} too few.",
             (f"{difference}: an observation, not a finding.", *_what_would(contrast, look)),
         )
-    interval = (
-        f"{100 * (1 - contrast.alpha):.3g}% interval over seeds and examples "
-        f"{contrast.interval.low:+.2f} to {contrast.interval.high:+.2f}"
-    )
-    details = [f"{difference}; {interval}.", f"Sign-flip permutation test: p = {contrast.p_value:.3g}."]
+    details = [f"{difference}{_within(contrast)}.", f"Sign-flip permutation test: p = {contrast.p_value:.3g}."]
     if look is not None:
         details.append(_which_look(look))
     if contrast.seeds < planned:
@@ -142,6 +147,16 @@ def judge(
         "inconclusive": f"Inconclusive: these data do not tell {arm} from {baseline}{where}.",
     }
     return Verdict(word, headlines[word], tuple(details))
+
+
+def _within(contrast: Contrast) -> str:
+    """Its interval; nothing where seeds are too few for one."""
+    if contrast.seeds < least_seeds(contrast.alpha):
+        return ""
+    return (
+        f"; {100 * (1 - contrast.alpha):.3g}% interval over seeds and examples "
+        f"{contrast.interval.low:+.2f} to {contrast.interval.high:+.2f}"
+    )
 
 
 def _word(contrast: Contrast) -> Word:
