@@ -30,7 +30,7 @@ reproduce: install  ## Run the paper's experiment in small (about 6 minutes on 2
 test: install  ## Run all tests (about 13 minutes on 2 cores)
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
-test-quick: install  ## Run the tests that need no training study (about 7 minutes)
+test-quick: install  ## Run the tests that neither train, compile nor start processes (a few minutes)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
 
 lint: install  ## Check style and types
