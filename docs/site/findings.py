@@ -40,11 +40,12 @@ def verdicts(*names: str) -> str:
     rows = []
     for name in names:
         analysis = _analysis(name)
-        found = analysis.primary
         place = f", {analysis.spec.primary_condition}" if analysis.spec.primary_condition else ""
-        arm = _arm(analysis, analysis.spec.primary_condition, analysis.spec.primary.arm)
-        rows.append([f"`{name}`", f"{arm.name} against {analysis.spec.primary.baseline}{place}"])
-        rows[-1] += [*_figures(found)[:-1], _removed(arm), f"*{analysis.verdict.word}*"]
+        # The arms of the primary condition.
+        arm = next(arm for arm in analysis.arms if arm.name == analysis.spec.primary.arm)
+        question = f"{arm.name} against {analysis.spec.primary.baseline}{place}"
+        figures = _figures(analysis.primary)[:-1]
+        rows.append([f"`{name}`", question, *figures, _removed(arm), f"*{analysis.verdict.word}*"])
     return _markdown(["study", "question", *_FIGURES[:-1], "removed", "verdict"], rows)
 
 
@@ -138,10 +139,6 @@ def _figures(found: Contrast | None) -> list[str]:
 def _removed(arm: ArmResult) -> str:
     """Share of valid pairs removed; in training and in evaluation where they differ."""
     return " / ".join(dict.fromkeys(share(arm.realised(mode)) for mode in ("train", "test")))
-
-
-def _arm(analysis: Analysis, condition: str, name: str) -> ArmResult:
-    return next(arm for arm in analysis.by_condition[condition] if arm.name == name)
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
