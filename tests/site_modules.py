@@ -11,7 +11,9 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 
 def site_module(name: str) -> ModuleType:
-    """A module by its file's name."""
+    """A module by its file's name; it may import its neighbours."""
+    if str(DOCS / "site") not in sys.path:
+        sys.path.append(str(DOCS / "site"))
     spec = importlib.util.spec_from_file_location(f"site_{name}", DOCS / "site" / f"{name}.py")
     found = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = found  # dataclasses look it up

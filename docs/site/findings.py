@@ -7,10 +7,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from statistics import fmean
+
+from tables import markdown
 
 from crisp_attention.experiment import study
 from crisp_attention.experiment.conclusions.analysis import Analysis, ArmResult
@@ -46,7 +48,7 @@ def verdicts(*names: str) -> str:
         question = f"{arm.name} against {analysis.spec.primary.baseline}{place}"
         figures = _figures(analysis.primary)[:-1]
         rows.append([f"`{name}`", question, *figures, _removed(arm), f"*{analysis.verdict.word}*"])
-    return _markdown(["study", "question", *_FIGURES[:-1], "removed", "verdict"], rows)
+    return markdown(["study", "question", *_FIGURES[:-1], "removed", "verdict"], rows, prose=("question", "verdict"))
 
 
 def contrasts(name: str) -> str:
@@ -63,7 +65,7 @@ def contrasts(name: str) -> str:
             row = [*([condition] if varied else []), label, accuracy(arm), *figures, _removed(arm)]
             rows.append(row)
     header = [*(["condition"] if varied else []), "arm", "accuracy, %", *_FIGURES, "removed"]
-    return _markdown(header, rows)
+    return markdown(header, rows, prose=("arm",))
 
 
 def training(name: str) -> str:
@@ -79,7 +81,7 @@ def training(name: str) -> str:
         if arm.records
     ]
     header = ["arm", "training loss, nats", "test loss, nats", "training accuracy, %", "gap, points"]
-    return _markdown(header, rows)
+    return markdown(header, rows, prose=("arm",))
 
 
 def trends(*names: str) -> str:
@@ -97,7 +99,9 @@ def trends(*names: str) -> str:
         for name in names
         for item in _analysis(name).interactions
     ]
-    return _markdown(["study", "arm", "seeds", "slope, points", "95% interval over seeds", "p", "p Holm"], rows)
+    return markdown(
+        ["study", "arm", "seeds", "slope, points", "95% interval over seeds", "p", "p Holm"], rows, prose=("arm",)
+    )
 
 
 def write(text: str) -> str:
@@ -139,12 +143,6 @@ def _figures(found: Contrast | None) -> list[str]:
 def _removed(arm: ArmResult) -> str:
     """Share of valid pairs removed; in training and in evaluation where they differ."""
     return " / ".join(dict.fromkeys(share(arm.realised(mode)) for mode in ("train", "test")))
-
-
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    numbers = [title not in {"study", "question", "condition", "arm", "verdict"} for title in header]
-    lines = [header, ["---:" if number else "---" for number in numbers], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 if __name__ == "__main__":

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parents[2] / "results"
 
 
-def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], prose: Collection[str] = ()) -> str:
+    """A table in Markdown; numbers are flush right, the first column and those named in `prose` are text."""
+    marks = ["---" if not place or name in prose else "---:" for place, name in enumerate(header)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [header, marks, *rows])
 
 
 def _read(file: str) -> Any:
@@ -38,7 +39,7 @@ def attention_cpu() -> str:
             f"{plan['heads']} heads, {plan['tokens']} tokens a batch, {plan['dtype']}, sparsity {plan['sparsity']:g}, "
             f"{plan['rounds']} rounds, torch {bench['machine']['torch']}. The least that exact selection leaves is "
             f"{bench['limit']:.2f}.",
-            _markdown(["variant", *(f"N = {length}" for length in lengths)], rows),
+            markdown(["variant", *(f"N = {length}" for length in lengths)], rows),
         ]
     return "\n\n".join(parts)
 
@@ -63,7 +64,7 @@ def finetuning() -> str:
     options = record["options"]
     return (
         f"{options['sentences']} sentences of {options['dataset']}, {options['threads']} thread, medians of "
-        f"{options['rounds']} rounds.\n\n{_markdown(header, rows)}"
+        f"{options['rounds']} rounds.\n\n{markdown(header, rows)}"
     )
 
 
@@ -80,7 +81,7 @@ def step_profile() -> str:
     options = record["options"]
     return (
         f"Milliseconds a step on {options['dataset']}, {options['threads']} thread, medians of "
-        f"{options['rounds']} rounds of {options['steps']} steps.\n\n{_markdown(['part', *medians], rows)}"
+        f"{options['rounds']} rounds of {options['steps']} steps.\n\n{markdown(['part', *medians], rows)}"
     )
 
 
@@ -101,7 +102,7 @@ def errors() -> str:
     options = record["options"]
     return (
         f"{options['experiments']} experiments a row, {options['examples']} test examples each.\n\n"
-        f"{_markdown([*header, '95% interval covers'], rows)}"
+        f"{markdown([*header, '95% interval covers'], rows)}"
     )
 
 
@@ -115,7 +116,7 @@ def export() -> str:
     header = ["rule", "graphs compiled", "largest difference, compiled", "largest difference, ONNX"]
     return (
         f"{len(record['lengths'])} lengths and {record['steps']} steps of a schedule, torch "
-        f"{record['versions']['torch']}.\n\n{_markdown(header, rows)}"
+        f"{record['versions']['torch']}.\n\n{markdown(header, rows)}"
     )
 
 
@@ -131,7 +132,7 @@ def report_at_scale() -> str:
         ]
         for row in record["results"]
     ]
-    return _markdown(["study", "seconds", "of them statistics", "of them pages", "peak MiB", "page, MiB"], rows)
+    return markdown(["study", "seconds", "of them statistics", "of them pages", "peak MiB", "page, MiB"], rows)
 
 
 TABLES = {
