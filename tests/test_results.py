@@ -72,3 +72,22 @@ def test_a_reader_finds_the_same_contrast_without_us(monkeypatch):
     contrast = analysis.primary
     np.testing.assert_allclose(found["difference"], contrast.differences)
     assert found["p_value"] == contrast.p_value
+
+
+def test_over_data_sets_each_weighs_alike():
+    """A study alone gives its own difference and p; counted twice, the same difference with less doubt."""
+    found = study.analyse(study.Store(ROOT / "results" / "sst2-claim")).primary
+
+    def row(*names):
+        (line,) = re.findall(rf"^\| \*\*{found.arm}\*\* \| (.*) \|$", findings.overall(*names), re.MULTILINE)
+        seeds, difference, interval, p_value = line.split(" | ")
+        low, high = map(float, interval.split(" to "))
+        return seeds, difference, high - low, p_value
+
+    once, twice = row("sst2-claim"), row("sst2-claim", "sst2-claim")
+    difference = f"{found.difference:+.2f}"
+    assert once[:2] == (str(found.seeds), difference)
+    assert once[3] == f"{found.p_value:.3f}"
+    assert twice[:2] == (f"{found.seeds} + {found.seeds}", difference)
+    assert 0 < twice[2] < once[2]
+    assert twice[3] != once[3]

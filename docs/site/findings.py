@@ -6,16 +6,19 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from statistics import fmean
+from statistics import NormalDist, fmean
 
+import numpy as np
 from tables import markdown
 
-from crisp_attention.experiment import study
+from crisp_attention.experiment import statistics, study
 from crisp_attention.experiment.conclusions.analysis import Analysis, ArmResult
+from crisp_attention.experiment.conclusions.outputs import shared
 from crisp_attention.experiment.report.tables import accuracy, interval, of_enough, p, share, signed
 from crisp_attention.experiment.results.store import Store
 from crisp_attention.experiment.statistics import Contrast
@@ -104,6 +107,34 @@ def trends(*names: str) -> str:
     )
 
 
+def overall(*names: str) -> str:
+    """A row an arm: its mean difference over studies that have the same arms on other data.
+
+    Every data set weighs alike. The test flips the signs of all paired differences; the interval adds up the crossed
+    standard errors of the data sets, whose seeds and examples have nothing in common.
+    """
+    analyses = [_analysis(name) for name in names]
+    spec = analyses[0].spec
+    rows = []
+    for arm in (arm.name for arm in spec.arms if arm.name != spec.primary.baseline):
+        by_example = [_differences(analysis, arm) for analysis in analyses]
+        by_seed = [table.mean(axis=1) / len(table) for table in by_example]
+        difference = 100 * float(sum(values.sum() for values in by_seed)) / len(names)
+        error = 100 * math.hypot(*(statistics.crossed_error(table) for table in by_example)) / len(names)
+        width = error * NormalDist().inv_cdf(1 - statistics.ALPHA / 2)
+        flips = statistics.sign_flip_p(np.concatenate(by_seed)[None], np.random.default_rng(0))
+        rows.append(
+            [
+                f"**{arm}**" if arm == spec.primary.arm else arm,
+                " + ".join(str(len(table)) for table in by_example),
+                signed(difference),
+                interval(statistics.Interval(difference - width, difference + width)),
+                p(float(flips[0])),
+            ]
+        )
+    return markdown(["arm", *_FIGURES[:-1]], rows, prose=("arm",))
+
+
 def write(text: str) -> str:
     """A page with everything that comes from the records as the records have it now.
 
@@ -125,6 +156,7 @@ def prose(text: str) -> str:
 
 _KINDS: dict[str, Callable[..., str]] = {
     "contrasts": contrasts,
+    "overall": overall,
     "training": training,
     "trends": trends,
     "verdict": verdict,
@@ -138,6 +170,18 @@ def _figures(found: Contrast | None) -> list[str]:
         return ["0", "-", "-", "-", "-"]
     within = interval(of_enough(found, found.interval))
     return [str(found.seeds), signed(found.difference), within, p(found.p_value), p(found.p_holm)]
+
+
+def _differences(analysis: Analysis, name: str) -> np.ndarray:
+    """An arm minus the baseline, `[S, N]`: 1 where the arm alone is right, -1 where it alone errs."""
+    arms = {arm.name: arm for arm in analysis.arms}
+    arm, baseline = arms[name], arms[analysis.spec.primary.baseline]
+    return np.stack(
+        [
+            arm.outputs[index].correct.astype(int) - baseline.outputs[index].correct.astype(int)
+            for index in shared(arm, baseline, analysis.spec.seeds)
+        ]
+    )
 
 
 def _removed(arm: ArmResult) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from crisp_attention.experiment import report
 from crisp_attention.experiment.conclusions.analysis import Analysis, analyse
@@ -228,18 +228,19 @@ def prepare(
         carved = dataset.carve(found.conditions[spec.primary_condition], spec.tune.share)
         search = tuning.plan(spec, store, checkpoint, carved, jobs, executor, storage)
     final = spec if tuned is None else apply(spec, tuned.values)
-    runs, records, pending, taken = _todo(final, prints, store, other, shard, retry, keep)
+    work = _work(final, prints, store, other, shard, retry, keep)
     if search is not None:
         # What arms are asked for may be the same until each has its own values.
         runs = tuple(expand(spec, prints))
         own = _own(spec, runs, shard)
         pending = tuple(Task(run, keep=keep and run.index == 0) for run in runs if run.config.run_id in own)
-    idle = [task.run.config.run_id for task in pending if not store.in_training(task.run.config.run_id)]
+        work = work._replace(runs=runs, pending=pending)
+    idle = [task.run.config.run_id for task in work.pending if not store.in_training(task.run.config.run_id)]
     begun = sum(map(store.has_checkpoint, idle))
-    division = executor.divide(jobs, len(pending))
+    division = executor.divide(jobs, len(work.pending))
     seconds: dict[Cell, float] = {}
     examples, cut = None, None
-    if pending:
+    if work.pending:
         display.announce("Checking that every arm can be run on this model, and how fast")
         from crisp_attention.experiment.training.workbench import Workbench, preflight, quiet
 
@@ -249,17 +250,15 @@ def prepare(
             bench = Workbench(checkpoint, found)
             examples = bench.examples(spec.data.max_length)
             cut = _cut(bench, spec.data.max_length)
-            seconds = _expect(spec, pending, runs, records, division, bench)
+            seconds = _expect(spec, work.pending, work.runs, work.records, division, bench)
     return Plan(
+        **work._asdict(),
         spec=spec,
         folder=folder,
         checkpoint=checkpoint,
         data=found,
         prints=prints,
-        records=records,
-        runs=runs,
-        pending=pending,
-        elsewhere=len(pending) - len(idle),
+        elsewhere=len(work.pending) - len(idle),
         begun=begun,
         division=division,
         executor=executor,
@@ -270,7 +269,6 @@ def prepare(
         shard=shard,
         keep=keep,
         source=other,
-        taken=taken,
         cut=cut,
     )
 
@@ -336,11 +334,20 @@ def _tune(plan: Plan, search: TuningPlan, store: Store, display: Display) -> Pla
     with display.tuning(plan) as receive:
         tuned = tuning.search(search, store, receive, display.announce)
     final = apply(plan.spec, tuned.values)
-    runs, records, pending, taken = _todo(final, plan.prints, store, plan.source, plan.shard, keep=plan.keep)
-    return dataclasses.replace(plan, runs=runs, records=records, pending=pending, taken=taken, tuning=None, tuned=tuned)
+    work = _work(final, plan.prints, store, plan.source, plan.shard, keep=plan.keep)
+    return dataclasses.replace(plan, **work._asdict(), tuning=None, tuned=tuned)
 
 
-def _todo(
+class _Work(NamedTuple):
+    """What there is to do, and what is done: the part of a plan that changes when settings are found."""
+
+    runs: tuple[PlannedRun, ...]
+    records: Mapping[str, Record]
+    pending: tuple[Task, ...]
+    taken: tuple[str, ...]
+
+
+def _work(
     spec: ExperimentSpec,
     prints: Fingerprints,
     store: Store,
@@ -348,7 +355,7 @@ def _todo(
     shard: Shard | None,
     retry: bool = False,
     keep: bool = False,
-) -> tuple[tuple[PlannedRun, ...], dict[str, Record], tuple[Task, ...], tuple[str, ...]]:
+) -> _Work:
     """All runs of an experiment, each once; records; what is pending, of the shard; ids of what is taken over."""
     planned = list(expand(spec, prints))
     records = store.load_all(planned)
@@ -378,7 +385,7 @@ def _todo(
             for run in own
             if (record := records.get(run.config.run_id)) is not None and record.status != "finished"
         ]
-    return runs, records, tuple(pending), tuple(found)
+    return _Work(runs, records, tuple(pending), tuple(found))
 
 
 def _own(spec: ExperimentSpec, runs: Sequence[PlannedRun], shard: Shard | None) -> frozenset[str]:
