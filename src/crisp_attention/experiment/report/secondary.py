@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from crisp_attention.experiment.conclusions.analysis import Analysis, ArmResult
-from crisp_attention.experiment.conclusions.outcomes import OUTCOMES
+from crisp_attention.experiment.conclusions.outcomes import OUTCOMES, OutcomeContrast
 from crisp_attention.experiment.report.drawing import Drawing, canvas, colour, finish
 from crisp_attention.experiment.report.plots import finished, legend_below, line_styles, listing
 from crisp_attention.experiment.report.tables import MISSING, Table, interval, level, of_enough, p, signed, where
+from crisp_attention.experiment.statistics import ALPHA, smallest_p
 
 _NAMES = {
     "nll": "NLL",
@@ -30,7 +33,7 @@ def outcomes(analysis: Analysis) -> Table | None:
         f"Secondary outcomes{where(analysis)} against {analysis.spec.primary.baseline}; in each of them less is "
         "better. NLL in nats, Brier score from 0 to 2, ECE (expected calibration error) as a share, the gap in points. "
         "The first interval is over seeds, the second over seeds and examples, for what has a value by example; "
-        "too few seeds have neither. p: sign-flip test, Holm over all rows.",
+        f"too few seeds have neither. p: sign-flip test, Holm over all rows.{_out_of_reach(ordered)}",
         (
             "outcome",
             "arm",
@@ -59,6 +62,18 @@ def outcomes(analysis: Analysis) -> Table | None:
             for item in ordered
         ),
         prose=("arm",),
+    )
+
+
+def _out_of_reach(outcomes: Sequence[OutcomeContrast]) -> str:
+    """Where so few seeds could not show anything over so many rows, that this is so."""
+    seeds = max(item.seeds for item in outcomes)
+    least = smallest_p(seeds) * len(outcomes)
+    if least < ALPHA:
+        return ""
+    return (
+        f" With {seeds} seeds and {len(outcomes)} rows the adjusted p cannot fall below {p(min(1.0, least))}: "
+        "no row is a finding, whatever its interval."
     )
 
 
