@@ -156,6 +156,7 @@ def test_better_than_one_dropout_is_not_yet_better_than_a_tuned_one():
     assert "one rate alone is not tuned; add arms with others" in better.beats_dropout.figure
     worse = judged(rivals=[compared("topk-50", "dropout", -1.0, low=-1.7, high=-0.3)])
     assert worse.beats_dropout.holds is False
+    assert "against dropout, which was not tuned: -1.00 points" in worse.beats_dropout.figure
 
 
 def test_better_than_one_dropout_that_was_searched_is_better_than_a_tuned_one():
@@ -166,6 +167,7 @@ def test_better_than_one_dropout_that_was_searched_is_better_than_a_tuned_one():
     against = {"dense": compared("topk-50", "dense")}
     found = regularizer_pattern(searching, FALLS, NARROWS, against, [compared("topk-50", "dropout")])
     assert found.beats_dropout.holds is True
+    assert "not tuned" not in found.beats_dropout.figure
     # Where every arm's is searched, the baseline is such an arm.
     assert dropout_arms(make_spec(tune=tune)) == ["dense"]
     worse = [compared("topk-50", "dropout", -1.0, low=-1.7, high=-0.3)]

@@ -100,7 +100,7 @@ def regularizer_pattern(
         _fall(f"accuracy on training examples falls below that of {baseline}", train),
         _fall(f"the gap between train and test accuracy is narrower than that of {baseline}", gap),
         _keeps(f"trained sparse and evaluated dense it is not worse than {baseline}", against_baseline, twins),
-        _beats("it is better than tuned dropout", against_dropout, _dropout_searched(spec)),
+        _beats(against_dropout, _dropout_searched(spec)),
     )
 
 
@@ -184,17 +184,20 @@ def _keeps(statement: str, contrasts: Mapping[str, Contrast], twins: Sequence[st
     return Clause(statement, found.interval.low > -EQUIVALENCE_MARGIN, found.difference, figure)
 
 
-def _beats(statement: str, contrasts: Sequence[Contrast], searched: AbstractSet[str]) -> Clause:
+def _beats(contrasts: Sequence[Contrast], searched: AbstractSet[str]) -> Clause:
+    statement = "it is better than tuned dropout"
     if not contrasts:
         return Clause(statement, None, None, "no dense arm sets a dropout of its own")
     # The best of several on the evaluation split itself: that favours dropout, never the arm.
     found = min(contrasts, key=lambda item: item.difference)
-    figure = f"against {found.baseline}: {found.difference:+.2f} points, p = {found.p_value:.3g}"
+    untuned = len(contrasts) == 1 and found.baseline not in searched
+    rival = f"{found.baseline}, which was not tuned" if untuned else found.baseline
+    figure = f"against {rival}: {found.difference:+.2f} points, p = {found.p_value:.3g}"
     if found.seeds < least_seeds(found.alpha):
         return Clause(statement, None, found.difference, f"{figure}: too few seeds to tell")
     figure += f", interval {found.interval.low:+.2f} to {found.interval.high:+.2f}"
     better = found.p_value < found.alpha and found.interval.low > 0
-    if better and len(contrasts) == 1 and found.baseline not in searched:
-        untuned = "one rate alone is not tuned; add arms with others, or search it"
-        return Clause(statement, None, found.difference, f"{figure}: {untuned}")
+    if better and untuned:
+        more = "one rate alone is not tuned; add arms with others, or search it"
+        return Clause(statement, None, found.difference, f"{figure}: {more}")
     return Clause(statement, better, found.difference, figure)
