@@ -78,8 +78,8 @@ def test_over_data_sets_each_weighs_alike():
     found = study.analyse(study.Store(ROOT / "results" / "sst2-claim")).primary
 
     def row(*names):
-        (line,) = re.findall(rf"^\| \*\*{found.arm}\*\* \| (.*) \|$", findings.overall(*names), re.MULTILINE)
-        seeds, difference, interval, p_value = line.split(" | ")
+        (line,) = re.findall(rf"^\| {found.arm} \| (.*) \|$", findings.overall(*names), re.MULTILINE)
+        seeds, difference, interval, p_value, _ = line.split(" | ")
         low, high = map(float, interval.split(" to "))
         return seeds, difference, high - low, p_value
 
@@ -90,3 +90,11 @@ def test_over_data_sets_each_weighs_alike():
     assert twice[:2] == (f"{found.seeds} + {found.seeds}", difference)
     assert 0 < twice[2] < once[2]
     assert twice[3] != once[3]
+
+
+def test_over_data_sets_the_placebo_is_no_claim_to_adjust_for():
+    rows = {
+        row[0]: row[1:] for row in (line[2:-2].split(" | ") for line in findings.overall("sst2-claim").splitlines()[2:])
+    }
+    assert rows["dense-other-seeds"][-1] == "-"
+    assert float(rows["random-80"][-1]) == pytest.approx(12 * float(rows["random-80"][-2]), abs=0.01)

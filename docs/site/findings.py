@@ -129,29 +129,28 @@ def trends(*names: str) -> str:
 def overall(*names: str) -> str:
     """A row an arm: its mean difference over studies that have the same arms on other data.
 
-    Every data set weighs alike. The test flips the signs of all paired differences; the interval adds up the crossed
-    standard errors of the data sets, whose seeds and examples have nothing in common.
+    Every data set weighs alike. The test flips the signs of all paired differences, adjusted over all arms but the
+    placebo; the interval adds up the crossed standard errors of the data sets, whose seeds and examples have nothing in
+    common.
     """
     analyses = [_analysis(name) for name in names]
     spec = analyses[0].spec
-    rows = []
-    for arm in (arm.name for arm in spec.arms if arm.name != spec.primary.baseline):
-        by_example = [_differences(analysis, arm) for analysis in analyses]
-        by_seed = [table.mean(axis=1) / len(table) for table in by_example]
-        difference = 100 * float(sum(values.sum() for values in by_seed)) / len(names)
+    arms = [arm for arm in spec.arms if arm.name != spec.primary.baseline]
+    rows, p_values = [], []
+    for arm in arms:
+        by_example = [_differences(analysis, arm.name) for analysis in analyses]
+        by_seed = np.concatenate([table.mean(axis=1) / len(table) for table in by_example])
+        difference = 100 * float(by_seed.sum()) / len(names)
         error = 100 * math.hypot(*(statistics.crossed_error(table) for table in by_example)) / len(names)
         width = error * NormalDist().inv_cdf(1 - statistics.ALPHA / 2)
-        flips = statistics.sign_flip_p(np.concatenate(by_seed)[None], np.random.default_rng(0))
-        rows.append(
-            [
-                f"**{arm}**" if arm == spec.primary.arm else arm,
-                " + ".join(str(len(table)) for table in by_example),
-                signed(difference),
-                interval(statistics.Interval(difference - width, difference + width)),
-                p(float(flips[0])),
-            ]
-        )
-    return markdown(["arm", *_FIGURES[:-1]], rows, prose=("arm",))
+        p_values.append(float(statistics.sign_flip_p(by_seed[None], np.random.default_rng(0))[0]))
+        seeds = " + ".join(str(len(table)) for table in by_example)
+        within = interval(statistics.Interval(difference - width, difference + width))
+        rows.append([arm.name, seeds, signed(difference), within, p(p_values[-1])])
+    asked = [place for place, arm in enumerate(arms) if not is_placebo(spec, arm)]
+    adjusted = dict(zip(asked, statistics.holm(np.array(p_values)[asked]), strict=True))
+    rows = [[*row, p(adjusted.get(place))] for place, row in enumerate(rows)]
+    return markdown(["arm", *_FIGURES], rows, prose=("arm",))
 
 
 def write(text: str) -> str:
