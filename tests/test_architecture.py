@@ -44,7 +44,7 @@ EXPERIMENT_FLOORS = [
     ["report"],
     ["training"],
     ["execution", "inspection"],
-    ["budget", "model_card", "outline", "outlook", "search_space", "study"],
+    ["budget", "model_card", "outline", "outlook", "search_space", "study", "workload"],
     ["progress"],
     ["display", "notebook", "recommendation"],
     ["api"],

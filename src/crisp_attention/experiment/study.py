@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from crisp_attention.experiment import report
+from crisp_attention.experiment import report, workload
 from crisp_attention.experiment.conclusions.analysis import Analysis, analyse
 from crisp_attention.experiment.data import dataset
 from crisp_attention.experiment.execution import distributed, tuning
@@ -228,11 +228,11 @@ def prepare(
         carved = dataset.carve(found.conditions[spec.primary_condition], spec.tune.share)
         search = tuning.plan(spec, store, checkpoint, carved, jobs, executor, storage)
     final = spec if tuned is None else apply(spec, tuned.values)
-    work = _work(final, prints, store, other, shard, retry, keep)
+    work = workload.find(final, prints, store, other, shard, retry, keep)
     if search is not None:
         # What arms are asked for may be the same until each has its own values.
         runs = tuple(expand(spec, prints))
-        own = _own(spec, runs, shard)
+        own = workload.own(spec, runs, shard)
         pending = tuple(Task(run, keep=keep and run.index == 0) for run in runs if run.config.run_id in own)
         work = work._replace(runs=runs, pending=pending)
     idle = [task.run.config.run_id for task in work.pending if not store.in_training(task.run.config.run_id)]
@@ -334,65 +334,8 @@ def _tune(plan: Plan, search: TuningPlan, store: Store, display: Display) -> Pla
     with display.tuning(plan) as receive:
         tuned = tuning.search(search, store, receive, display.announce)
     final = apply(plan.spec, tuned.values)
-    work = _work(final, plan.prints, store, plan.source, plan.shard, keep=plan.keep)
+    work = workload.find(final, plan.prints, store, plan.source, plan.shard, keep=plan.keep)
     return dataclasses.replace(plan, **work._asdict(), tuning=None, tuned=tuned)
-
-
-class _Work(NamedTuple):
-    """What there is to do, and what is done: the part of a plan that changes when settings are found."""
-
-    runs: tuple[PlannedRun, ...]
-    records: Mapping[str, Record]
-    pending: tuple[Task, ...]
-    taken: tuple[str, ...]
-
-
-def _work(
-    spec: ExperimentSpec,
-    prints: Fingerprints,
-    store: Store,
-    source: Store | None,
-    shard: Shard | None,
-    retry: bool = False,
-    keep: bool = False,
-) -> _Work:
-    """All runs of an experiment, each once; records; what is pending, of the shard; ids of what is taken over."""
-    planned = list(expand(spec, prints))
-    records = store.load_all(planned)
-    found = {} if source is None else source.load_all([run for run in planned if run.config.run_id not in records])
-    found = {run_id: record for run_id, record in found.items() if record.status == "finished"}
-    records |= found
-    runs = tuple({run.config.run_id: run for run in reversed(planned)}.values())[::-1]
-    wanted = _own(spec, planned, shard)
-    own = [run for run in runs if run.config.run_id in wanted]
-    report_to = spec.tracking.report_to
-    kept = {run.config.run_id for run in own if keep and run.index == 0}
-
-    def task(run: PlannedRun) -> Task:
-        run_id = run.config.run_id
-        return Task(run, records.get(run_id), report_to, keep=run_id in kept)
-
-    # What lacks its record, or the model that was to be kept.
-    pending = [
-        task(run)
-        for run in own
-        if (run_id := run.config.run_id) not in records
-        or (run_id in kept and records[run_id].status == "finished" and not store.model(run_id).exists())
-    ]
-    if retry:
-        pending += [
-            task(run)
-            for run in own
-            if (record := records.get(run.config.run_id)) is not None and record.status != "finished"
-        ]
-    return _Work(runs, records, tuple(pending), tuple(found))
-
-
-def _own(spec: ExperimentSpec, runs: Sequence[PlannedRun], shard: Shard | None) -> frozenset[str]:
-    """The ids of the runs that are to be done here."""
-    if shard is None:
-        return frozenset(run.config.run_id for run in runs)
-    return shard.own(runs, len(spec.arms) * len(spec.conditions()))
 
 
 def unfinished(folder: Path, shard: Shard) -> int:
@@ -407,7 +350,7 @@ def unfinished(folder: Path, shard: Shard) -> int:
     """
     store = Store(folder)
     spec, runs, _ = store.study()
-    own, records = _own(spec, runs, shard), store.load_all(runs)
+    own, records = workload.own(spec, runs, shard), store.load_all(runs)
     return len(own) - sum(records[run_id].status == "finished" for run_id in own & records.keys())
 
 
