@@ -18,8 +18,7 @@ import numpy as np
 from tables import markdown
 
 from crisp_attention.experiment import statistics, study
-from crisp_attention.experiment.conclusions.analysis import Analysis, ArmResult
-from crisp_attention.experiment.conclusions.outputs import shared
+from crisp_attention.experiment.conclusions.analysis import Analysis, ArmResult, pair_of
 from crisp_attention.experiment.conclusions.pattern import is_placebo
 from crisp_attention.experiment.report.tables import accuracy, interval, of_enough, p, share, signed
 from crisp_attention.experiment.results.store import Store
@@ -192,15 +191,11 @@ def _figures(found: Contrast | None) -> list[str]:
 
 
 def _differences(analysis: Analysis, name: str) -> np.ndarray:
-    """An arm minus the baseline, `[S, N]`: 1 where the arm alone is right, -1 where it alone errs."""
+    """What an arm of the primary condition got right and the baseline did not, and the reverse: `Pair.by_example`."""
     arms = {arm.name: arm for arm in analysis.arms}
-    arm, baseline = arms[name], arms[analysis.spec.primary.baseline]
-    return np.stack(
-        [
-            arm.outputs[index].correct.astype(int) - baseline.outputs[index].correct.astype(int)
-            for index in shared(arm, baseline, analysis.spec.seeds)
-        ]
-    )
+    found = pair_of(arms[name], arms[analysis.spec.primary.baseline], analysis.spec.seeds)
+    assert found is not None, f"no seed has finished both {name} and its baseline"
+    return found.by_example
 
 
 def _removed(arm: ArmResult) -> str:

@@ -196,8 +196,15 @@ def _done(arm: ArmResult, baseline: ArmResult) -> set[int]:
     return {*arm.records, *arm.troubled} & {*baseline.records, *baseline.troubled}
 
 
-def _pair(arm: ArmResult, baseline: ArmResult, seeds: int, evaluation: str | None = None) -> Pair | None:
-    """What two arms got right, on the evaluation split or on a further one; None without a shared seed."""
+def pair_of(arm: ArmResult, baseline: ArmResult, seeds: int, evaluation: str | None = None) -> Pair | None:
+    """What two arms got right, on the evaluation split or on a further one; None without a shared seed.
+
+    Args:
+        arm: Compared with the baseline.
+        baseline: Of the same condition.
+        seeds: Only the first so many count.
+        evaluation: Name of a further evaluation; None for the evaluation split.
+    """
     sides: list[list[statistics.Array]] = [[], []]
     for index in shared(arm, baseline, seeds):
         both = [side.outputs[index] for side in (arm, baseline)]
@@ -213,7 +220,7 @@ def _contrasts(
     """The primary contrast, and every arm against the baseline by condition; all but the primary one are adjusted."""
     found = _compare(
         {
-            (condition, arm.name): _pair(arm, _named(arms, spec.primary.baseline), seeds)
+            (condition, arm.name): pair_of(arm, _named(arms, spec.primary.baseline), seeds)
             for condition, arms in by_condition.items()
             for arm in arms
             if arm.name != spec.primary.baseline
@@ -235,7 +242,7 @@ def _evaluation_contrasts(
     """Every arm against the baseline by further evaluation, all of them adjusted together."""
     names = [item.name for item in spec.evaluations]
     found = _adjusted(
-        _compare({(name, arm.name): _pair(arm, baseline, seeds, name) for name in names for arm in arms}, alpha)
+        _compare({(name, arm.name): pair_of(arm, baseline, seeds, name) for name in names for arm in arms}, alpha)
     )
     return {name: tuple(item for (place, _), item in found.items() if place == name) for name in names}
 
@@ -275,7 +282,7 @@ def _pattern(
     if arm.name not in against_baseline or not arm.spec.attention.removes:
         return None
     gap = next(item for item in outcomes if (item.arm, item.outcome) == (arm.name, "gap"))
-    rivals = {name: _pair(arm, arms[name], seeds) for name in dropout_arms(spec)}
+    rivals = {name: pair_of(arm, arms[name], seeds) for name in dropout_arms(spec)}
     return regularizer_pattern(
         spec,
         _train_fall(arm, baseline, seeds, alpha),

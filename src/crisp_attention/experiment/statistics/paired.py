@@ -52,6 +52,11 @@ class Pair:
     correct_arm: Array
     correct_baseline: Array
 
+    @property
+    def by_example(self) -> Array:
+        """Int8 `[S, N]`: 1 where the arm alone is right, -1 where the baseline alone is."""
+        return self.correct_arm.astype(np.int8) - self.correct_baseline.astype(np.int8)
+
 
 @dataclass(frozen=True)
 class Contrast:
@@ -144,7 +149,7 @@ def contrasts(pairs: Sequence[Pair], random: np.random.Generator, alpha: float =
     counts = np.stack([arm - baseline for arm, baseline in right])
     seeds, examples = shape
     p_values = sign_flip_p(100 * counts / examples, random)
-    by_example = [pair.correct_arm.astype(np.int8) - pair.correct_baseline.astype(np.int8) for pair in pairs]
+    by_example = [pair.by_example for pair in pairs]
     intervals = crossed_bootstrap(by_example, random, alpha)
     found = []
     for place, pair in enumerate(pairs):
