@@ -173,6 +173,17 @@ def test_without_texts_examples_are_numbers(tmp_path):
     assert data["examples"][0]["tokens"] == ["1", "2", "3"] or len(data["examples"][0]["tokens"]) == 4
 
 
+@pytest.mark.parametrize(
+    ("offsets", "seeds"), [((100, 100), ["100", "101", "102"]), ((7, 100), ["7 / 100", "8 / 101", "9 / 102"])]
+)
+def test_pairs_of_checkpoints_bear_the_seeds_of_their_runs(tmp_path, offsets, seeds):
+    sparse, dense = offsets
+    arms = [{**ARMS[0], "seed_offset": dense}, {**ARMS[1], "seed_offset": sparse}]
+    result = analyse(fill(tmp_path, make_spec(seeds=3, arms=arms), EVEN))
+    pairs = disagreements.what_flipped(result, None).tables[-1]
+    assert [row[0] for row in pairs.rows] == seeds
+
+
 def test_text_cannot_end_the_script_that_holds_it(tmp_path):
     store = fill_in_full(tmp_path, make_spec(seeds=1), EVEN)
     evil = f"</script>{SCRIPT}<!-- \u2028"

@@ -89,7 +89,8 @@ def what_flipped(analysis: Analysis, examples: Examples | None) -> Section | Non
         ". p: exact McNemar test, of these two checkpoints and not of the arms.",
         ("seed", f"only {arm}", f"only {baseline}", "p"),
         tuple(
-            (str(item.index), str(item.only_arm), str(item.only_baseline), p(item.p_value)) for item in analysis.mcnemar
+            (_seeds(analysis, item.index), str(item.only_arm), str(item.only_baseline), p(item.p_value))
+            for item in analysis.mcnemar
         ),
     )
     return Section("disagreements", "What flipped", tuple(notes), tables=((table,) if shown else ()) + (checkpoints,))
@@ -135,6 +136,14 @@ def attention_maps(analysis: Analysis, store: Store, examples: Examples | None) 
         "maps were kept. The darker (in dark mode: the brighter), the more attention."
     )
     return Maps(pair, note, tuple(chosen), int(arrays[0]["map_layers"]))
+
+
+def _seeds(analysis: Analysis, index: int) -> str:
+    """The seed of a pair as the runs have it; both, the arm's first, where an offset sets them apart."""
+    primary = analysis.spec.primary
+    arms = {item.name: item for item in analysis.arms}
+    seeds = (str(arms[name].records[index].config["seed"]) for name in (primary.arm, primary.baseline))
+    return " / ".join(dict.fromkeys(seeds))
 
 
 def _by_row(arrays: dict[str, Array]) -> dict[int, Array]:
