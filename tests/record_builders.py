@@ -26,7 +26,7 @@ from crisp_attention.experiment.results.tuning import Outcome as TuningOutcome
 from crisp_attention.experiment.results.tuning import Trial, Tuning
 from crisp_attention.experiment.specification.runs import Fingerprints, PlannedRun, expand
 from crisp_attention.experiment.specification.spec import ExperimentSpec, parse
-from crisp_attention.experiment.specification.tuned import searches
+from crisp_attention.experiment.specification.tuned import apply, searches
 
 # statsmodels collects all garbage at each Holm adjustment; without torch's many objects that takes no time.
 gc.freeze()
@@ -93,6 +93,16 @@ def draws(accuracy: dict[str, float], examples: int = EXAMPLES, seed: int = 0) -
         return random.random(examples) < accuracy.get(arm, 0.8)
 
     return outcome
+
+
+def only(outcome: Outcome, **cases: Any) -> Outcome:
+    """An outcome with some runs replaced: `arm="finished..."` by `arm={index: result}` (underscores for dashes)."""
+
+    def changed(arm: str, index: int) -> Any:
+        special = cases.get(arm.replace("-", "_"), {})
+        return special[index] if index in special else outcome(arm, index)
+
+    return changed
 
 
 def finished(run: PlannedRun, correct: np.ndarray, **changes: Any) -> tuple[Record, dict[str, np.ndarray]]:
@@ -169,6 +179,17 @@ def made_up_tuning(spec: ExperimentSpec) -> Tuning:
         ]
         outcomes.append(TuningOutcome(arms=search.arms, trials=tuple(trials)))
     return Tuning(outcomes=tuple(outcomes), train_examples=48, validation_examples=12, optuna="5.0.0")
+
+
+def fill_tuned(folder: Path, spec: ExperimentSpec, tuning: Tuning | None = None) -> Store:
+    """A finished study whose settings were searched; `tuning` is what was found, `made_up_tuning` if left out."""
+    store, prints, tuning = Store(folder), prints_of(spec), tuning or made_up_tuning(spec)
+    store.open(spec, prints)
+    store.save_tuning(tuning)
+    outcome = draws({"topk-50": 0.9})
+    for run in expand(apply(spec, tuning.values), prints):
+        store.save(*finished(run, outcome(run.arm, run.index)))
+    return store
 
 
 def planned(spec: ExperimentSpec) -> dict[tuple[str, int], PlannedRun]:

@@ -21,27 +21,12 @@ from record_builders import (
     fill,
     finished,
     make_spec,
+    only,
     planned,
-    provenance,
-    troubled,
 )
 
 ACCURACY = {"dense": 0.8, "topk-50": 0.85, "percentile-80": 0.5, "dense-again": 0.8}
 EVEN = draws(ACCURACY)
-
-
-def only(outcome, **cases):
-    """An outcome with some runs replaced: `arm="finished..."` by `arm={index: result}` (underscores for dashes)."""
-
-    def changed(arm, index):
-        special = cases.get(arm.replace("-", "_"), {})
-        return special[index] if index in special else outcome(arm, index)
-
-    return changed
-
-
-def has(cautions, *words):
-    return [caution for caution in cautions if all(word in caution for word in words)]
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +102,7 @@ def test_nothing_done_is_no_contrast_and_no_verdict(tmp_path):
     assert result.verdict.word == "no verdict"
     assert [arm.missing for arm in result.arms] == [8, 8, 8]
     assert result.arms[0].accuracies.shape == (0,)
-    assert has(result.cautions, "24 of 24 runs are not done yet")
+    assert "24 of 24 runs are not done yet." in result.cautions
 
 
 # Contrasts
@@ -256,85 +241,6 @@ def test_a_damaged_record_is_no_missing_one(tmp_path):
 def test_a_directory_without_a_study_cannot_be_analysed(tmp_path):
     with pytest.raises(RecordError, match="is not a run directory"):
         analyse(Store(tmp_path))
-
-
-# Cautions
-
-
-def test_a_complete_experiment_with_a_placebo_needs_no_caution(result):
-    assert result.cautions == ()
-
-
-@pytest.mark.parametrize(("accuracy", "learned"), [(0.4, False), (0.9, True)])
-def test_a_baseline_no_better_than_the_most_frequent_class_is_told(tmp_path, accuracy, learned):
-    """Arms that all answer the same are equivalent, and that says nothing."""
-    result = analyse(fill(tmp_path, make_spec(), draws({"dense": accuracy})))
-    assert bool(has(result.cautions, "dense classifies", "most frequent class", "(50.0%)")) != learned
-
-
-def test_a_missing_placebo_is_told(tmp_path):
-    assert has(analyse(fill(tmp_path, make_spec(), EVEN)).cautions, "no A/A arm", "how far identical arms differ")
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        {"name": "other", "seed_offset": 1000, "sparsity": 0.2},
-        {"name": "other", "seed_offset": 1000, "padding": "max_length"},
-        {"name": "other", "seed_offset": 1},
-    ],
-    ids=["other sparsity", "other padding", "all seeds but one the same"],
-)
-def test_only_the_baseline_with_other_seeds_is_a_placebo(tmp_path, other):
-    result = analyse(fill(tmp_path, make_spec(arms=[*ARMS[:2], other], seeds=3), EVEN))
-    assert has(result.cautions, "no A/A arm")
-
-
-def test_runs_in_trouble_and_runs_not_done_are_told_in_numbers(tmp_path):
-    outcome = only(EVEN, dense={1: "failed"}, topk_50={2: "diverged", 4: None}, percentile_80={0: None, 1: None})
-    result = analyse(fill(tmp_path, make_spec(), outcome))
-    assert has(result.cautions, "2 runs diverged or failed", "left out of all means")
-    assert has(result.cautions, "3 of 24 runs are not done yet")
-
-
-def test_a_changed_number_of_seeds_is_told(tmp_path):
-    store = fill(tmp_path, make_spec(seeds=6), EVEN)
-    assert not has(analyse(store).cautions, "seeds was changed")
-    store = fill(tmp_path, make_spec(seeds=8), EVEN)
-    result = analyse(store)
-    assert has(result.cautions, "number of seeds was changed (6 then 8)", "p-values")
-    assert result.seeds_asked == (6, 8)
-    assert result.primary.seeds == 8
-
-
-def test_growing_from_too_few_seeds_is_no_look(tmp_path):
-    fill(tmp_path, make_spec(seeds=5), EVEN)
-    result = analyse(fill(tmp_path, make_spec(seeds=8), EVEN))
-    assert result.seeds_asked == (5, 8)
-    assert not has(result.cautions, "seeds was changed")
-
-
-@pytest.mark.parametrize("change", [{"threads": 2}, {"device": "cuda:0"}, {"packages": {"torch": "9.9"}}])
-def test_runs_of_different_environments_are_told(tmp_path, change):
-    spec = make_spec(seeds=2)
-    store = fill(tmp_path, spec, EVEN)
-    assert not has(analyse(store).cautions, "different package versions")
-    run = planned(spec)["dense", 1]
-    made = finished(run, EVEN("dense", 1), provenance=provenance(**change))
-    store.save(*made, before=store.load(run.config.run_id))
-    assert has(analyse(store).cautions, "different package versions, threads, processes or devices")
-
-
-def test_a_failed_run_is_no_other_environment(tmp_path):
-    """A worker that fails writes "unknown" for the device: it never came to know it."""
-    spec = make_spec()
-    store = fill(tmp_path, spec, EVEN)
-    run = planned(spec)["dense", 4]
-    failed = troubled(run, "failed", provenance=provenance(device="unknown"))
-    store.save(failed, None, before=store.load(run.config.run_id))
-    cautions = analyse(store).cautions
-    assert has(cautions, "diverged or failed")
-    assert not has(cautions, "different package versions")
 
 
 # Without torch

@@ -10,26 +10,11 @@ from crisp_attention.experiment import report
 from crisp_attention.experiment.conclusions.analysis import analyse
 from crisp_attention.experiment.report.sections import closing
 from crisp_attention.experiment.results.store import Store
-from crisp_attention.experiment.specification.runs import expand
 from crisp_attention.experiment.specification.spec import parse, to_plain
-from crisp_attention.experiment.specification.tuned import apply
-from record_builders import ARMS, PLACEBO, PRINTS, draws, finished, made_up_tuning, make_spec, prints_of
+from record_builders import ARMS, PLACEBO, PRINTS, fill_tuned, make_spec
 
 TUNE = {"trials": 5, "epochs": 1, "learning_rate": {"low": 1e-5, "high": 1e-3}, "sparsity": [0.25, 0.625]}
 ARMS = [*map(dict, ARMS), dict(PLACEBO)]
-
-
-def directory(folder, spec, *, found=True):
-    """A finished study that was tuned."""
-    store = Store(folder)
-    store.open(spec, prints_of(spec))
-    if found:
-        tuning = made_up_tuning(spec)
-        store.save_tuning(tuning)
-        outcome = draws({"topk-50": 0.9})
-        for run in expand(apply(spec, tuning.values), prints_of(spec)):
-            store.save(*finished(run, outcome(run.arm, run.index)))
-    return store
 
 
 def section(analysis):
@@ -39,7 +24,7 @@ def section(analysis):
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory):
-    return directory(tmp_path_factory.mktemp("tuned"), make_spec(tune=TUNE, arms=ARMS))
+    return fill_tuned(tmp_path_factory.mktemp("tuned"), make_spec(tune=TUNE, arms=ARMS))
 
 
 def test_every_search_states_its_budget_its_ranges_and_what_it_found(tuned):
@@ -81,7 +66,7 @@ def test_choices_and_what_was_given_up_are_told(tmp_path):
     asking = {"name": "topk-50", "sparsity": 0.5, "tune": ["layers", "schedule"]}
     choices = {"layers": ["all", [0, 1]], "schedule": ["constant", {"kind": "anneal", "end": 0.5}]}
     spec = make_spec(tune=TUNE | choices | {"pruning": True}, arms=[{"name": "dense"}, asking, ARMS[2]])
-    analysis = analyse(directory(tmp_path, spec))
+    analysis = analyse(fill_tuned(tmp_path, spec))
     rows = {row[1]: row[2:4] for row in section(analysis).tables[0].rows if row[0] == "topk-50"}
     assert rows == {
         "layers": ("all; layers 0, 1", "layers 0, 1"),
@@ -100,7 +85,8 @@ def test_the_report_asks_for_the_experiment_as_it_was_asked_for(tuned):
 
 
 def test_before_anything_is_found_the_report_says_so(tmp_path):
-    store = directory(tmp_path, make_spec(tune=TUNE, arms=ARMS), found=False)
+    store = Store(tmp_path)
+    store.open(make_spec(tune=TUNE, arms=ARMS), PRINTS)
     found = section(analyse(store))
     assert found.notes == ("The settings are not found yet: no run is done.",)
     assert found.tables == ()
@@ -115,18 +101,18 @@ def test_a_study_without_it_has_no_such_section(tmp_path):
 
 def test_arms_without_a_search_are_named_and_an_unequal_budget_is_a_caution(tmp_path):
     arms = [ARMS[0] | {"tune": []}, *ARMS[1:3]]
-    analysis = analyse(directory(tmp_path, make_spec(tune=TUNE, arms=arms)))
+    analysis = analyse(fill_tuned(tmp_path, make_spec(tune=TUNE, arms=arms)))
     assert section(analysis).notes[-1] == "Nothing was searched for dense."
     unequal = "Only one of the two arms of the primary contrast was tuned: their budgets are not equal."
     assert unequal in analysis.cautions
     equal = [ARMS[0], ARMS[1], ARMS[2] | {"tune": []}]
-    assert unequal not in analyse(directory(tmp_path / "equal", make_spec(tune=TUNE, arms=equal))).cautions
+    assert unequal not in analyse(fill_tuned(tmp_path / "equal", make_spec(tune=TUNE, arms=equal))).cautions
 
 
 def test_where_data_vary_the_condition_of_the_search_is_named(tmp_path):
     vary = {"train_examples": [40, 60]}
     spec = parse(to_plain(make_spec(tune=TUNE, arms=ARMS, seeds=2)) | {"vary": vary}, "test")
-    analysis = analyse(directory(tmp_path, spec))
+    analysis = analyse(fill_tuned(tmp_path, spec))
     assert "settings were searched at train_examples=60 with" in section(analysis).notes[0]
     configs = [record.config for arm in analysis.by_condition["train_examples=40"] for record in arm.records.values()]
     assert {config["training"]["learning_rate"] for config in configs} == {0.001}

@@ -10,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from crisp_attention.experiment import statistics
+from crisp_attention.experiment.conclusions.cautions import cautions
 from crisp_attention.experiment.conclusions.outcomes import Flip, OutcomeContrast, flips, outcome_contrasts
 from crisp_attention.experiment.conclusions.outputs import ArmResult, Outputs, read_outputs, shared
 from crisp_attention.experiment.conclusions.pattern import (
@@ -125,6 +126,7 @@ def analyse(store: Store) -> Analysis:
     pattern = _pattern(spec, arms, against_baseline, outcomes, seeds, alpha)
     placebo = next((found for found in main if is_placebo(spec, spec.arm(found.arm))), None)
     interactions = _interactions(spec, by_condition, seeds, alpha)
+    tuning = store.tuning(spec)
     return Analysis(
         spec=spec,
         arms=tuple(arms.values()),
@@ -143,7 +145,7 @@ def analyse(store: Store) -> Analysis:
             explored=spec.data.validation_share is not None,
             awaited=0 if look else sum(index not in _done(arm, baseline) for index in range(seeds)),
         ),
-        cautions=tuple(_cautions(spec, by_condition, seeds_asked, placebo, look)),
+        cautions=cautions(spec, by_condition, seeds_asked, placebo, look, tuning),
         seeds_asked=tuple(seeds_asked),
         conditions=tuple(by_condition),
         by_condition=by_condition,
@@ -159,7 +161,7 @@ def analyse(store: Store) -> Analysis:
         ),
         pattern=pattern,
         look=look,
-        tuning=store.tuning(spec),
+        tuning=tuning,
     )
 
 
@@ -343,66 +345,3 @@ def _interactions(
         )
     )
     return tuple(dataclasses.replace(item, p_holm=adjusted.get(item.arm)) for item in found)
-
-
-def _cautions(
-    spec: ExperimentSpec,
-    by_condition: Mapping[str, tuple[ArmResult, ...]],
-    seeds_asked: Sequence[int],
-    placebo: Contrast | None,
-    look: Look | None,
-) -> list[str]:
-    arms = [arm for results in by_condition.values() for arm in results]
-    cautions = []
-    baseline = _named(by_condition[spec.primary_condition], spec.primary.baseline)
-    if baseline.records:
-        labels = next(iter(baseline.outputs.values())).labels
-        frequent, right = 100 * float(np.bincount(labels).max()) / len(labels), float(baseline.accuracies.mean())
-        if right <= frequent:
-            cautions.append(
-                f"{baseline.name} classifies {right:.1f}% correctly, no more than naming the most frequent class each "
-                f"time would ({frequent:.1f}%): it has learned nothing, and arms that learn nothing do not differ."
-            )
-    # Growth from below the least number is no look: nothing could have been significant there.
-    # Growth from look to look is what was planned.
-    unplanned = not set(seeds_asked) <= set(spec.looks)
-    if unplanned and len([count for count in seeds_asked if count >= statistics.MIN_SEEDS]) > 1:
-        asked = " then ".join(map(str, seeds_asked))
-        cautions.append(
-            f"The number of seeds was changed ({asked}) after results could be seen; p-values assume it was fixed."
-        )
-    if look is not None and look.complete > look.seeds:
-        cautions.append(
-            f"{look.complete - look.seeds} more pairs of seeds are done than this planned look is at: not compared."
-        )
-    troubled = sum(len(arm.troubled) for arm in arms)
-    if troubled:
-        cautions.append(
-            f"{troubled} run{'s' if troubled > 1 else ''} diverged or failed; counted here and left out of all means."
-        )
-    missing = sum(arm.missing for arm in arms)
-    if missing:
-        cautions.append(f"{missing} of {sum(arm.planned for arm in arms)} runs are not done yet.")
-    if not any(is_placebo(spec, arm) for arm in spec.arms):
-        cautions.append(
-            "There is no A/A arm (the baseline again with other seeds), which would show how far identical arms differ."
-        )
-    if placebo is not None and placebo.p_value < placebo.alpha:
-        cautions.append(
-            f"The A/A arm {placebo.arm} differs from {placebo.baseline} ({placebo.difference:+.2f} points, "
-            f"p = {placebo.p_value:.3g}) although only its seeds are others. Chance alone "
-            f"does this in one of {1 / placebo.alpha:.0f} experiments. Until it is repeated with yet other seeds, "
-            "differences of that size mean nothing here."
-        )
-    if bool(spec.searched(spec.arm(spec.primary.arm))) != bool(spec.searched(spec.arm(spec.primary.baseline))):
-        cautions.append("Only one of the two arms of the primary contrast was tuned: their budgets are not equal.")
-    environments = {
-        (str(own.packages), own.threads, own.processes, own.device)
-        for arm in arms
-        for own in (record.provenance for record in arm.records.values())
-    }
-    if len(environments) > 1:
-        cautions.append(
-            "Runs were done with different package versions, threads, processes or devices; see the provenance."
-        )
-    return cautions

@@ -1,0 +1,145 @@
+"""What a reader must know beside the verdict. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from crisp_attention.experiment import statistics
+from crisp_attention.experiment.conclusions.outputs import ArmResult
+from crisp_attention.experiment.conclusions.pattern import is_placebo
+from crisp_attention.experiment.results.tuning import Tuning
+from crisp_attention.experiment.specification.spec import ExperimentSpec
+from crisp_attention.experiment.specification.tune import Value, told
+from crisp_attention.experiment.statistics import Contrast, Look
+
+
+def cautions(
+    spec: ExperimentSpec,
+    by_condition: Mapping[str, Sequence[ArmResult]],
+    seeds_asked: Sequence[int],
+    placebo: Contrast | None,
+    look: Look | None,
+    tuning: Tuning | None,
+) -> tuple[str, ...]:
+    """All that apply, in sentences.
+
+    Args:
+        spec: The experiment.
+        by_condition: Its arms in each condition.
+        seeds_asked: Numbers of seeds asked for, in turn.
+        placebo: The baseline again with other seeds, against the baseline.
+        look: Which planned look this is; None where none are planned.
+        tuning: What was searched and found before the runs; None if nothing is searched, or not found yet.
+    """
+    arms = [arm for results in by_condition.values() for arm in results]
+    baseline = next(arm for arm in by_condition[spec.primary_condition] if arm.name == spec.primary.baseline)
+    found = (
+        _nothing_learned(baseline),
+        _seeds_changed(spec, seeds_asked),
+        _beyond_the_look(look),
+        _trouble(arms),
+        _missing(arms),
+        _no_placebo(spec),
+        _placebo_differs(placebo),
+        _one_arm_tuned(spec),
+        _other_settings(spec, tuning),
+        _environments(arms),
+    )
+    return tuple(sentence for sentence in found if sentence is not None)
+
+
+def _nothing_learned(baseline: ArmResult) -> str | None:
+    if not baseline.records:
+        return None
+    labels = next(iter(baseline.outputs.values())).labels
+    frequent, right = 100 * float(np.bincount(labels).max()) / len(labels), float(baseline.accuracies.mean())
+    if right > frequent:
+        return None
+    return (
+        f"{baseline.name} classifies {right:.1f}% correctly, no more than naming the most frequent class each time "
+        f"would ({frequent:.1f}%): it has learned nothing, and arms that learn nothing do not differ."
+    )
+
+
+def _seeds_changed(spec: ExperimentSpec, seeds_asked: Sequence[int]) -> str | None:
+    # Growth from below the least number is no look: nothing could have been significant there.
+    # Growth from look to look is what was planned.
+    unplanned = not set(seeds_asked) <= set(spec.looks)
+    if not unplanned or len([count for count in seeds_asked if count >= statistics.MIN_SEEDS]) < 2:
+        return None
+    asked = " then ".join(map(str, seeds_asked))
+    return f"The number of seeds was changed ({asked}) after results could be seen; p-values assume it was fixed."
+
+
+def _beyond_the_look(look: Look | None) -> str | None:
+    if look is None or look.complete <= look.seeds:
+        return None
+    return f"{look.complete - look.seeds} more pairs of seeds are done than this planned look is at: not compared."
+
+
+def _trouble(arms: Sequence[ArmResult]) -> str | None:
+    troubled = sum(len(arm.troubled) for arm in arms)
+    if not troubled:
+        return None
+    return f"{troubled} run{'s' if troubled > 1 else ''} diverged or failed; counted here and left out of all means."
+
+
+def _missing(arms: Sequence[ArmResult]) -> str | None:
+    missing = sum(arm.missing for arm in arms)
+    return f"{missing} of {sum(arm.planned for arm in arms)} runs are not done yet." if missing else None
+
+
+def _no_placebo(spec: ExperimentSpec) -> str | None:
+    if any(is_placebo(spec, arm) for arm in spec.arms):
+        return None
+    return "There is no A/A arm (the baseline again with other seeds), which would show how far identical arms differ."
+
+
+def _placebo_differs(placebo: Contrast | None) -> str | None:
+    if placebo is None or placebo.p_value >= placebo.alpha:
+        return None
+    return (
+        f"The A/A arm {placebo.arm} differs from {placebo.baseline} ({placebo.difference:+.2f} points, "
+        f"p = {placebo.p_value:.3g}) although only its seeds are others. Chance alone does this in one of "
+        f"{1 / placebo.alpha:.0f} experiments. Until it is repeated with yet other seeds, differences of that size "
+        "mean nothing here."
+    )
+
+
+def _one_arm_tuned(spec: ExperimentSpec) -> str | None:
+    if bool(spec.searched(spec.arm(spec.primary.arm))) == bool(spec.searched(spec.arm(spec.primary.baseline))):
+        return None
+    return "Only one of the two arms of the primary contrast was tuned: their budgets are not equal."
+
+
+def _other_settings(spec: ExperimentSpec, tuning: Tuning | None) -> str | None:
+    """Equal budgets may find unequal settings by chance, and pairing over seeds does not average that out."""
+    names = spec.primary.arm, spec.primary.baseline
+    if tuning is None or not all(name in tuning.values for name in names):
+        return None
+    arm, baseline = (tuning.values[name] for name in names)
+    differing = [setting for setting in arm if setting in baseline and arm[setting] != baseline[setting]]
+    if not differing:
+        return None
+    return (
+        f"The search found other settings for {names[0]} ({_settings(arm, differing)}) than for {names[1]} "
+        f"({_settings(baseline, differing)}). Their difference may be that of the settings, and no interval covers the "
+        "luck of one search: a control trains both arms at both."
+    )
+
+
+def _settings(values: Mapping[str, Value], names: Sequence[str]) -> str:
+    return ", ".join(f"{name} {told(values[name])}" for name in names)
+
+
+def _environments(arms: Sequence[ArmResult]) -> str | None:
+    environments = {
+        (str(own.packages), own.threads, own.processes, own.device)
+        for arm in arms
+        for own in (record.provenance for record in arm.records.values())
+    }
+    if len(environments) < 2:
+        return None
+    return "Runs were done with different package versions, threads, processes or devices; see the provenance."

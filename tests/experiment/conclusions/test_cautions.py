@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import pytest
+
+from crisp_attention.experiment.conclusions.analysis import analyse
+from record_builders import (
+    ARMS,
+    PLACEBO,
+    draws,
+    fill,
+    fill_tuned,
+    finished,
+    made_up_tuning,
+    make_spec,
+    only,
+    planned,
+    provenance,
+    troubled,
+)
+
+EVEN = draws({"dense": 0.8, "topk-50": 0.85, "percentile-80": 0.5, "dense-again": 0.8})
+
+
+def has(cautions, *words):
+    return [caution for caution in cautions if all(word in caution for word in words)]
+
+
+def test_a_complete_experiment_with_a_placebo_needs_no_caution(tmp_path):
+    assert analyse(fill(tmp_path, make_spec(arms=[*ARMS, PLACEBO]), EVEN)).cautions == ()
+
+
+@pytest.mark.parametrize(("accuracy", "learned"), [(0.4, False), (0.9, True)])
+def test_a_baseline_no_better_than_the_most_frequent_class_is_told(tmp_path, accuracy, learned):
+    """Arms that all answer the same are equivalent, and that says nothing."""
+    result = analyse(fill(tmp_path, make_spec(), draws({"dense": accuracy})))
+    assert bool(has(result.cautions, "dense classifies", "most frequent class", "(50.0%)")) != learned
+
+
+def test_a_missing_placebo_is_told(tmp_path):
+    assert has(analyse(fill(tmp_path, make_spec(), EVEN)).cautions, "no A/A arm", "how far identical arms differ")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"name": "other", "seed_offset": 1000, "sparsity": 0.2},
+        {"name": "other", "seed_offset": 1000, "padding": "max_length"},
+        {"name": "other", "seed_offset": 1},
+    ],
+    ids=["other sparsity", "other padding", "all seeds but one the same"],
+)
+def test_only_the_baseline_with_other_seeds_is_a_placebo(tmp_path, other):
+    result = analyse(fill(tmp_path, make_spec(arms=[*ARMS[:2], other], seeds=3), EVEN))
+    assert has(result.cautions, "no A/A arm")
+
+
+def test_runs_in_trouble_and_runs_not_done_are_told_in_numbers(tmp_path):
+    outcome = only(EVEN, dense={1: "failed"}, topk_50={2: "diverged", 4: None}, percentile_80={0: None, 1: None})
+    result = analyse(fill(tmp_path, make_spec(), outcome))
+    assert has(result.cautions, "2 runs diverged or failed", "left out of all means")
+    assert has(result.cautions, "3 of 24 runs are not done yet")
+
+
+def test_a_changed_number_of_seeds_is_told(tmp_path):
+    store = fill(tmp_path, make_spec(seeds=6), EVEN)
+    assert not has(analyse(store).cautions, "seeds was changed")
+    store = fill(tmp_path, make_spec(seeds=8), EVEN)
+    result = analyse(store)
+    assert has(result.cautions, "number of seeds was changed (6 then 8)", "p-values")
+    assert result.seeds_asked == (6, 8)
+    assert result.primary.seeds == 8
+
+
+def test_growing_from_too_few_seeds_is_no_look(tmp_path):
+    fill(tmp_path, make_spec(seeds=5), EVEN)
+    result = analyse(fill(tmp_path, make_spec(seeds=8), EVEN))
+    assert result.seeds_asked == (5, 8)
+    assert not has(result.cautions, "seeds was changed")
+
+
+@pytest.mark.parametrize("change", [{"threads": 2}, {"device": "cuda:0"}, {"packages": {"torch": "9.9"}}])
+def test_runs_of_different_environments_are_told(tmp_path, change):
+    spec = make_spec(seeds=2)
+    store = fill(tmp_path, spec, EVEN)
+    assert not has(analyse(store).cautions, "different package versions")
+    run = planned(spec)["dense", 1]
+    made = finished(run, EVEN("dense", 1), provenance=provenance(**change))
+    store.save(*made, before=store.load(run.config.run_id))
+    assert has(analyse(store).cautions, "different package versions, threads, processes or devices")
+
+
+def test_a_failed_run_is_no_other_environment(tmp_path):
+    """A worker that fails writes "unknown" for the device: it never came to know it."""
+    spec = make_spec()
+    store = fill(tmp_path, spec, EVEN)
+    run = planned(spec)["dense", 4]
+    failed = troubled(run, "failed", provenance=provenance(device="unknown"))
+    store.save(failed, None, before=store.load(run.config.run_id))
+    cautions = analyse(store).cautions
+    assert has(cautions, "diverged or failed")
+    assert not has(cautions, "different package versions")
+
+
+TUNE = {
+    "trials": 3,
+    "learning_rate": {"low": 1e-5, "high": 1e-3},
+    "attention_dropout": [0.0, 0.1],
+    "sparsity": [0.25, 0.625],
+}
+
+
+def test_settings_found_for_one_arm_and_not_for_the_other_are_told_with_what_it_means(tmp_path):
+    """A search is one draw, which no number of seeds averages out."""
+    spec = make_spec(tune=TUNE, arms=[*ARMS, PLACEBO])
+    same = made_up_tuning(spec)
+    dense, *others = same.outcomes
+    first, second, *rest = dense.trials
+    better = second.model_copy(update={"values": second.values | {"learning_rate": 2.5e-4}})
+    other = dense.model_copy(update={"trials": (first, better, *rest)})
+    found = analyse(fill_tuned(tmp_path / "other", spec, same.model_copy(update={"outcomes": (other, *others)})))
+    told = has(found.cautions, "for topk-50 (learning_rate 0.001)", "for dense (learning_rate 0.00025)")
+    assert has(told, "luck of one search", "trains both arms at both")
+    assert not has(analyse(fill_tuned(tmp_path / "same", spec, same)).cautions, "other settings")
+
+
+def test_a_setting_that_only_one_arm_has_is_no_other_setting(tmp_path):
+    arms = [ARMS[0] | {"tune": ["learning_rate"]}, ARMS[1] | {"tune": ["learning_rate", "sparsity"]}, PLACEBO]
+    spec = make_spec(tune={key: TUNE[key] for key in ("trials", "learning_rate", "sparsity")}, arms=arms)
+    assert not has(analyse(fill_tuned(tmp_path, spec)).cautions, "other settings")
