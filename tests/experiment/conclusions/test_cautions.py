@@ -109,18 +109,31 @@ TUNE = {
 }
 
 
-def test_settings_found_for_one_arm_and_not_for_the_other_are_told_with_what_it_means(tmp_path):
-    """A search is one draw, which no number of seeds averages out."""
+def found_for_dense(folder, values):
+    """The analysis of a study in which the search found other values for the dense arm than for the sparse ones."""
     spec = make_spec(tune=TUNE, arms=[*ARMS, PLACEBO])
     same = made_up_tuning(spec)
     dense, *others = same.outcomes
     first, second, *rest = dense.trials
-    better = second.model_copy(update={"values": second.values | {"learning_rate": 2.5e-4}})
+    better = second.model_copy(update={"values": second.values | values})
     other = dense.model_copy(update={"trials": (first, better, *rest)})
-    found = analyse(fill_tuned(tmp_path / "other", spec, same.model_copy(update={"outcomes": (other, *others)})))
+    return analyse(fill_tuned(folder, spec, same.model_copy(update={"outcomes": (other, *others)})))
+
+
+def test_settings_found_for_one_arm_and_not_for_the_other_are_told_with_what_it_means(tmp_path):
+    """A search is one draw, which no number of seeds averages out."""
+    found = found_for_dense(tmp_path, {"learning_rate": 2.5e-4})
     told = has(found.cautions, "for topk-50 (learning_rate 0.001)", "for dense (learning_rate 0.00025)")
     assert has(told, "luck of one search", "trains both arms at both")
-    assert not has(analyse(fill_tuned(tmp_path / "same", spec, same)).cautions, "other settings")
+
+
+def test_learning_rates_that_no_search_tells_apart_and_equal_settings_need_no_word(tmp_path):
+    for number, rate in enumerate((1e-3, 0.91e-3)):
+        cautions = found_for_dense(tmp_path / str(number), {"learning_rate": rate}).cautions
+        assert not has(cautions, "other settings")
+    assert has(found_for_dense(tmp_path / "far", {"learning_rate": 0.89e-3}).cautions, "other settings")
+    dropout = found_for_dense(tmp_path / "dropout", {"attention_dropout": 0.0})
+    assert has(dropout.cautions, "for topk-50 (attention_dropout 0.1) than for dense (attention_dropout 0)")
 
 
 def test_a_setting_that_only_one_arm_has_is_no_other_setting(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -13,6 +14,9 @@ from crisp_attention.experiment.results.tuning import Tuning
 from crisp_attention.experiment.specification.spec import ExperimentSpec
 from crisp_attention.experiment.specification.tune import Value, told
 from crisp_attention.experiment.statistics import Contrast, Look
+
+_NEAR = 0.1
+"""Numbers that were found for two arms and differ by less than this share of the larger count as the same."""
 
 
 def cautions(
@@ -120,7 +124,7 @@ def _other_settings(spec: ExperimentSpec, tuning: Tuning | None) -> str | None:
     if tuning is None or not all(name in tuning.values for name in names):
         return None
     arm, baseline = (tuning.values[name] for name in names)
-    differing = [setting for setting in arm if setting in baseline and arm[setting] != baseline[setting]]
+    differing = [setting for setting in arm if setting in baseline and not _near(arm[setting], baseline[setting])]
     if not differing:
         return None
     return (
@@ -128,6 +132,13 @@ def _other_settings(spec: ExperimentSpec, tuning: Tuning | None) -> str | None:
         f"({_settings(baseline, differing)}). Their difference may be that of the settings, and no interval covers the "
         "luck of one search: a control trains both arms at both."
     )
+
+
+def _near(one: Value, other: Value) -> bool:
+    """Whether two settings are the same, or numbers too close together to be told apart by a search."""
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=_NEAR)
+    return one == other
 
 
 def _settings(values: Mapping[str, Value], names: Sequence[str]) -> str:
