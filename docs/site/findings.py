@@ -129,8 +129,8 @@ def overall(*names: str) -> str:
     """A row an arm: its mean difference over studies that have the same arms on other data.
 
     Every data set weighs alike. The test flips the signs of all paired differences, adjusted over all arms but the
-    placebo; the interval adds up the crossed standard errors of the data sets, whose seeds and examples have nothing in
-    common.
+    placebo; the interval adds up the crossed standard errors of the data sets, which share no examples, and of their
+    seeds only the numbers.
     """
     analyses = [_analysis(name) for name in names]
     spec = analyses[0].spec
