@@ -79,9 +79,9 @@ def test_over_data_sets_each_weighs_alike():
 
     def row(*names):
         (line,) = re.findall(rf"^\| {found.arm} \| (.*) \|$", findings.overall(*names), re.MULTILINE)
-        seeds, difference, interval, p_value, _ = line.split(" | ")
+        seeds, difference, interval, p_value, _, by_study, over_studies, _ = line.split(" | ")
         low, high = map(float, interval.split(" to "))
-        return seeds, difference, high - low, p_value
+        return seeds, difference, high - low, p_value, by_study, over_studies
 
     once, twice = row("sst2-claim"), row("sst2-claim", "sst2-claim")
     difference = f"{found.difference:+.2f}"
@@ -90,11 +90,24 @@ def test_over_data_sets_each_weighs_alike():
     assert twice[:2] == (f"{found.seeds} + {found.seeds}", difference)
     assert 0 < twice[2] < once[2]
     assert twice[3] != once[3]
+    assert once[4:] == (difference, "-")
+    assert twice[4:] == (f"{difference}, {difference}", f"{difference} to {difference}")
 
 
 def test_over_data_sets_the_placebo_is_no_claim_to_adjust_for():
     rows = {
         row[0]: row[1:] for row in (line[2:-2].split(" | ") for line in findings.overall("sst2-claim").splitlines()[2:])
     }
-    assert rows["dense-other-seeds"][-1] == "-"
-    assert float(rows["random-80"][-1]) == pytest.approx(12 * float(rows["random-80"][-2]), abs=0.01)
+    holm, plain = 4, 3
+    assert rows["dense-other-seeds"][holm] == rows["dense-other-seeds"][-1] == "-"
+    assert float(rows["random-80"][holm]) == pytest.approx(12 * float(rows["random-80"][plain]), abs=0.01)
+    # In the baseline's place, whose contrasts are those of the report.
+    arms = {arm.name: arm.accuracies.mean() for arm in study.analyse(study.Store(ROOT / "results" / "sst2-claim")).arms}
+    assert rows["random-80"][-1].startswith(f"{arms['random-80'] - arms['dense-other-seeds']:+.2f} (")
+
+
+def test_one_arm_against_another_is_what_the_report_has_where_it_has_it():
+    found = study.analyse(study.Store(ROOT / "results" / "sst2-claim")).primary
+    line = findings.against("sst2-claim", found.arm, found.baseline)
+    assert f"{found.difference:+.2f} points over {found.seeds} seeds" in line
+    assert f"p = {found.p_value:.3f}." in line

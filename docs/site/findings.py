@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
 from pathlib import Path
-from statistics import NormalDist, fmean
+from statistics import NormalDist, fmean, stdev
 
 import numpy as np
+from scipy.stats import t as student
 from tables import markdown
 
 from crisp_attention.experiment import statistics, study
@@ -22,7 +24,8 @@ from crisp_attention.experiment.conclusions.analysis import Analysis, ArmResult,
 from crisp_attention.experiment.conclusions.pattern import is_placebo
 from crisp_attention.experiment.report.tables import accuracy, interval, of_enough, p, share, signed
 from crisp_attention.experiment.results.store import Store
-from crisp_attention.experiment.statistics import Contrast
+from crisp_attention.experiment.specification.tune import told
+from crisp_attention.experiment.statistics import Contrast, Pair
 
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", ROOT / "docs" / "findings.md")
@@ -59,9 +62,9 @@ def verdicts(*names: str) -> str:
 
 
 def contrasts(name: str) -> str:
-    """A row an arm, in each condition: accuracy, difference from the baseline, and what was really removed."""
+    """A row an arm, in each condition: accuracy, difference from the baseline, what was removed, what was tuned."""
     analysis = _analysis(name)
-    varied = len(analysis.conditions) > 1
+    varied, tuned = len(analysis.conditions) > 1, analysis.tuning is not None
     rows = []
     for condition, arms in analysis.by_condition.items():
         own = {found.arm: found for found in analysis.condition_contrasts[condition]}
@@ -70,9 +73,9 @@ def contrasts(name: str) -> str:
             label = f"**{arm.name}**" if found is not None and found is analysis.primary else arm.name
             figures = _figures(found) if found is not None else [str(len(arm.records)), "", "", "", ""]
             row = [*([condition] if varied else []), label, accuracy(arm), *figures, _removed(arm)]
-            rows.append(row)
+            rows.append([*row, *([_settings(analysis, arm)] if tuned else [])])
     header = [*(["condition"] if varied else []), "arm", "accuracy, %", *_FIGURES, "removed"]
-    return markdown(header, rows, prose=("arm",))
+    return markdown([*header, *(["found by the search"] if tuned else [])], rows, prose=("arm", "found by the search"))
 
 
 def noise(name: str) -> str:
@@ -125,31 +128,89 @@ def trends(*names: str) -> str:
     )
 
 
+def against(name: str, arm: str, other: str) -> str:
+    """One arm against another that is not the baseline."""
+    found = statistics.contrasts([_pair(_analysis(name), arm, other)], np.random.default_rng(0), statistics.ALPHA)[0]
+    return (
+        f"{arm} against {other}: {signed(found.difference)} points over {found.seeds} seeds, 95% interval "
+        f"{interval(found.interval)}, p = {p(found.p_value)}."
+    )
+
+
 def overall(*names: str) -> str:
     """A row an arm: its mean difference over studies that have the same arms on other data.
 
     Every data set weighs alike. The test flips the signs of all paired differences, adjusted over all arms but the
     placebo; the interval adds up the crossed standard errors of the data sets, which share no examples, and of their
-    seeds only the numbers.
+    seeds only the numbers. Both are for these data sets with the settings that their arms have; the interval over data
+    sets, by the t distribution, is for others, too. The placebo is the baseline with other seeds, so it would have been
+    as good a baseline.
     """
     analyses = [_analysis(name) for name in names]
     spec = analyses[0].spec
-    arms = [arm for arm in spec.arms if arm.name != spec.primary.baseline]
-    rows, p_values = [], []
-    for arm in arms:
-        by_example = [_differences(analysis, arm.name) for analysis in analyses]
-        by_seed = np.concatenate([table.mean(axis=1) / len(table) for table in by_example])
-        difference = 100 * float(by_seed.sum()) / len(names)
-        error = 100 * math.hypot(*(statistics.crossed_error(table) for table in by_example)) / len(names)
+    arms = [arm.name for arm in spec.arms if arm.name != spec.primary.baseline]
+    placebo = next(arm.name for arm in spec.arms if is_placebo(spec, arm))
+    found = {
+        arm: _Overall.of([_pair(analysis, arm, spec.primary.baseline).by_example for analysis in analyses])
+        for arm in arms
+    }
+    asked = [arm for arm in arms if arm != placebo]
+    adjusted = dict(zip(asked, statistics.holm(np.array([found[arm].p_value for arm in asked])), strict=True))
+    rows = []
+    for arm, own in found.items():
+        other = (
+            _Overall.of([_pair(analysis, arm, placebo).by_example for analysis in analyses]) if arm in asked else None
+        )
+        rows.append(
+            [
+                arm,
+                own.seeds,
+                signed(own.difference),
+                interval(own.interval),
+                p(own.p_value),
+                p(adjusted.get(arm)),
+                ", ".join(map(signed, own.by_study)),
+                interval(own.over_studies),
+                f"{signed(other.difference)} ({interval(other.interval)})" if other else "-",
+            ]
+        )
+    header = ["arm", *_FIGURES, "by data set", "interval over data sets", f"from {placebo}"]
+    return markdown(header, rows, prose=("arm",))
+
+
+@dataclass(frozen=True)
+class _Overall:
+    """An arm's mean difference over several studies, in points."""
+
+    seeds: str
+    difference: float
+    interval: statistics.Interval
+    p_value: float
+    by_study: tuple[float, ...]
+    over_studies: statistics.Interval | None
+
+    @classmethod
+    def of(cls, by_example: Sequence[np.ndarray]) -> _Overall:
+        """From a table `[seeds, examples]` a study of what an arm got right and the other did not, and the reverse."""
+        by_seed = [100 * table.mean(axis=1) for table in by_example]
+        by_study = [float(differences.mean()) for differences in by_seed]
+        difference = fmean(by_study)
+        error = 100 * math.hypot(*map(statistics.crossed_error, by_example)) / len(by_example)
         width = error * NormalDist().inv_cdf(1 - statistics.ALPHA / 2)
-        p_values.append(float(statistics.sign_flip_p(by_seed[None], np.random.default_rng(0))[0]))
-        seeds = " + ".join(str(len(table)) for table in by_example)
-        within = interval(statistics.Interval(difference - width, difference + width))
-        rows.append([arm.name, seeds, signed(difference), within, p(p_values[-1])])
-    asked = [place for place, arm in enumerate(arms) if not is_placebo(spec, arm)]
-    adjusted = dict(zip(asked, statistics.holm(np.array(p_values)[asked]), strict=True))
-    rows = [[*row, p(adjusted.get(place))] for place, row in enumerate(rows)]
-    return markdown(["arm", *_FIGURES], rows, prose=("arm",))
+        weighed = np.concatenate([differences / len(differences) for differences in by_seed])
+        over_studies = None
+        if len(by_study) > 1:
+            critical = student.ppf(1 - statistics.ALPHA / 2, len(by_study) - 1)
+            wider = float(critical) * stdev(by_study) / math.sqrt(len(by_study))
+            over_studies = statistics.Interval(difference - wider, difference + wider)
+        return cls(
+            seeds=" + ".join(str(len(table)) for table in by_example),
+            difference=difference,
+            interval=statistics.Interval(difference - width, difference + width),
+            p_value=float(statistics.sign_flip_p(weighed[None], np.random.default_rng(0))[0]),
+            by_study=tuple(by_study),
+            over_studies=over_studies,
+        )
 
 
 def write(text: str) -> str:
@@ -172,6 +233,7 @@ def prose(text: str) -> str:
 
 
 _KINDS: dict[str, Callable[..., str]] = {
+    "against": against,
     "contrasts": contrasts,
     "noise": noise,
     "overall": overall,
@@ -190,12 +252,18 @@ def _figures(found: Contrast | None) -> list[str]:
     return [str(found.seeds), signed(found.difference), within, p(found.p_value), p(found.p_holm)]
 
 
-def _differences(analysis: Analysis, name: str) -> np.ndarray:
-    """What an arm of the primary condition got right and the baseline did not, and the reverse: `Pair.by_example`."""
+def _pair(analysis: Analysis, name: str, other: str) -> Pair:
     arms = {arm.name: arm for arm in analysis.arms}
-    found = pair_of(arms[name], arms[analysis.spec.primary.baseline], analysis.spec.seeds)
-    assert found is not None, f"no seed has finished both {name} and its baseline"
-    return found.by_example
+    found = pair_of(arms[name], arms[other], analysis.spec.seeds)
+    assert found is not None, f"no seed has finished both {name} and {other}"
+    return found
+
+
+def _settings(analysis: Analysis, arm: ArmResult) -> str:
+    """What the search found for an arm."""
+    assert analysis.tuning is not None
+    found = analysis.tuning.values.get(arm.name, {})
+    return ", ".join(f"{name.replace('_', ' ')} {told(value)}" for name, value in sorted(found.items(), reverse=True))
 
 
 def _removed(arm: ArmResult) -> str:
