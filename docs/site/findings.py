@@ -62,9 +62,9 @@ def verdicts(*names: str) -> str:
 
 
 def contrasts(name: str) -> str:
-    """A row an arm, in each condition: accuracy, difference from the baseline, what was removed, what was tuned."""
+    """A row an arm, in each condition: accuracy, difference from the baseline, what was removed; and what was tuned."""
     analysis = _analysis(name)
-    varied, tuned = len(analysis.conditions) > 1, analysis.tuning is not None
+    varied = len(analysis.conditions) > 1
     rows = []
     for condition, arms in analysis.by_condition.items():
         own = {found.arm: found for found in analysis.condition_contrasts[condition]}
@@ -72,10 +72,9 @@ def contrasts(name: str) -> str:
             found = own.get(arm.name)
             label = f"**{arm.name}**" if found is not None and found is analysis.primary else arm.name
             figures = _figures(found) if found is not None else [str(len(arm.records)), "", "", "", ""]
-            row = [*([condition] if varied else []), label, accuracy(arm), *figures, _removed(arm)]
-            rows.append([*row, *([_settings(analysis, arm)] if tuned else [])])
+            rows.append([*([condition] if varied else []), label, accuracy(arm), *figures, _removed(arm)])
     header = [*(["condition"] if varied else []), "arm", "accuracy, %", *_FIGURES, "removed"]
-    return markdown([*header, *(["found by the search"] if tuned else [])], rows, prose=("arm", "found by the search"))
+    return "\n\n".join([markdown(header, rows, prose=("arm",)), *_found(analysis)])
 
 
 def noise(name: str) -> str:
@@ -164,17 +163,16 @@ def overall(*names: str) -> str:
         rows.append(
             [
                 arm,
-                own.seeds,
+                str(own.seeds),
                 signed(own.difference),
                 interval(own.interval),
                 p(own.p_value),
                 p(adjusted.get(arm)),
-                ", ".join(map(signed, own.by_study)),
                 interval(own.over_studies),
                 f"{signed(other.difference)} ({interval(other.interval)})" if other else "-",
             ]
         )
-    header = ["arm", *_FIGURES, "by data set", "interval over data sets", f"from {placebo}"]
+    header = ["arm", *_FIGURES, "interval over data sets", f"from {placebo}"]
     return markdown(header, rows, prose=("arm",))
 
 
@@ -182,11 +180,10 @@ def overall(*names: str) -> str:
 class _Overall:
     """An arm's mean difference over several studies, in points."""
 
-    seeds: str
+    seeds: int
     difference: float
     interval: statistics.Interval
     p_value: float
-    by_study: tuple[float, ...]
     over_studies: statistics.Interval | None
 
     @classmethod
@@ -204,11 +201,10 @@ class _Overall:
             wider = float(critical) * stdev(by_study) / math.sqrt(len(by_study))
             over_studies = statistics.Interval(difference - wider, difference + wider)
         return cls(
-            seeds=" + ".join(str(len(table)) for table in by_example),
+            seeds=sum(map(len, by_example)),
             difference=difference,
             interval=statistics.Interval(difference - width, difference + width),
             p_value=float(statistics.sign_flip_p(weighed[None], np.random.default_rng(0))[0]),
-            by_study=tuple(by_study),
             over_studies=over_studies,
         )
 
@@ -259,11 +255,16 @@ def _pair(analysis: Analysis, name: str, other: str) -> Pair:
     return found
 
 
-def _settings(analysis: Analysis, arm: ArmResult) -> str:
-    """What the search found for an arm."""
-    assert analysis.tuning is not None
-    found = analysis.tuning.values.get(arm.name, {})
-    return ", ".join(f"{name.replace('_', ' ')} {told(value)}" for name, value in sorted(found.items(), reverse=True))
+def _found(analysis: Analysis) -> list[str]:
+    """What the search found for each arm, if there was one: a sentence."""
+    if analysis.tuning is None:
+        return []
+    found = [
+        f"{' and '.join(outcome.arms)} "
+        + ", ".join(f"{name.replace('_', ' ')} {told(value)}" for name, value in sorted(outcome.best.values.items()))
+        for outcome in analysis.tuning.outcomes
+    ]
+    return [f"Found by the search: {'; '.join(found)}."]
 
 
 def _removed(arm: ArmResult) -> str:
