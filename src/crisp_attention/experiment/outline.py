@@ -77,10 +77,11 @@ def _size(plan: Plan) -> str:
     spec = plan.spec
     conditions = "" if spec.vary is None else f" x {len(spec.conditions())} conditions ({', '.join(spec.conditions())})"
     sizes = [len(dataset.train) for dataset in plan.data.conditions.values()]
+    epochs = [spec.epochs_in(condition) for condition in spec.conditions()]
     return (
         f"{len(spec.arms)} arms x {count(spec.seeds, 'seed')}{conditions} of {spec.model} on {spec.data.source}, "
         f"{' to '.join(map(str, sorted({min(sizes), max(sizes)})))} training and {len(plan.data.test)} test examples, "
-        f"{count(spec.training.epochs, 'epoch')}."
+        f"{', '.join(map(str, epochs)) + ' epochs' if len(set(epochs)) > 1 else count(epochs[0], 'epoch')}."
     )
 
 

@@ -136,7 +136,7 @@ class Plan:
     @property
     def _epochs_of_a_trial(self) -> float:
         """As a share of those of a run."""
-        epochs = self.spec.training.epochs
+        epochs = self.spec.epochs_in(self.spec.primary_condition)
         return 1.0 if self.spec.tune is None else (self.spec.tune.epochs or epochs) / epochs
 
     def _shared(self, cells: Iterable[Cell], jobs: int) -> float | None:

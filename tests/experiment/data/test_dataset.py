@@ -265,7 +265,9 @@ def test_training_sizes_for_another_source_end_at_what_there_is(tmp_path):
     file = write(tmp_path, "films.csv", ROWS)
     there = len(load_file(file).train)
     fitted = dataset_module.fit_limits(make_spec(data={"source": file}, vary={"train_examples": [20, 40, 500, 2000]}))
-    assert fitted.vary.train_examples == (20, 40, there)
+    assert (fitted.vary.train_examples, fitted.vary.epochs) == ((20, 40, there), None)
+    timed = {"train_examples": [20, 40, 500, 2000], "epochs": [9, 7, 5, 3]}
+    assert dataset_module.fit_limits(make_spec(data={"source": file}, vary=timed)).vary.epochs == (9, 7, 5)
     with pytest.raises(DataError, match=f"has {there} training examples, too few to compare .* 500, 2000"):
         dataset_module.fit_limits(make_spec(data={"source": file}, vary={"train_examples": [500, 2000]}))
 

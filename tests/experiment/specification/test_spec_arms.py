@@ -196,9 +196,28 @@ def test_every_arm_is_run_at_each_value_of_what_varies(vary, names):
     assert parse(json.loads(json.dumps(to_plain(spec))), "again") == spec
 
 
+def test_conditions_may_be_trained_for_epochs_of_their_own():
+    vary = {"train_examples": [100, 500]}
+    spec = make_spec(vary=vary | {"epochs": [9, 2]}, seeds=2)
+    prints = Fingerprints(MODEL, dict.fromkeys(spec.conditions(), "the same"))
+    epochs = {(run.condition, run.config.training["epochs"]) for run in expand(spec, prints)}
+    assert epochs == {("train_examples=100", 9), ("train_examples=500", 2)}
+    assert parse(json.loads(json.dumps(to_plain(spec))), "again") == spec
+    plain = make_spec(vary=vary)
+    assert [plain.epochs_in(name) for name in plain.conditions()] == [plain.training.epochs] * 2
+    # Experiments of earlier releases keep their names.
+    assert to_plain(plain)["vary"].keys() == {"train_examples", "label_noise"}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (
+            {"vary": {"train_examples": [1, 2], "epochs": [3]}},
+            r"epochs must be as many as train_examples, 2; got \[3\]",
+        ),
+        ({"vary": {"train_examples": [1, 2], "epochs": [3, 0]}}, r"epochs\.1: .*greater than or equal to 1"),
+        ({"vary": {"epochs": [3, 4]}}, "vary one of train_examples, label_noise; got none"),
         ({"vary": {"train_examples": [100, 100]}}, "two or more different values, rising"),
         ({"vary": {"train_examples": [500, 100]}}, "rising; got"),
         ({"vary": {"train_examples": [100]}}, "two or more different values"),

@@ -297,3 +297,13 @@ def test_a_trial_is_a_run_on_carved_data_with_a_seed_of_its_own():
     assert (trials[0].arm, config.data, config.seed, config.evaluations) == ("dense", "carved", 5, {})
     assert (config.training["epochs"], config.training["learning_rate"]) == (2, 2e-4)
     assert tuned(*ARMS).tune.seed not in {run.config.seed for run in expand(spec, PRINTS)}
+
+
+def test_a_trial_trains_for_the_epochs_of_the_primary_condition():
+    spec = make_spec(
+        tune={"trials": 2, "learning_rate": {"low": 1e-5, "high": 1e-3}},
+        vary={"train_examples": [40, 60], "epochs": [9, 4]},
+        primary={"arm": "topk-50", "condition": "train_examples=40"},
+    )
+    trial = searches(spec)[0].trial(spec, {"learning_rate": 2e-4}, 0, Fingerprints("model", {"": "carved"}))
+    assert trial.config.training["epochs"] == 9

@@ -73,7 +73,8 @@ def condition_plot(analysis: Analysis) -> Drawing | None:
             f"Difference by {_AXES[vary.key]}",
             f"Difference in accuracy from {analysis.spec.primary.baseline} with its {level(analysis.contrasts)} over "
             f"seeds and examples, over {_seeds(analysis)}. The band is what counts as equivalent, "
-            f"{EQUIVALENCE_MARGIN:g} points either way. Pairs removed in evaluation: {removed}.",
+            f"{EQUIVALENCE_MARGIN:g} points either way. Pairs removed in evaluation: {removed}."
+            + (f" Epochs: {', '.join(map(str, vary.epochs))}." if vary.epochs else ""),
             f"{said}.",
         )
 

@@ -20,7 +20,7 @@ def notes(analysis: Analysis) -> tuple[str, ...]:
         return ()
     if found is None:
         return ("The settings are not found yet: no run is done.",)
-    epochs = spec.tune.epochs or spec.training.epochs
+    epochs = spec.tune.epochs or spec.epochs_in(spec.primary_condition)
     sentences = [
         f"Before any seed ran, settings were searched{where(analysis)} with {spec.tune.trials} trials a search, each "
         f"of {epochs} epoch{'s' if epochs > 1 else ''} with seed {spec.tune.seed}. A trial trained on "

@@ -114,7 +114,7 @@ def configure(spec: ExperimentSpec, arm: ArmSpec, prints: Fingerprints, conditio
         data=prints.data[condition],
         max_length=spec.data.max_length,
         padding=arm.padding or spec.data.padding,
-        training=spec.training_of(arm).identity(),
+        training=spec.training_of(arm).model_copy(update={"epochs": spec.epochs_in(condition)}).identity(),
         attention=arm.attention.identity(),
         seed=seed,
         evaluation=None if arm.evaluate is None else arm.evaluate.identity(),

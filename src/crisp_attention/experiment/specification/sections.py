@@ -160,6 +160,9 @@ class PrimarySpec(Section):
     condition: str | None = Field(None, description="where data vary: in which condition (default: the last)")
 
 
+_VARIED = ("train_examples", "label_noise")
+
+
 class VarySpec(Section):
     """One property of the training data that is varied: every arm is trained at each of its values."""
 
@@ -169,14 +172,21 @@ class VarySpec(Section):
     label_noise: tuple[Annotated[float, Field(ge=0, lt=1)], ...] | None = Field(
         None, strict=False, description="shares of wrong training labels, rising"
     )
+    epochs: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
+        None,
+        strict=False,
+        description="epochs at each value, in place of those of [training]: more on fewer examples, for as many steps",
+    )
 
     @model_validator(mode="after")
     def _check_one(self) -> VarySpec:
-        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        given = [name for name in _VARIED if getattr(self, name) is not None]
         if len(given) != 1:
-            raise ValueError(f"vary one of {', '.join(type(self).model_fields)}; got {', '.join(given) or 'none'}")
+            raise ValueError(f"vary one of {', '.join(_VARIED)}; got {', '.join(given) or 'none'}")
         if len(self.values) < 2 or list(self.values) != sorted(set(self.values)):
             raise ValueError(f"{self.key} must hold two or more different values, rising; got {list(self.values)}")
+        if self.epochs is not None and len(self.epochs) != len(self.values):
+            raise ValueError(f"epochs must be as many as {self.key}, {len(self.values)}; got {list(self.epochs)}")
         return self
 
     @property

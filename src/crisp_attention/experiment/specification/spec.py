@@ -121,6 +121,12 @@ class ExperimentSpec(Section):
         """The condition in which the primary contrast is made: the last one unless another is named."""
         return self.primary.condition or list(self.conditions())[-1]
 
+    def epochs_in(self, condition: str) -> int:
+        """For how many epochs the runs of a condition train."""
+        if self.vary is None or self.vary.epochs is None:
+            return self.training.epochs
+        return dict(zip(self.conditions(), self.vary.epochs, strict=True))[condition]
+
     def training_of(self, arm: ArmSpec) -> TrainingSpec:
         """How an arm is trained: the experiment's training with the arm's own settings."""
         return self.training.model_copy(update=arm.training.model_dump(exclude_none=True))
@@ -148,6 +154,8 @@ def to_plain(spec: ExperimentSpec) -> dict[str, Any]:
     """The specification as JSON-ready data; `parse` reads it back."""
     content: dict[str, Any] = without_later(spec.model_dump(mode="json", exclude={"arms"}), _LATER)
     content["data"] = without_later(content["data"], _LATER_DATA)
+    if spec.vary is not None:
+        content["vary"] = without_later(content["vary"], _LATER_VARY)
     content["training"] = spec.training.identity()
     content["primary"] = without_later(content["primary"], _LATER_PRIMARY)
     if spec.evaluations:
@@ -251,6 +259,7 @@ _LATER: dict[str, Any] = {
 }
 _LATER_ARM: dict[str, Any] = {"tune": None}
 _LATER_DATA: dict[str, Any] = {"label_noise": 0.0, "validation_share": None}
+_LATER_VARY: dict[str, Any] = {"epochs": None}
 _LATER_PRIMARY: dict[str, Any] = {"condition": None}
 _LATER_TUNE: dict[str, Any] = {"pruning": False}
 

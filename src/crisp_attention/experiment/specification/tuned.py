@@ -42,11 +42,10 @@ class Search:
             prints: Of the model, and of the carved data as the only condition.
         """
         assert spec.tune is not None
-        tried = apply(spec, {self.arm: values})
-        if spec.tune.epochs is not None:
-            tried = tried.model_copy(
-                update={"training": tried.training.model_copy(update={"epochs": spec.tune.epochs})}
-            )
+        epochs = spec.tune.epochs or spec.epochs_in(spec.primary_condition)
+        # In the only condition there is.
+        training = spec.training.model_copy(update={"epochs": epochs})
+        tried = apply(spec, {self.arm: values}).model_copy(update={"training": training, "vary": None})
         # One seed for all: trials differ by what is tried, not by luck.
         config = configure(tried, tried.arm(self.arm), prints, "", spec.tune.seed)
         return PlannedRun(self.arm, number, config)
