@@ -54,7 +54,7 @@ def verdicts(*names: str) -> str:
         analysis = _analysis(name)
         place = f", {analysis.spec.primary_condition}" if analysis.spec.primary_condition else ""
         # The arms of the primary condition.
-        arm = next(arm for arm in analysis.arms if arm.name == analysis.spec.primary.arm)
+        arm = analysis.arm(analysis.spec.primary.arm)
         question = f"{arm.name} against {analysis.spec.primary.baseline}{place}"
         figures = _figures(analysis.primary)[:-1]
         rows.append([f"`{name}`", question, *figures, _removed(arm), f"*{analysis.verdict.word}*"])
@@ -149,17 +149,16 @@ def overall(*names: str) -> str:
     spec = analyses[0].spec
     arms = [arm.name for arm in spec.arms if arm.name != spec.primary.baseline]
     placebo = next(arm.name for arm in spec.arms if is_placebo(spec, arm))
-    found = {
-        arm: _Overall.of([_pair(analysis, arm, spec.primary.baseline).by_example for analysis in analyses])
-        for arm in arms
-    }
+
+    def over(arm: str, other: str) -> _Overall:
+        return _Overall.of([_pair(analysis, arm, other).by_example for analysis in analyses])
+
+    found = {arm: over(arm, spec.primary.baseline) for arm in arms}
     asked = [arm for arm in arms if arm != placebo]
     adjusted = dict(zip(asked, statistics.holm(np.array([found[arm].p_value for arm in asked])), strict=True))
     rows = []
     for arm, own in found.items():
-        other = (
-            _Overall.of([_pair(analysis, arm, placebo).by_example for analysis in analyses]) if arm in asked else None
-        )
+        other = over(arm, placebo) if arm in asked else None
         rows.append(
             [
                 arm,
@@ -249,8 +248,7 @@ def _figures(found: Contrast | None) -> list[str]:
 
 
 def _pair(analysis: Analysis, name: str, other: str) -> Pair:
-    arms = {arm.name: arm for arm in analysis.arms}
-    found = pair_of(arms[name], arms[other], analysis.spec.seeds)
+    found = pair_of(analysis.arm(name), analysis.arm(other), analysis.spec.seeds)
     assert found is not None, f"no seed has finished both {name} and {other}"
     return found
 

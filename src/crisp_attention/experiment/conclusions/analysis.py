@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -12,7 +12,7 @@ import numpy as np
 from crisp_attention.experiment import statistics
 from crisp_attention.experiment.conclusions.cautions import cautions
 from crisp_attention.experiment.conclusions.outcomes import Flip, OutcomeContrast, flips, outcome_contrasts
-from crisp_attention.experiment.conclusions.outputs import ArmResult, Outputs, read_outputs, shared
+from crisp_attention.experiment.conclusions.outputs import ArmResult, Outputs, named, read_outputs, shared
 from crisp_attention.experiment.conclusions.pattern import (
     Fall,
     RegularizerPattern,
@@ -84,6 +84,10 @@ class Analysis:
     pattern: RegularizerPattern | None
     look: Look | None
     tuning: Tuning | None
+
+    def arm(self, name: str) -> ArmResult:
+        """The arm of that name, in the primary condition."""
+        return named(self.arms, name)
 
     @property
     def contrasts(self) -> tuple[Contrast, ...]:
@@ -183,10 +187,6 @@ def _arm_result(
     )
 
 
-def _named(arms: Iterable[ArmResult], name: str) -> ArmResult:
-    return next(arm for arm in arms if arm.name == name)
-
-
 def _complete(arm: ArmResult, baseline: ArmResult) -> int:
     """How many seeds, from the first, are done in both arms, finished or not."""
     done = _done(arm, baseline)
@@ -222,7 +222,7 @@ def _contrasts(
     """The primary contrast, and every arm against the baseline by condition; all but the primary one are adjusted."""
     found = _compare(
         {
-            (condition, arm.name): pair_of(arm, _named(arms, spec.primary.baseline), seeds)
+            (condition, arm.name): pair_of(arm, named(arms, spec.primary.baseline), seeds)
             for condition, arms in by_condition.items()
             for arm in arms
             if arm.name != spec.primary.baseline
@@ -316,7 +316,7 @@ def _interactions(
     for arm in spec.arms:
         if arm.name == spec.primary.baseline:
             continue
-        sides = [(_named(arms, arm.name), _named(arms, spec.primary.baseline)) for arms in by_condition.values()]
+        sides = [(named(arms, arm.name), named(arms, spec.primary.baseline)) for arms in by_condition.values()]
         indexes = [index for index in range(seeds) if all(index in shared(*pair, seeds) for pair in sides)]
         if not indexes:
             continue

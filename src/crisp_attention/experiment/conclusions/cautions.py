@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from crisp_attention.experiment import statistics
-from crisp_attention.experiment.conclusions.outputs import ArmResult
+from crisp_attention.experiment.conclusions.outputs import ArmResult, named
 from crisp_attention.experiment.conclusions.pattern import is_placebo
 from crisp_attention.experiment.results.tuning import Tuning
 from crisp_attention.experiment.specification.spec import ExperimentSpec
@@ -38,7 +38,7 @@ def cautions(
         tuning: What was searched and found before the runs; None if nothing is searched, or not found yet.
     """
     arms = [arm for results in by_condition.values() for arm in results]
-    baseline = next(arm for arm in by_condition[spec.primary_condition] if arm.name == spec.primary.baseline)
+    baseline = named(by_condition[spec.primary_condition], spec.primary.baseline)
     found = (
         _nothing_learned(baseline),
         _seeds_changed(spec, seeds_asked),

@@ -219,6 +219,11 @@ def _outputs(logits: Array, labels: Array, further: Sequence[Mapping[str, Array]
         )
 
 
+def named(arms: Iterable[ArmResult], name: str) -> ArmResult:
+    """The arm of that name."""
+    return next(arm for arm in arms if arm.name == name)
+
+
 def shared(arm: ArmResult, baseline: ArmResult, seeds: int) -> list[int]:
     """Indexes of the first `seeds` seeds that both arms have finished."""
     return [index for index in arm.indexes if index in baseline.records and index < seeds]

@@ -202,14 +202,14 @@ def fit_limits(spec: ExperimentSpec, announce: Callable[[str], None] = lambda _:
     lowered = {name: size for name, size in sizes.items() if (getattr(spec.data, name) or 0) > size}
     changes: dict[str, Any] = {"data": spec.data.model_copy(update=lowered)}
     if spec.vary is not None and spec.vary.train_examples is not None:
-        sizes_of = [min(size, len(whole.train)) for size in spec.vary.train_examples]
-        fitting = sorted(set(sizes_of))
+        there = [min(size, len(whole.train)) for size in spec.vary.train_examples]
+        fitting = sorted(set(there))
         if len(fitting) < 2:
             raise DataError(
                 f"{spec.data.source} has {len(whole.train)} training examples, too few to compare training splits of "
                 f"{', '.join(map(str, spec.vary.train_examples))}."
             )
-        epochs = spec.vary.epochs and tuple(spec.vary.epochs[sizes_of.index(size)] for size in fitting)
+        epochs = spec.vary.epochs and tuple(spec.vary.epochs[there.index(size)] for size in fitting)
         changes["vary"] = VarySpec(train_examples=tuple(fitting), epochs=epochs)
     return spec.model_copy(update=changes)
 

@@ -105,7 +105,7 @@ def attention_maps(analysis: Analysis, store: Store, examples: Examples | None) 
     if analysis.primary is None:
         return None
     pair = (analysis.primary.baseline, analysis.primary.arm)
-    arms = [next(item for item in analysis.arms if item.name == name) for name in pair]
+    arms = [analysis.arm(name) for name in pair]
     seed = min(arms[0].records.keys() & arms[1].records.keys())
     arrays = [store.load_arrays(item.records[seed]) for item in arms]
     if any("maps" not in item for item in arrays):
@@ -141,8 +141,7 @@ def attention_maps(analysis: Analysis, store: Store, examples: Examples | None) 
 def _seeds(analysis: Analysis, index: int) -> str:
     """The seed of a pair as the runs have it; both, the arm's first, where an offset sets them apart."""
     primary = analysis.spec.primary
-    arms = {item.name: item for item in analysis.arms}
-    seeds = (str(arms[name].records[index].config["seed"]) for name in (primary.arm, primary.baseline))
+    seeds = (str(analysis.arm(name).records[index].config["seed"]) for name in (primary.arm, primary.baseline))
     return " / ".join(dict.fromkeys(seeds))
 
 

@@ -128,7 +128,7 @@ def cost(analysis: Analysis) -> Table | None:
     arms = finished(analysis)
     if not arms:
         return None
-    baseline = next(arm for arm in analysis.arms if arm.name == analysis.spec.primary.baseline)
+    baseline = analysis.arm(analysis.spec.primary.baseline)
     return Table(
         "Cost",
         f"Time{where(analysis)}, means over seeds; ratios to {baseline.name} over the seeds that both finished. Runs "
