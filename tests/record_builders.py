@@ -167,15 +167,19 @@ def fill(folder: Path, spec: ExperimentSpec, outcome: Outcome, **changes: Any) -
 def made_up_tuning(spec: ExperimentSpec) -> Tuning:
     """What might have been found: the second trial of each search is the best, the last one diverged."""
     assert spec.tune is not None
-    outcomes = []
+    outcomes, seeds = [], spec.tune.seeds_per_trial
     for search in searches(spec):
+        losses = [0.5 - 0.125 * (number == 1) for number in range(spec.tune.trials - 1)] + [None]
         trials = [
             Trial(
                 values={name: found.samples[number % 2] for name, found in search.ranges.items()},
-                loss=None if number == spec.tune.trials - 1 else 0.5 - 0.125 * (number == 1),
+                loss=loss,
+                by_seed=()
+                if loss is None or seeds == 1
+                else [loss + (seed - (seeds - 1) / 2) / 16 for seed in range(seeds)],
                 run_id=f"{number:016x}",
             )
-            for number in range(spec.tune.trials)
+            for number, loss in enumerate(losses)
         ]
         outcomes.append(TuningOutcome(arms=search.arms, trials=tuple(trials)))
     return Tuning(outcomes=tuple(outcomes), train_examples=48, validation_examples=12, optuna="5.0.0")

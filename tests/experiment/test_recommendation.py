@@ -75,6 +75,7 @@ def test_a_folder_of_something_else_is_refused_before_anything_is_measured(quest
     [
         ({"trials": 0}, "--trials must be at least 1, got 0"),
         ({"seeds": -1}, "--seeds must be at least 1, got -1"),
+        ({"seeds_per_trial": 0}, "--seeds-per-trial must be at least 1, got 0"),
         ({"budget": "soon"}, "--budget must be a duration such as 2h"),
     ],
 )

@@ -72,6 +72,11 @@ def test_the_slowest_rule_counts(tiny_folders, csv_file, monkeypatch):
     assert cost.trial == pytest.approx((examples, 3 * examples), rel=0.05)
     assert cost.run == pytest.approx((examples, examples, 3 * examples), rel=0.05)
     assert (cost.searching, cost.running) == (1, 1)
+    several = search_space.ask(
+        question.spec.data.model_dump(), str(tiny_folders["bert"]), {"epochs": 2}, seeds_per_trial=4
+    )
+    assert several.spec.tune.seeds_per_trial == 4
+    assert search_space.cost(several, 1).trial == pytest.approx([4 * seconds for seconds in cost.trial], rel=0.05)
 
 
 def test_what_cannot_be_asked_is_told(tiny_folders, csv_file):

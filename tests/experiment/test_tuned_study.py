@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 import tiny_study
 from crisp_attention.cli import app
 from crisp_attention.errors import ConfigurationError
-from crisp_attention.experiment import study
+from crisp_attention.experiment import progress, study
 from crisp_attention.experiment.display import TerminalDisplay, show_plan
 from crisp_attention.experiment.execution import worker
 from crisp_attention.experiment.execution.local import LocalExecutor
@@ -144,9 +144,27 @@ def test_trials_are_shown_by_number(toml, tmp_path, instant):
     plan = study.prepare(read(toml), tmp_path / "out", Silent(), jobs=1)
     output = io.StringIO()
     with TerminalDisplay(Console(file=output, width=200)).tuning(plan) as receive:
-        run = plan.tuning.searches[0].trial(plan.spec, {"learning_rate": 0.01}, 2, plan.prints)
+        (run,) = plan.tuning.searches[0].trial(plan.spec, {"learning_rate": 0.01}, 2, plan.prints)
         receive(run, worker.Event("finished", run.config.run_id, result="3 of 4 correct"))
     assert output.getvalue().startswith("[1 of 9] dense, trial 3: finished, 3 of 4 correct; about")
+
+
+def test_trials_of_several_seeds_are_shown_by_training(toml, tmp_path, instant):
+    spec = read(toml.replace("[tune]", "[tune]\nseeds_per_trial = 3"))
+    plan = study.prepare(spec, tmp_path / "out", Silent(), jobs=1)
+    assert plan.searching == 3 * 3 * 3 * 96
+    text = words(shown(plan))
+    assert "Tuning first: 9 trials, 3 a search, each with 3 seeds, about 43 min." in text
+    assert "judged by the mean loss of its 3 seeds on" in text
+    board = progress.of_trials(plan)
+    assert (board.kind, board.total) == ("trainings", 27)
+    first, second, _ = plan.tuning.searches[0].trial(plan.spec, {"learning_rate": 0.01}, 1, plan.prints)
+    told = board.receive(first, worker.Event("finished", first.config.run_id, result="3 of 4 correct"))
+    assert str(told) == "[1 of 27] dense, trial 2, seed 100000: finished, 3 of 4 correct"
+    # With it ends its trial: the third seed is not trained.
+    told = board.receive(second, worker.Event("diverged", second.config.run_id, reason="the loss is not finite"))
+    assert str(told) == "[2 of 26] dense, trial 2, seed 100001: diverged: the loss is not finite"
+    assert (board.ended, board.total) == (2, 26)
 
 
 # The whole way

@@ -36,6 +36,10 @@ def tune(
     trials: Annotated[
         int | None, typer.Option(metavar="N", help="Trials of each arm (default: as many as fit the budget).")
     ] = None,
+    seeds_per_trial: Annotated[
+        int,
+        typer.Option(metavar="N", help="Seeds that each trial is trained with; their mean loss judges it."),
+    ] = 1,
     seeds: Annotated[
         int | None,
         typer.Option(metavar="N", help="Seeds of each arm to confirm it with. Fewer than 6 give no verdict."),
@@ -78,13 +82,13 @@ def tune(
         "train_examples": train_examples,
         "max_length": max_length,
     }
-    wish = recommendation.Wish(budget, trials, seeds, jobs, storage)
+    wish = recommendation.Wish(budget, trials, seeds, jobs, storage, seeds_per_trial)
     console = Console()
     display = TerminalDisplay(console)
     folder = out or Path("runs") / search_space.name_of(data, model)
     try:
         wish.check()
-        question = search_space.ask(given, model, {"epochs": epochs}, display.announce)
+        question = search_space.ask(given, model, {"epochs": epochs}, display.announce, seeds_per_trial=seeds_per_trial)
         for note in question.notes:
             display.announce(note)
         spec = recommendation.settle(question, wish, folder, display.announce)

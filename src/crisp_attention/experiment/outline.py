@@ -139,10 +139,13 @@ def _tuning(plan: Plan) -> list[str]:
     if (todo := plan.tuning) is not None:
         trials, done = len(todo.searches) * todo.trials, len(todo.searches) * todo.trials - todo.left
         about = "" if plan.searching is None else f", about {duration(plan.searching)}"
+        seeds = f", each with {todo.seeds} seeds" if todo.seeds > 1 else ""
+        judged = f"the mean loss of its {todo.seeds} seeds" if todo.seeds > 1 else "the loss"
         lines.append(
-            f"Tuning first: {count(trials, 'trial')}, {todo.trials} a search{f', {done} of them done' if done else ''}"
-            f"{about}. Each trains on {len(todo.data.train)} training examples and is judged by the loss on "
-            f"{len(todo.data.test)} held out from them; the evaluation split is not used."
+            f"Tuning first: {count(trials, 'trial')}, {todo.trials} a search{seeds}"
+            f"{f', {done} of them done' if done else ''}{about}. Each trains on {len(todo.data.train)} training "
+            f"examples and is judged by {judged} on {len(todo.data.test)} held out from them; the evaluation split is "
+            "not used."
         )
         lines += [f"{_together(search.arms)}: {_ranges(search)}" for search in todo.searches]
         idle = [arm.name for arm in plan.spec.arms if not plan.spec.searched(arm)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -54,6 +54,7 @@ class Progress:
         expected: Seconds that each is expected to take, by its label; None where nobody knows.
         jobs: How many are done side by side.
         label: What to call one.
+        after: Labels of those that are not done if one is given up or diverges.
 
     Attributes:
         kind: As given.
@@ -62,12 +63,17 @@ class Progress:
     """
 
     def __init__(
-        self, kind: str, expected: Mapping[str, float | None], jobs: int, label: Callable[[PlannedRun], str]
+        self,
+        kind: str,
+        expected: Mapping[str, float | None],
+        jobs: int,
+        label: Callable[[PlannedRun], str],
+        after: Callable[[PlannedRun], Sequence[str]] = lambda _: (),
     ) -> None:
         self.kind = kind
         self.total = len(expected)
         self.ended = 0
-        self._expected, self._label = expected, label
+        self._expected, self._label, self._after = expected, label, after
         self._outlook = Outlook(expected, jobs)
         self._running: dict[str, Running] = {}
 
@@ -103,6 +109,10 @@ class Progress:
             return Line(label, event.reason or "", "note")
         if event.kind == "unsaved":  # which ends all, with an error that says it
             return None
+        if event.kind in ("pruned", "diverged"):
+            for other in self._after(planned):
+                self._outlook.end(other, finished=False)
+                self.total -= 1
         return self._end(label, event)
 
     def _end(self, label: str, event: Event) -> Line:
@@ -115,27 +125,32 @@ class Progress:
 
 
 def of_trials(plan: Plan) -> Progress:
-    """Of the trials of a plan's search."""
+    """Of the trials of a plan's search, or, where they have several seeds, of their trainings."""
     todo = plan.tuning
-    if todo is None:
-        return Progress("trials", {}, 1, _trial)
+    if todo is None or plan.spec.tune is None:
+        return Progress("trials", {}, 1, lambda run: run.label)
+    seeds = plan.spec.tune.seeds
+    one = len(seeds) == 1
+
+    def called(arm: str, number: int, seed: int) -> str:
+        return f"{arm}, trial {number + 1}" + ("" if one else f", seed {seed}")
+
     expected = {
-        _trial_of(arm, number): plan.seconds_a_trial(arm)
+        called(arm, number, seed): plan.seconds_a_training(arm)
         for arm, done in todo.done.items()
         for number in range(done, todo.trials)
+        for seed in seeds
     }
-    return Progress("trials", expected, todo.division.jobs, _trial)
+    return Progress(
+        "trials" if one else "trainings",
+        expected,
+        todo.division.jobs,
+        lambda run: called(run.arm, run.index, run.config.seed),
+        lambda run: [called(run.arm, run.index, seed) for seed in seeds if seed > run.config.seed],
+    )
 
 
 def of_runs(plan: Plan) -> Progress:
     """Of a plan's runs."""
     expected = {task.run.label: plan.seconds.get((task.run.arm, task.run.condition)) for task in plan.pending}
     return Progress("runs", expected, plan.division.jobs, lambda run: run.label)
-
-
-def _trial(planned: PlannedRun) -> str:
-    return _trial_of(planned.arm, planned.index)
-
-
-def _trial_of(arm: str, number: int) -> str:
-    return f"{arm}, trial {number + 1}"

@@ -35,6 +35,7 @@ class Wish:
         seeds: Of each arm; None for as many as fit.
         jobs: Worker processes; None for one a core.
         storage: URL of an Optuna storage to share; None for one of the run directory.
+        seeds_per_trial: Trainings of each trial.
     """
 
     budget: str | None = None
@@ -42,6 +43,7 @@ class Wish:
     seeds: int | None = None
     jobs: int | None = None
     storage: str | None = None
+    seeds_per_trial: int = 1
 
     def check(self) -> None:
         """Make sure, before anything is read, that it can be wished for.
@@ -49,10 +51,10 @@ class Wish:
         Raises:
             ConfigurationError: If a number is below 1, the budget is no duration, or Optuna is not installed.
         """
-        for name in ("trials", "seeds"):
+        for name in ("trials", "seeds", "seeds_per_trial"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ConfigurationError(f"--{name} must be at least 1, got {value}.")
+                raise ConfigurationError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
         if self.budget is not None:
             budgets.seconds_of(self.budget)
         require_optuna()

@@ -74,7 +74,12 @@ def name_of(source: str, name: str) -> str:
 
 
 def ask(
-    data: Mapping[str, Any], name: str, training: Mapping[str, Any], announce: Callable[[str], None] = lambda _: None
+    data: Mapping[str, Any],
+    name: str,
+    training: Mapping[str, Any],
+    announce: Callable[[str], None] = lambda _: None,
+    *,
+    seeds_per_trial: int = 1,
 ) -> Question:
     """Look at a model and data, and compose the experiment that tunes two arms alike and compares them.
 
@@ -86,6 +91,7 @@ def ask(
         name: The model.
         training: `[training]` of the specification.
         announce: Told before something slow happens.
+        seeds_per_trial: Trainings of each trial.
 
     Raises:
         CrispError: If the data or the model will not do.
@@ -115,7 +121,13 @@ def ask(
     structure |= layers | {"schedule": list(_SCHEDULES)}
     sparse["rule"] = rules[0]
     ranges = {"learning_rate": _RATES[checkpoint.pretrained], **dict.fromkeys(dropouts(network.config), _DROPOUT)}
-    content["tune"] = {"pruning": True, "sparsity": _SPARSITY, **ranges, **structure}
+    content["tune"] = {
+        "pruning": True,
+        "seeds_per_trial": seeds_per_trial,
+        "sparsity": _SPARSITY,
+        **ranges,
+        **structure,
+    }
     sparse["tune"] = ["sparsity", *ranges, *structure]
     return Question(parse(content, "crisp tune"), checkpoint, found, bench, rules, (*notes, *more))
 
@@ -123,7 +135,7 @@ def ask(
 def cost(question: Question, jobs: int | None) -> Cost:
     """What trials and runs take on this machine: timed on real batches, the sparse arm's by its slowest rule.
 
-    A trial is taken to be as long as a run, though it trains on less, and some are given up early.
+    A training of a trial is taken to be as long as a run, though it trains on less, and some are given up early.
 
     Args:
         question: Of a model and data.
@@ -156,7 +168,9 @@ def cost(question: Question, jobs: int | None) -> Cost:
         slowest = max(own for arm, own in seconds.items() if arm != DENSE or len(seconds) == 1)
         found[threads] = (seconds[DENSE] + loading, slowest + loading)
     dense, sparse = found[running.threads]
-    return Cost(found[searching.threads], (dense, dense, sparse), searching.jobs, running.jobs)
+    assert spec.tune is not None
+    trial = tuple(spec.tune.seeds_per_trial * seconds for seconds in found[searching.threads])
+    return Cost(trial, (dense, dense, sparse), searching.jobs, running.jobs)
 
 
 def _reads(bench: Workbench) -> float:

@@ -117,27 +117,26 @@ class Plan:
 
     @property
     def searching(self) -> float | None:
-        """Seconds of it until the search is done, a trial being as long as a run; None if nobody can tell."""
+        """Seconds of it until the search is done, none of it given up; None if nobody can tell."""
         if self.tuning is None:
             return 0.0
         cells = [
             (arm, self.spec.primary_condition)
             for arm, done in self.tuning.done.items()
-            for _ in range(done, self.tuning.trials)
+            for _ in range((self.tuning.trials - done) * self.tuning.seeds)
         ]
         seconds = self._shared(cells, self.tuning.division.jobs)
         return None if seconds is None else seconds * self._epochs_of_a_trial
 
-    def seconds_a_trial(self, arm: str) -> float | None:
-        """What a trial of an arm takes; None if nobody can tell."""
+    def seconds_a_training(self, arm: str) -> float | None:
+        """What one training of a trial of an arm takes; None if nobody can tell."""
         seconds = self.seconds.get((arm, self.spec.primary_condition))
         return None if seconds is None else seconds * self._epochs_of_a_trial
 
     @property
     def _epochs_of_a_trial(self) -> float:
         """As a share of those of a run."""
-        epochs = self.spec.epochs_in(self.spec.primary_condition)
-        return 1.0 if self.spec.tune is None else (self.spec.tune.epochs or epochs) / epochs
+        return self.spec.epochs_of_trials / self.spec.epochs_in(self.spec.primary_condition)
 
     def _shared(self, cells: Iterable[Cell], jobs: int) -> float | None:
         if not self.seconds:

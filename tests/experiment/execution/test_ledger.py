@@ -33,8 +33,9 @@ def planned(folder, spec, url, dataset=None):
     return tuning.plan(spec, Store(folder), CHECKPOINT, carve(dataset or data(), 0.2), 1, HERE, url)
 
 
-def test_two_machines_share_the_trials_and_find_the_same(tmp_path, machine, url):
-    spec = spec_of(trials=6)
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_two_machines_share_the_trials_and_find_the_same(tmp_path, machine, url, seeds):
+    spec = spec_of(trials=6, epochs=2, seeds_per_trial=seeds)
     found = {}
 
     def work(name):
@@ -47,7 +48,7 @@ def test_two_machines_share_the_trials_and_find_the_same(tmp_path, machine, url)
         thread.join()
     assert found["one"] == found["other"]
     assert [len(outcome.trials) for outcome in found["one"].outcomes] == [6, 6]
-    assert len(machine.trained) == 12
+    assert len(machine.trained) == 12 * seeds
 
 
 def test_one_machine_finds_in_a_shared_storage_what_it_finds_in_its_own(tmp_path, machine, url):
@@ -116,6 +117,7 @@ def test_searches_of_other_experiments_are_refused(tmp_path, machine, url):
         lambda: planned(tmp_path / "new", spec_of(), url, shorter),
         lambda: planned(tmp_path / "new", spec_of(hidden_dropout=[0.1, 0.2]), url),
         lambda: planned(tmp_path / "new", spec_of(pruning=True), url),
+        lambda: planned(tmp_path / "new", spec_of(seeds_per_trial=2), url),
     ):
         with pytest.raises(
             RecordError, match=r"holds a study 'made-up/dense' of other data, another model or other set"

@@ -62,6 +62,18 @@ def test_the_pages_say_on_what_settings_were_chosen(tuned):
         assert "Nothing was searched for" not in text
 
 
+def test_trials_of_several_seeds_show_how_far_seeds_lie_apart(tmp_path):
+    store = fill_tuned(tmp_path, make_spec(tune=TUNE | {"seeds_per_trial": 3}, arms=ARMS))
+    found = section(analyse(store))
+    (table,) = found.tables
+    assert table.header[-2:] == ("median loss", "seed SD")
+    assert {row[-1] for row in table.rows} == {"0.0625"}  # made up as 1/16 to either side
+    assert "pooled over trials" in table.caption
+    text = " ".join(found.notes)
+    assert "with each of the seeds 100000 to 100002. A trial" in text
+    assert "held out by document or text, in the mean over its seeds." in text
+
+
 def test_choices_and_what_was_given_up_are_told(tmp_path):
     asking = {"name": "topk-50", "sparsity": 0.5, "tune": ["layers", "schedule"]}
     choices = {"layers": ["all", [0, 1]], "schedule": ["constant", {"kind": "anneal", "end": 0.5}]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tomllib
 
 import pytest
@@ -66,8 +67,15 @@ def test_without_it_nothing_of_it_is_said():
 def test_it_is_part_of_what_an_experiment_is_and_only_the_number_of_trials_may_grow():
     spec = tuned(trials=4, learning_rate=RATE)
     assert spec.identity() == tuned(trials=6, learning_rate=RATE).identity()
-    for other in ({"learning_rate": RATE, "share": 0.3}, {"learning_rate": RATE, "seed": 1}, {"weight_decay": [0, 1]}):
+    for other in (
+        {"learning_rate": RATE, "share": 0.3},
+        {"learning_rate": RATE, "seed": 1},
+        {"learning_rate": RATE, "seeds_per_trial": 2},
+        {"weight_decay": [0, 1]},
+    ):
         assert tuned(**other).identity() != spec.identity()
+    # What it was before trials had seeds, an experiment still is.
+    assert "seeds_per_trial" not in to_plain(tuned(learning_rate=RATE, seeds_per_trial=1))["tune"]
     assert tuned({"name": "dense", "tune": []}, *ARMS[1:]).identity() != tuned().identity()
 
 
@@ -102,6 +110,7 @@ def test_it_is_part_of_what_an_experiment_is_and_only_the_number_of_trials_may_g
         ({"schedule": ["constant", 3]}, r"schedule are kinds by name or tables of settings, got 3"),
         ({"learning_rate": RATE, "trials": 0}, r"tune\.trials: .* greater than or equal to 1, got 0"),
         ({"learning_rate": RATE, "share": 1.0}, r"tune\.share: .* less than 1, got 1\.0"),
+        ({"learning_rate": RATE, "seeds_per_trial": 0}, r"tune\.seeds_per_trial: .* greater than or equal to 1, got 0"),
     ],
 )
 def test_what_makes_no_sense_is_refused(tune, message):
@@ -290,7 +299,7 @@ def test_a_trial_is_a_run_on_carved_data_with_a_seed_of_its_own():
     prints = Fingerprints("model", {"": "carved"})
     search = searches(spec)[0]
     values = {"learning_rate": 2e-4, "weight_decay": 0.1}
-    trials = [search.trial(spec, values, number, prints) for number in (0, 1)]
+    trials = [run for number in (0, 1) for run in search.trial(spec, values, number, prints)]
     assert [trial.index for trial in trials] == [0, 1]
     assert trials[0].config == trials[1].config
     config = trials[0].config
@@ -305,5 +314,12 @@ def test_a_trial_trains_for_the_epochs_of_the_primary_condition():
         vary={"train_examples": [40, 60], "epochs": [9, 4]},
         primary={"arm": "topk-50", "condition": "train_examples=40"},
     )
-    trial = searches(spec)[0].trial(spec, {"learning_rate": 2e-4}, 0, Fingerprints("model", {"": "carved"}))
-    assert trial.config.training["epochs"] == 9
+    (run,) = searches(spec)[0].trial(spec, {"learning_rate": 2e-4}, 0, Fingerprints("model", {"": "carved"}))
+    assert run.config.training["epochs"] == spec.epochs_of_trials == 9
+
+
+def test_trials_of_several_seeds_differ_in_nothing_else():
+    spec = tuned(*ARMS, learning_rate=RATE, seed=7, seeds_per_trial=3)
+    runs = searches(spec)[0].trial(spec, {"learning_rate": 2e-4}, 4, Fingerprints("model", {"": "carved"}))
+    assert [(run.index, run.config.seed) for run in runs] == [(4, 7), (4, 8), (4, 9)]
+    assert all(dataclasses.replace(run.config, seed=7) == runs[0].config for run in runs)

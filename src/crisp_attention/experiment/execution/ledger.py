@@ -235,8 +235,8 @@ class Ledger:
         assert self.spec.tune is not None
         first = {name: space.samples[0] for name, space in search.ranges.items()}
         ranges = {name: str(space) for name, space in search.ranges.items()}
-        trial = search.trial(self.spec, first, 0, self.prints).config.run_id
-        content = json.dumps([trial, ranges, self.spec.tune.pruning], sort_keys=True)
+        trials = [run.config.run_id for run in search.trial(self.spec, first, 0, self.prints)]
+        content = json.dumps([trials, ranges, self.spec.tune.pruning], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -21,11 +22,12 @@ from crisp_attention.experiment.execution.executor import Division, Executor
 from crisp_attention.experiment.execution.ledger import Ledger, place, require_optuna
 from crisp_attention.experiment.execution.worker import Event, Task
 from crisp_attention.experiment.results import pruning
+from crisp_attention.experiment.results.record import Record
 from crisp_attention.experiment.results.store import Store
 from crisp_attention.experiment.results.tuning import Outcome, Trial, Tuning
 from crisp_attention.experiment.specification.runs import Fingerprints, PlannedRun
 from crisp_attention.experiment.specification.spec import ExperimentSpec
-from crisp_attention.experiment.specification.tune import Choices, Value, encoded
+from crisp_attention.experiment.specification.tune import Choices, TuneSpec, Value, encoded
 from crisp_attention.experiment.specification.tuned import Search, searches
 from crisp_attention.experiment.training.model import Checkpoint
 
@@ -69,6 +71,12 @@ class TuningPlan:
         return self.spec.tune.trials
 
     @property
+    def seeds(self) -> int:
+        """Trainings of each trial."""
+        assert self.spec.tune is not None
+        return self.spec.tune.seeds_per_trial
+
+    @property
     def left(self) -> int:
         """Trials still to do."""
         return sum(max(self.trials - count, 0) for count in self.done.values())
@@ -104,9 +112,10 @@ def plan(
     require_optuna()
     done = dict.fromkeys((search.arm for search in own), 0)
     trials = Store(store.folder / "tuning")
+    assert spec.tune is not None
     for path in trials.records.glob("[!.]*.json"):
         record = trials.load(path.stem)
-        if record is not None and record.status != "failed":
+        if record is not None and _ends(record, spec.tune):
             done[record.arm] = done.get(record.arm, 0) + 1
     todo = TuningPlan(spec, own, data, checkpoint, done, executor.divide(jobs, len(own)), executor, storage)
     todo.ledger.require()
@@ -197,6 +206,7 @@ class _Books:
         self._book = todo.ledger.open(trials, search)
         self._study = self._book.study
         self._asked: Any = None
+        self._left: deque[Task] = deque()
 
     @property
     def complete(self) -> bool:
@@ -205,7 +215,7 @@ class _Books:
         return len(first) == self._todo.trials and all(trial.state.is_finished() for trial in first)
 
     def propose(self) -> Task | None:
-        """The next trial; None if all are done, or others are doing the last of them.
+        """The next training; None if all are done, or others are doing the last of them.
 
         Raises:
             CrispError: If they are done, and all diverged.
@@ -214,6 +224,8 @@ class _Books:
 
         assert self._todo.spec.tune is not None
         self._book.bury()
+        if self._left:
+            return self._left.popleft()
         if len(self._first()) >= self._todo.trials:
             if self.complete and all(trial.value is None for trial in self._first()):
                 raise CrispError(
@@ -230,10 +242,10 @@ class _Books:
         for name in self._search.ranges:
             self._suggest(trial, name)
         self._asked = trial
-        run = self._search.trial(self._todo.spec, self._values(trial.params), number, self._prints)
-        known = self._trials.load(run.config.run_id)
-        failed = known if known is not None and known.status == "failed" else None
-        return Task(run, failed, limits=self._limits(run, before))
+        first, *others = self._runs(trial)
+        self._left = deque(Task(run, self._failed(run)) for run in others)
+        # Given up by its first seed, or not at all.
+        return Task(first, self._failed(first), limits=self._limits(before))
 
     def keep_alive(self) -> None:
         """The trial that was proposed last is being trained."""
@@ -254,16 +266,22 @@ class _Books:
             )
         number = self._asked.number
         if self._study.get_trials(deepcopy=False)[number].state.is_finished():
+            self._left.clear()
             return  # given up by a machine that did not hear of it for long, which has proposed another
+        if record.status == "finished" and self._left:
+            return
+        self._left.clear()
         if record.status == "diverged":
             self._study.tell(number, state=self._states.PRUNED)
             return
-        for epoch in record.epochs:
-            self._asked.report(epoch.test.loss, epoch.epoch)
+        trained = [record for run in self._runs(self._asked) if (record := self._trials.load(run.config.run_id))]
+        for seed, record in enumerate(trained):
+            for epoch in record.epochs:
+                self._asked.report(epoch.test.loss, self._step(seed, epoch.epoch))
         if record.status == "pruned":
             self._study.tell(number, state=self._states.PRUNED)
         else:
-            self._study.tell(number, record.final.test.loss)
+            self._study.tell(number, statistics.fmean(record.final.test.loss for record in trained))
 
     def outcome(self) -> Outcome:
         """All that count: no more than are asked for now, so that every arm has as many."""
@@ -273,9 +291,8 @@ class _Books:
                 Trial(
                     values=self._values(trial.params),
                     loss=trial.value,
-                    run_id=self._search.trial(
-                        self._todo.spec, self._values(trial.params), place(trial), self._prints
-                    ).config.run_id,
+                    by_seed=self._by_seed(trial),
+                    run_id=self._runs(trial)[0].config.run_id,
                     pruned=trial.last_step if trial.state == self._states.PRUNED else None,
                 )
                 for trial in self._first()
@@ -286,14 +303,37 @@ class _Books:
         """The trials that count, in order, those in training among them."""
         return [trial for trial in self._book.counted() if place(trial) < self._todo.trials]
 
-    def _limits(self, run: PlannedRun, before: list[Any]) -> tuple[float, ...]:
-        """When to give up a trial, by the ones before it."""
+    def _runs(self, trial: Any) -> tuple[PlannedRun, ...]:
+        """The trainings of a trial."""
+        return self._search.trial(self._todo.spec, self._values(trial.params), place(trial), self._prints)
+
+    def _failed(self, run: PlannedRun) -> Record | None:
+        """The record of a training that is to be done again."""
+        known = self._trials.load(run.config.run_id)
+        return known if known is not None and known.status == "failed" else None
+
+    def _step(self, seed: int, epoch: int) -> int:
+        """Where Optuna keeps what a trial's training with one of its seeds, from 0, had after an epoch, from 1."""
+        return seed * self._todo.spec.epochs_of_trials + epoch
+
+    def _by_seed(self, trial: Any) -> tuple[float, ...]:
+        """A trial's losses at the end of its trainings; empty unless it has several, all of which finished."""
+        assert self._todo.spec.tune is not None
+        count = self._todo.spec.tune.seeds_per_trial
+        if count == 1 or trial.state != self._states.COMPLETE:
+            return ()
+        return tuple(
+            trial.intermediate_values[self._step(seed, self._todo.spec.epochs_of_trials)] for seed in range(count)
+        )
+
+    def _limits(self, before: list[Any]) -> tuple[float, ...]:
+        """When to give up a trial, by the ones before it with the same seed, the first."""
         assert self._todo.spec.tune is not None
         if not self._todo.spec.tune.pruning:
             return ()
-        epochs = run.config.training["epochs"]
+        epochs = self._todo.spec.epochs_of_trials
         whole = [
-            [trial.intermediate_values[epoch] for epoch in range(1, epochs + 1)]
+            [trial.intermediate_values[self._step(0, epoch)] for epoch in range(1, epochs + 1)]
             for trial in before
             if trial.state == self._states.COMPLETE
         ]
@@ -317,6 +357,13 @@ class _Books:
             trial.suggest_categorical(name, space.choices)
         else:
             trial.suggest_float(name, *space.ends, log=self._todo.spec.tune.logarithmic(name))
+
+
+def _ends(record: Record, tune: TuneSpec) -> bool:
+    """Whether a training is the last of its trial: a trial that is given up or diverges has no more."""
+    if record.status == "finished":
+        return bool(record.config["seed"] == tune.seeds[-1])
+    return record.status != "failed"
 
 
 @contextlib.contextmanager

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import statistics
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from crisp_attention.experiment.specification.spec import ExperimentSpec
 from crisp_attention.experiment.specification.tune import Value, told
 from crisp_attention.experiment.specification.tuned import Search, searches
 
-SCHEMA = 1
-"""Version of the format."""
+SCHEMA = 2
+"""Version of the format; 1 has no losses by seed."""
 
 
 class _Part(BaseModel):
@@ -17,18 +20,20 @@ class _Part(BaseModel):
 
 
 class Trial(_Part):
-    """One training with settings that were tried.
+    """Settings that were tried, in one training or one a seed.
 
     Attributes:
         values: By setting.
-        loss: Mean cross-entropy on the validation part after the last epoch that it was trained for, nats; None if it
-            diverged.
-        run_id: Of its record among those of the trials.
+        loss: Mean cross-entropy on the validation part after the last epoch that it was trained for, nats; of several
+            seeds the mean. None if it diverged.
+        by_seed: What that is the mean of; empty where trials have one seed, and if it was given up or diverged.
+        run_id: Of its first training's record among those of the trials.
         pruned: Epochs after which it was given up; None if it was trained to its end or diverged.
     """
 
     values: dict[str, Value]
     loss: float | None
+    by_seed: tuple[float, ...] = ()
     run_id: str
     pruned: int | None = None
 
@@ -54,6 +59,12 @@ class Outcome(_Part):
     def losses(self) -> list[float]:
         """Of the trials that were trained to their end, the lowest first."""
         return sorted(trial.loss for trial in self.trials if trial.loss is not None and trial.pruned is None)
+
+    @property
+    def deviation(self) -> float | None:
+        """Standard deviation of the losses of a trial's seeds, pooled over the trials that have several; or None."""
+        variances = [statistics.variance(trial.by_seed) for trial in self.trials if trial.by_seed]
+        return math.sqrt(statistics.fmean(variances)) if variances else None
 
     @property
     def pruned(self) -> int:
@@ -94,17 +105,18 @@ class Tuning(_Part):
 
     def fault(self, spec: ExperimentSpec) -> str | None:
         """Why this cannot be what was found for an experiment; None if it can."""
-        if self.schema_version != SCHEMA:
-            return f"it has schema {self.schema_version}, this version reads {SCHEMA}"
+        if not 1 <= self.schema_version <= SCHEMA:
+            return f"it has schema {self.schema_version}, this version reads 1 to {SCHEMA}"
         if [outcome.arms for outcome in self.outcomes] != [search.arms for search in searches(spec)]:
             return "its arms are not those of the experiment"
         if len({len(outcome.trials) for outcome in self.outcomes}) > 1:
             return "its arms had different numbers of trials"
-        faults = (_fault(*pair) for pair in zip(self.outcomes, searches(spec), strict=True))
+        seeds = 1 if spec.tune is None else spec.tune.seeds_per_trial
+        faults = (_fault(*pair, seeds) for pair in zip(self.outcomes, searches(spec), strict=True))
         return next((fault for fault in faults if fault is not None), None)
 
 
-def _fault(outcome: Outcome, search: Search) -> str | None:
+def _fault(outcome: Outcome, search: Search, seeds: int) -> str | None:
     if not outcome.losses:
         return f"no trial of {search.arm} was trained to its end"
     for trial in outcome.trials:
@@ -113,4 +125,9 @@ def _fault(outcome: Outcome, search: Search) -> str | None:
         for name, value in trial.values.items():
             if not search.ranges[name].holds(value):
                 return f"a trial of {search.arm} tried {name} = {told(value)}, outside of {search.ranges[name]}"
+        whole = trial.loss is not None and trial.pruned is None
+        if len(trial.by_seed) != (seeds if whole and seeds > 1 else 0):
+            return f"a trial of {search.arm} has losses of {len(trial.by_seed)} seeds, {seeds} were asked for"
+        if trial.by_seed and trial.loss != statistics.fmean(trial.by_seed):
+            return f"the loss of a trial of {search.arm} is not the mean of those of its seeds"
     return None

@@ -127,6 +127,12 @@ class ExperimentSpec(Section):
             return self.training.epochs
         return dict(zip(self.conditions(), self.vary.epochs, strict=True))[condition]
 
+    @property
+    def epochs_of_trials(self) -> int:
+        """For how many epochs the trials of a search train."""
+        own = None if self.tune is None else self.tune.epochs
+        return own or self.epochs_in(self.primary_condition)
+
     def training_of(self, arm: ArmSpec) -> TrainingSpec:
         """How an arm is trained: the experiment's training with the arm's own settings."""
         return self.training.model_copy(update=arm.training.model_dump(exclude_none=True))
@@ -261,7 +267,7 @@ _LATER_ARM: dict[str, Any] = {"tune": None}
 _LATER_DATA: dict[str, Any] = {"label_noise": 0.0, "validation_share": None}
 _LATER_VARY: dict[str, Any] = {"epochs": None}
 _LATER_PRIMARY: dict[str, Any] = {"condition": None}
-_LATER_TUNE: dict[str, Any] = {"pruning": False}
+_LATER_TUNE: dict[str, Any] = {"pruning": False, "seeds_per_trial": 1}
 
 
 def _known_keys(location: tuple[str | int, ...]) -> list[str]:

@@ -191,6 +191,9 @@ class TuneSpec(Section):
     layers: Choices | None = Field(None, description="which are sparse: 'all', or a list of their numbers")
     schedule: Choices | None = Field(None, description="of sparsity over training: kinds, or tables of settings")
     pruning: bool = Field(False, description="stop trials that are worse than the median of those before them")
+    seeds_per_trial: Annotated[int, Field(ge=1, le=100)] = Field(
+        1, description="trainings of each trial, which is judged by their mean loss; their seeds follow the seed above"
+    )
 
     @model_validator(mode="after")
     def _check_ranges(self) -> TuneSpec:
@@ -213,6 +216,11 @@ class TuneSpec(Section):
             for value in space.samples if space else ():
                 _check_attention(name, value)
         return self
+
+    @property
+    def seeds(self) -> range:
+        """With which each trial is trained: the same for all, so that trials differ by what is tried, not by luck."""
+        return range(self.seed, self.seed + self.seeds_per_trial)
 
     @property
     def ranges(self) -> dict[str, Space]:

@@ -32,8 +32,8 @@ class Search:
         """The arm that trials train and evaluate."""
         return self.arms[0]
 
-    def trial(self, spec: ExperimentSpec, values: Values, number: int, prints: Fingerprints) -> PlannedRun:
-        """One trial, as a run on data without the evaluation split.
+    def trial(self, spec: ExperimentSpec, values: Values, number: int, prints: Fingerprints) -> tuple[PlannedRun, ...]:
+        """The trainings of one trial, as runs on data without the evaluation split; one a seed.
 
         Args:
             spec: The experiment as it was asked for.
@@ -42,13 +42,13 @@ class Search:
             prints: Of the model, and of the carved data as the only condition.
         """
         assert spec.tune is not None
-        epochs = spec.tune.epochs or spec.epochs_in(spec.primary_condition)
         # In the only condition there is.
-        training = spec.training.model_copy(update={"epochs": epochs})
+        training = spec.training.model_copy(update={"epochs": spec.epochs_of_trials})
         tried = apply(spec, {self.arm: values}).model_copy(update={"training": training, "vary": None})
-        # One seed for all: trials differ by what is tried, not by luck.
-        config = configure(tried, tried.arm(self.arm), prints, "", spec.tune.seed)
-        return PlannedRun(self.arm, number, config)
+        return tuple(
+            PlannedRun(self.arm, number, configure(tried, tried.arm(self.arm), prints, "", seed))
+            for seed in spec.tune.seeds
+        )
 
 
 def searches(spec: ExperimentSpec) -> tuple[Search, ...]:
