@@ -91,6 +91,8 @@ def test_data_that_will_not_do_are_one_sentence(work, tmp_path, tiny_folders, ca
         (["--budget", "soon"], "--budget must be a duration such as 2h, 1h30m, 30m or 90s, got 'soon'."),
         (["--budget", "30s"], "A budget of 30s is too small: 10 trials and then 6 seeds of each arm take about "),
         (["--trials", "0"], "--trials must be at least 1, got 0."),
+        (["--seeds-per-trial", "0"], "--seeds-per-trial must be at least 1, got 0."),
+        (["--seeds-per-trial", "500"], "tune.seeds_per_trial: "),
         (["--epochs", "0"], "training.epochs: "),
         (["--storage", "x.db"], "The storage 'x.db' cannot be used: "),
         (["--model", "./nowhere"], "Model './nowhere' is not a folder with config.json"),
@@ -114,12 +116,14 @@ def test_a_storage_of_another_experiment_is_one_sentence(work, tmp_path, reviews
 @pytest.mark.parametrize("width", [60, 120])
 def test_a_dry_run_says_all_and_writes_nothing(work, reviews, tiny_folders, width):
     arguments = ["tune", str(reviews), "--label", "stars", "--model", str(tiny_folders["bert"]), "--budget", "30m"]
-    done = CliRunner().invoke(cli.app, [*arguments, "--max-length", "32", "--dry-run"], env={"COLUMNS": str(width)})
+    arguments += ["--max-length", "32", "--seeds-per-trial", "2", "--dry-run"]
+    done = CliRunner().invoke(cli.app, arguments, env={"COLUMNS": str(width)})
     assert done.exit_code == 0, done.output
     assert max(map(len, done.output.splitlines())) <= width
     said = " ".join(done.output.split())
     assert "30m are room for" in said
     assert "these numbers stand from now on" in said
+    assert "a search, each with 2 seeds, about" in said
     assert "2 of 123 rows of reviews.csv were dropped: empty text or label." in said
     assert "1 of 121 texts are longer than 32 tokens: their ends are cut off." in said
     assert "layers all; layer 0; layer 1" in said
