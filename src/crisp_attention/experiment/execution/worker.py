@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import sys
 import time
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
         tuple[Record, Outputs | None],
     ]
 
+# Numbers of M_MMAP_MAX and M_TRIM_THRESHOLD in malloc.h: no block from the system alone, none given back.
+_ALLOCATOR = ((-4, 0), (-1, 2**31 - 1))
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
 
 
@@ -97,6 +101,20 @@ def environment(threads: int) -> dict[str, str]:
     return dict.fromkeys(_THREAD_VARIABLES, str(threads)) | {"TOKENIZERS_PARALLELISM": "false"}
 
 
+def keep_memory() -> None:
+    """Keep freed memory for the next step, where the C library is glibc; elsewhere nothing changes.
+
+    It would give each large block back to the system, which then has to clear pages anew for every activation and
+    gradient of every step. Whoever sets glibc's own variables has chosen otherwise.
+    """
+    if any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # no such library, or another one
+        allocator = ctypes.CDLL(None)
+        for option, value in _ALLOCATOR:
+            allocator.mallopt(option, value)
+
+
 def print_to(stream: TextIO) -> None:
     """Have all that this process prints in a file."""
     os.dup2(stream.fileno(), 1)
@@ -105,9 +123,10 @@ def print_to(stream: TextIO) -> None:
 
 
 def set_up(checkpoint: Checkpoint, data: ExperimentData, threads: int) -> Workbench:
-    """What all runs of a study need in a process that trains them; its threads and its silence are settled too."""
+    """What all runs of a study need in a process that trains them; its threads, memory and silence are settled too."""
     # Accelerate reads the threads from there, and chooses a number of its own where there is none.
     os.environ.update(environment(threads))
+    keep_memory()
     import torch
 
     from crisp_attention.experiment.training.workbench import Workbench, quiet_transformers
