@@ -65,16 +65,20 @@ class TuningPlan:
         return Ledger(self.spec, prints_of(self.checkpoint, self.data), self.storage)
 
     @property
+    def tune(self) -> TuneSpec:
+        """The budget."""
+        assert self.spec.tune is not None
+        return self.spec.tune
+
+    @property
     def trials(self) -> int:
         """Trials of each search."""
-        assert self.spec.tune is not None
-        return self.spec.tune.trials
+        return self.tune.trials
 
     @property
     def seeds(self) -> int:
         """Trainings of each trial."""
-        assert self.spec.tune is not None
-        return self.spec.tune.seeds_per_trial
+        return self.tune.seeds_per_trial
 
     @property
     def left(self) -> int:
@@ -110,9 +114,9 @@ def plan(
     if not own or store.tuning(spec) is not None:
         return None
     require_optuna()
+    assert spec.tune is not None
     done = dict.fromkeys((search.arm for search in own), 0)
     trials = Store(store.folder / "tuning")
-    assert spec.tune is not None
     for path in trials.records.glob("[!.]*.json"):
         record = trials.load(path.stem)
         if record is not None and _ends(record, spec.tune):
@@ -222,7 +226,6 @@ class _Books:
         """
         import optuna
 
-        assert self._todo.spec.tune is not None
         self._book.bury()
         if self._left:
             return self._left.popleft()
@@ -238,7 +241,7 @@ class _Books:
         trial, number = asked
         before = [other for other in self._first() if place(other) < number]
         # A sampler a trial, so that a proposal follows from the trials there are, not from which process asks.
-        self._study.sampler = optuna.samplers.TPESampler(seed=self._todo.spec.tune.seed + number)
+        self._study.sampler = optuna.samplers.TPESampler(seed=self._todo.tune.seed + number)
         for name in self._search.ranges:
             self._suggest(trial, name)
         self._asked = trial
@@ -318,18 +321,14 @@ class _Books:
 
     def _by_seed(self, trial: Any) -> tuple[float, ...]:
         """A trial's losses at the end of its trainings; empty unless it has several, all of which finished."""
-        assert self._todo.spec.tune is not None
-        count = self._todo.spec.tune.seeds_per_trial
-        if count == 1 or trial.state != self._states.COMPLETE:
+        if self._todo.seeds == 1 or trial.state != self._states.COMPLETE:
             return ()
-        return tuple(
-            trial.intermediate_values[self._step(seed, self._todo.spec.epochs_of_trials)] for seed in range(count)
-        )
+        last = self._todo.spec.epochs_of_trials
+        return tuple(trial.intermediate_values[self._step(seed, last)] for seed in range(self._todo.seeds))
 
     def _limits(self, before: list[Any]) -> tuple[float, ...]:
         """When to give up a trial, by the ones before it with the same seed, the first."""
-        assert self._todo.spec.tune is not None
-        if not self._todo.spec.tune.pruning:
+        if not self._todo.tune.pruning:
             return ()
         epochs = self._todo.spec.epochs_of_trials
         whole = [
@@ -349,14 +348,13 @@ class _Books:
         }
 
     def _suggest(self, trial: Any, name: str) -> None:
-        assert self._todo.spec.tune is not None
         space = self._search.ranges[name]
         if isinstance(space, Choices):
             trial.suggest_categorical(name, [encoded(value) for value in space.samples])
         elif space.choices:
             trial.suggest_categorical(name, space.choices)
         else:
-            trial.suggest_float(name, *space.ends, log=self._todo.spec.tune.logarithmic(name))
+            trial.suggest_float(name, *space.ends, log=self._todo.tune.logarithmic(name))
 
 
 def _ends(record: Record, tune: TuneSpec) -> bool:
