@@ -114,7 +114,8 @@ def trends(*names: str) -> str:
             f"`{name}`",
             f"**{item.arm}**" if item.arm == _analysis(name).spec.primary.arm else item.arm,
             str(item.seeds),
-            f"{signed(item.slope)} per {item.unit}",
+            signed(item.slope),
+            f"per {item.unit}",
             interval(of_enough(item, item.interval)),
             p(item.p_value),
             p(item.p_holm),
@@ -122,9 +123,8 @@ def trends(*names: str) -> str:
         for name in names
         for item in _analysis(name).interactions
     ]
-    return markdown(
-        ["study", "arm", "seeds", "slope, points", "95% interval over seeds", "p", "p Holm"], rows, prose=("arm",)
-    )
+    header = ["study", "arm", "seeds", "slope, points", "", "95% interval over seeds", "p", "p Holm"]
+    return markdown(header, rows, prose=("arm", ""))
 
 
 def against(name: str, arm: str, other: str) -> str:
