@@ -88,7 +88,9 @@ def tune(
     folder = out or Path("runs") / search_space.name_of(data, model)
     try:
         wish.check()
-        question = search_space.ask(given, model, {"epochs": epochs}, display.announce, seeds_per_trial=seeds_per_trial)
+        question = search_space.ask(
+            given, model, {"epochs": epochs}, display.announce, seeds_per_trial=wish.seeds_per_trial
+        )
         for note in question.notes:
             display.announce(note)
         spec = recommendation.settle(question, wish, folder, display.announce)

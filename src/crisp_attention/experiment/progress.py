@@ -127,9 +127,9 @@ class Progress:
 def of_trials(plan: Plan) -> Progress:
     """Of the trials of a plan's search, or, where they have several seeds, of their trainings."""
     todo = plan.tuning
-    if todo is None or plan.spec.tune is None:
+    if todo is None:
         return Progress("trials", {}, 1, lambda run: run.label)
-    seeds = plan.spec.tune.seeds
+    seeds = todo.tune.seeds
     one = len(seeds) == 1
 
     def called(arm: str, number: int, seed: int) -> str:

@@ -235,8 +235,9 @@ class Ledger:
         assert self.spec.tune is not None
         first = {name: space.samples[0] for name, space in search.ranges.items()}
         ranges = {name: str(space) for name, space in search.ranges.items()}
-        trials = [run.config.run_id for run in search.trial(self.spec, first, 0, self.prints)]
-        content = json.dumps([trials, ranges, self.spec.tune.pruning], sort_keys=True)
+        trial, *others = (run.config.run_id for run in search.trial(self.spec, first, 0, self.prints))
+        # With one seed, what it was before trials had several: storages that are shared stay so.
+        content = json.dumps([trial, ranges, self.spec.tune.pruning, *others], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 

@@ -37,6 +37,11 @@ class Trial(_Part):
     run_id: str
     pruned: int | None = None
 
+    @property
+    def whole(self) -> bool:
+        """Whether it was trained to its end."""
+        return self.loss is not None and self.pruned is None
+
 
 class Outcome(_Part):
     """What one search came to.
@@ -52,13 +57,12 @@ class Outcome(_Part):
     @property
     def best(self) -> Trial:
         """The trial of the lowest loss; the first of several."""
-        whole = (trial for trial in self.trials if trial.loss is not None and trial.pruned is None)
-        return min(whole, key=lambda trial: trial.loss or 0.0)
+        return min((trial for trial in self.trials if trial.whole), key=lambda trial: trial.loss or 0.0)
 
     @property
     def losses(self) -> list[float]:
         """Of the trials that were trained to their end, the lowest first."""
-        return sorted(trial.loss for trial in self.trials if trial.loss is not None and trial.pruned is None)
+        return sorted(trial.loss for trial in self.trials if trial.loss is not None and trial.whole)
 
     @property
     def deviation(self) -> float | None:
@@ -125,8 +129,7 @@ def _fault(outcome: Outcome, search: Search, seeds: int) -> str | None:
         for name, value in trial.values.items():
             if not search.ranges[name].holds(value):
                 return f"a trial of {search.arm} tried {name} = {told(value)}, outside of {search.ranges[name]}"
-        whole = trial.loss is not None and trial.pruned is None
-        if len(trial.by_seed) != (seeds if whole and seeds > 1 else 0):
+        if len(trial.by_seed) != (seeds if trial.whole and seeds > 1 else 0):
             return f"a trial of {search.arm} has losses of {len(trial.by_seed)} seeds, {seeds} were asked for"
         if trial.by_seed and trial.loss != statistics.fmean(trial.by_seed):
             return f"the loss of a trial of {search.arm} is not the mean of those of its seeds"
