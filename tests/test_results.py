@@ -19,7 +19,7 @@ PUBLISHED = sorted(path.parent for path in (ROOT / "results").glob("*/study.json
 STUDIES = sorted((ROOT / "studies").glob("*.toml"))
 THE_PAPERS = {"+0.97"}
 
-findings = site_module("findings")
+findings, evidence = site_module("findings"), site_module("evidence")
 
 
 def test_the_quick_study_rebuilds_from_its_records(tmp_path):
@@ -71,6 +71,53 @@ def test_a_reader_finds_the_same_contrast_without_us(monkeypatch):
     contrast = study.analyse(study.Store(ROOT / "results" / "sst2-claim")).primary
     np.testing.assert_allclose(found["difference"], contrast.differences)
     assert found["p_value"] == contrast.p_value
+
+
+def test_the_readme_shows_what_the_records_say():
+    """By the plotting library of the constraints, as pictures differ between its versions."""
+    assert f"]({evidence.FILE.relative_to(ROOT).as_posix()})" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert evidence.FILE.read_text(encoding="utf-8") == evidence.picture().file, "run: python docs/site/findings.py"
+
+
+def test_all_comparisons_together_are_those_of_equals():
+    """Every one stands in its study's table; unlike settings, controls, searches and unfinished studies stand aside."""
+    found = evidence.comparisons()
+    by_study = {}
+    for item in found:
+        by_study.setdefault(item.study, []).append(item)
+        (own,) = (
+            contrast
+            for contrast in evidence.analysis_of(item.study).condition_contrasts[item.condition]
+            if contrast.arm == item.contrast.arm
+        )
+        assert own.difference == item.contrast.difference
+        assert own.seeds == evidence.analysis_of(item.study).spec.seeds
+    arms = {name: [item.contrast.arm for item in own] for name, own in by_study.items()}
+    assert "recipes-explore" not in arms  # a search
+    assert "quick" not in arms  # three seeds
+    # The search gave the first recipe another learning rate than dense, and the second the same.
+    assert set(arms["confirm-movie"]) == {"dense-other-seeds", "topk-80-stochastic"}
+    assert set(arms["confirm-tweets"]) == {"dense-other-seeds"}
+    assert "topk-70-first-half-dense-settings" not in arms["settings-trec"]
+    assert not {"random-80", "naive-80", "attention-dropout-30"} & set(arms["sst2-claim"])
+    assert len({(item.study, item.condition, item.contrast.arm) for item in found}) == len(found)
+
+
+def test_runs_that_two_studies_share_count_once():
+    """Label noise of 0 is a study of sizes at 500 examples."""
+    shared = {("sizes-trec", "train_examples=500"), ("noise-trec", "label_noise=0")}
+    found = [item.contrast.arm for item in evidence.comparisons() if (item.study, item.condition) in shared]
+    assert sorted(found) == ["dense-other-seeds", "topk-50", "topk-80"]
+
+
+def test_the_table_of_all_comparisons_counts_each_once():
+    rows = [line[2:-2].split(" | ") for line in evidence.evidence().splitlines()[2:]]
+    assert sum(int(row[1]) for row in rows) == len(evidence.comparisons())
+    for row in rows:
+        assert int(row[1]) == sum(map(int, row[2:5]))
+        assert float(row[6]) <= float(row[5]) <= float(row[7])
+    above = [item for item in evidence.comparisons() if item.contrast.interval.low > 0]
+    assert sum(int(row[2]) for row in rows) == len(above)
 
 
 def test_over_data_sets_each_weighs_alike():

@@ -1,7 +1,8 @@
 """What `docs/findings.md` and the README say of the published studies, written into them from the records in results/.
 
 `python docs/site/findings.py` writes anew all that stands between `<!-- from the records: KIND STUDY -->` and
-`<!-- end -->`, so that the pages read well where they lie; a test compares. No figure there is typed by hand.
+`<!-- end -->`, so that the pages read well where they lie, and draws the README's picture; tests compare. No figure
+there is typed by hand.
 """
 
 from __future__ import annotations
@@ -10,20 +11,19 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import combinations
 from pathlib import Path
 from statistics import NormalDist, fmean, stdev
 
 import numpy as np
+from evidence import FILE, analysis_of, evidence, picture
 from scipy.stats import t as student
 from tables import markdown
 
-from crisp_attention.experiment import statistics, study
+from crisp_attention.experiment import statistics
 from crisp_attention.experiment.conclusions.analysis import Analysis, ArmResult, pair_of
 from crisp_attention.experiment.conclusions.pattern import is_placebo
 from crisp_attention.experiment.report.tables import accuracy, interval, of_enough, p, share, signed
-from crisp_attention.experiment.results.store import Store
 from crisp_attention.experiment.specification.tune import told
 from crisp_attention.experiment.statistics import Contrast, Pair
 
@@ -35,14 +35,9 @@ PUBLISHED_GAIN = 0.97
 _BLOCK = re.compile(r"(<!-- from the records: ([^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-@cache
-def _analysis(name: str) -> Analysis:
-    return study.analyse(Store(ROOT / "results" / name))
-
-
 def verdict(name: str) -> str:
     """The verdict of a study, with what it rests on and the cautions beside it."""
-    analysis = _analysis(name)
+    analysis = analysis_of(name)
     lines = [*analysis.verdict.details, *analysis.cautions]
     return "\n".join([f"**{analysis.verdict.headline}**", "", *(f"- {line}" for line in lines)])
 
@@ -51,7 +46,7 @@ def verdicts(*names: str) -> str:
     """A row a study: its primary contrast and the verdict."""
     rows = []
     for name in names:
-        analysis = _analysis(name)
+        analysis = analysis_of(name)
         place = f", {analysis.spec.primary_condition}" if analysis.spec.primary_condition else ""
         # The arms of the primary condition.
         arm = analysis.arm(analysis.spec.primary.arm)
@@ -63,7 +58,7 @@ def verdicts(*names: str) -> str:
 
 def contrasts(name: str) -> str:
     """A row an arm, in each condition: accuracy, difference from the baseline, what was removed; and what was tuned."""
-    analysis = _analysis(name)
+    analysis = analysis_of(name)
     varied = len(analysis.conditions) > 1
     rows = []
     for condition, arms in analysis.by_condition.items():
@@ -79,7 +74,7 @@ def contrasts(name: str) -> str:
 
 def noise(name: str) -> str:
     """How often two dense runs, alike but for the seed, differ by as much as the paper's two."""
-    analysis = _analysis(name)
+    analysis = analysis_of(name)
     baseline = analysis.spec.arm(analysis.spec.primary.baseline)
     alike = {arm.name for arm in analysis.spec.arms if arm == baseline or is_placebo(analysis.spec, arm)}
     accuracies = np.concatenate([arm.accuracies for arm in analysis.arms if arm.name in alike])
@@ -100,7 +95,7 @@ def training(name: str) -> str:
             f"{arm.train_accuracies.mean():.2f}",
             signed(float(arm.gaps.mean())),
         ]
-        for arm in _analysis(name).arms
+        for arm in analysis_of(name).arms
         if arm.records
     ]
     header = ["arm", "training loss, nats", "test loss, nats", "training accuracy, %", "gap, points"]
@@ -112,7 +107,7 @@ def trends(*names: str) -> str:
     rows = [
         [
             f"`{name}`",
-            f"**{item.arm}**" if item.arm == _analysis(name).spec.primary.arm else item.arm,
+            f"**{item.arm}**" if item.arm == analysis_of(name).spec.primary.arm else item.arm,
             str(item.seeds),
             signed(item.slope),
             f"per {item.unit}",
@@ -121,7 +116,7 @@ def trends(*names: str) -> str:
             p(item.p_holm),
         ]
         for name in names
-        for item in _analysis(name).interactions
+        for item in analysis_of(name).interactions
     ]
     header = ["study", "arm", "seeds", "slope, points", "", "95% interval over seeds", "p", "p Holm"]
     return markdown(header, rows, prose=("arm", ""))
@@ -129,7 +124,7 @@ def trends(*names: str) -> str:
 
 def against(name: str, arm: str, other: str) -> str:
     """One arm against another that is not the baseline."""
-    found = statistics.contrasts([_pair(_analysis(name), arm, other)], np.random.default_rng(0), statistics.ALPHA)[0]
+    found = statistics.contrasts([_pair(analysis_of(name), arm, other)], np.random.default_rng(0), statistics.ALPHA)[0]
     return (
         f"{arm} against {other}: {signed(found.difference)} points over {found.seeds} seeds, 95% interval "
         f"{interval(found.interval)}, p = {p(found.p_value)}."
@@ -145,7 +140,7 @@ def overall(*names: str) -> str:
     sets, by the t distribution, is for others, too. The placebo is the baseline with other seeds, so it would have been
     as good a baseline.
     """
-    analyses = [_analysis(name) for name in names]
+    analyses = [analysis_of(name) for name in names]
     spec = analyses[0].spec
     arms = [arm.name for arm in spec.arms if arm.name != spec.primary.baseline]
     placebo = next(arm.name for arm in spec.arms if is_placebo(spec, arm))
@@ -230,6 +225,7 @@ def prose(text: str) -> str:
 _KINDS: dict[str, Callable[..., str]] = {
     "against": against,
     "contrasts": contrasts,
+    "evidence": evidence,
     "noise": noise,
     "overall": overall,
     "training": training,
@@ -271,5 +267,6 @@ def _removed(arm: ArmResult) -> str:
 
 
 if __name__ == "__main__":
+    FILE.write_text(picture().file, encoding="utf-8")
     for page in PAGES:
         page.write_text(write(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,7 +1,7 @@
 """What the site's build adds to the pages: pictures, tables, results and the project's own documents.
 
-A page asks for what is generated in a comment, `<!-- rule topk -->`, `<!-- scores -->`, `<!-- table finetuning -->` or
-`<!-- figure quick contrasts -->`, which shows nowhere else.
+A page asks for what is generated in a comment, `<!-- rule topk -->`, `<!-- scores -->`, `<!-- table finetuning -->`,
+`<!-- figure quick contrasts -->` or `<!-- evidence -->`, which shows nowhere else.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from evidence import picture
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from pictures import picture_of_rule, picture_of_scores
@@ -20,7 +21,7 @@ from crisp_attention.experiment.report.theme import DARK, LIGHT
 ROOT = Path(__file__).parents[2]
 _DOCUMENTS = {"SECURITY.md": "security.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 _PUBLISHED = {".json", ".svg", ".html"}
-_DIRECTIVE = re.compile(r"^<!-- (rule|scores|table|figure)\b *([^>]*?) *-->$", re.MULTILINE)
+_DIRECTIVE = re.compile(r"^<!-- (rule|scores|table|figure|evidence)\b *([^>]*?) *-->$", re.MULTILINE)
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -59,6 +60,8 @@ def _generated(found: re.Match[str]) -> str:
             return picture_of_rule(*arguments)
         if kind == "table":
             return TABLES[arguments[0]]()
+        if kind == "evidence":
+            return _framed(picture().svg)
         return _figure(*arguments)
     except (KeyError, OSError, TypeError) as error:
         raise PluginError(f"{found[0]} cannot be made: {error!r}") from error
@@ -67,7 +70,11 @@ def _generated(found: re.Match[str]) -> str:
 def _figure(study: str, name: str) -> str:
     """A picture of a published report, in the colours of the page around it."""
     svg = (RESULTS / study / "figures" / f"{name}.svg").read_text(encoding="utf-8")
-    return f'<figure class="report">{re.sub("<style>svg .*?</style>", "", svg, count=1, flags=re.DOTALL)}</figure>'
+    return _framed(re.sub("<style>svg .*?</style>", "", svg, count=1, flags=re.DOTALL))
+
+
+def _framed(svg: str) -> str:
+    return f'<figure class="report">{svg}</figure>'
 
 
 def _colours() -> str:

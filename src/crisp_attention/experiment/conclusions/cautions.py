@@ -124,7 +124,7 @@ def _other_settings(spec: ExperimentSpec, tuning: Tuning | None) -> str | None:
     if tuning is None or not all(name in tuning.values for name in names):
         return None
     arm, baseline = (tuning.values[name] for name in names)
-    differing = [setting for setting in arm if setting in baseline and not _near(arm[setting], baseline[setting])]
+    differing = [setting for setting in arm if setting in baseline and not near(arm[setting], baseline[setting])]
     if not differing:
         return None
     return (
@@ -134,7 +134,7 @@ def _other_settings(spec: ExperimentSpec, tuning: Tuning | None) -> str | None:
     )
 
 
-def _near(one: Value, other: Value) -> bool:
+def near(one: Value, other: Value) -> bool:
     """Whether two settings are the same, or numbers too close together to be told apart by a search."""
     if isinstance(one, float) and isinstance(other, float):
         return math.isclose(one, other, rel_tol=_NEAR)
