@@ -140,6 +140,15 @@ def test_over_data_sets_each_weighs_alike():
     assert (once[4], twice[4]) == ("-", f"{difference} to {difference}")
 
 
+def test_a_slope_over_data_sets_is_that_of_the_report_where_there_is_one():
+    analysis = evidence.analysis_of("sizes-trec")
+    rows = [line[2:-2].split(" | ") for line in findings.overall_trend("sizes-trec").splitlines()]
+    assert rows[0][2] == f"slope, points per {analysis.interactions[0].unit}"
+    told = {row[0]: row[1:3] + row[4:5] for row in rows[2:]}
+    for item in analysis.interactions:
+        assert told[item.arm] == [str(item.seeds), f"{item.slope:+.2f}", f"{item.p_value:.3f}"]
+
+
 def test_over_data_sets_the_placebo_is_no_claim_to_adjust_for():
     rows = {
         row[0]: row[1:] for row in (line[2:-2].split(" | ") for line in findings.overall("sst2-claim").splitlines()[2:])

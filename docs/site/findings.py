@@ -22,6 +22,7 @@ from tables import markdown
 
 from crisp_attention.experiment import statistics
 from crisp_attention.experiment.conclusions.analysis import Analysis, ArmResult, pair_of
+from crisp_attention.experiment.conclusions.outputs import named
 from crisp_attention.experiment.conclusions.pattern import is_placebo
 from crisp_attention.experiment.report.tables import accuracy, interval, of_enough, p, share, signed
 from crisp_attention.experiment.specification.tune import told
@@ -118,7 +119,7 @@ def trends(*names: str) -> str:
         for name in names
         for item in analysis_of(name).interactions
     ]
-    header = ["study", "arm", "seeds", "slope, points", "", "95% interval over seeds", "p", "p Holm"]
+    header = ["study", "arm", "seeds", "slope, points", "", "95% interval", "p", "p Holm"]
     return markdown(header, rows, prose=("arm", ""))
 
 
@@ -132,7 +133,7 @@ def against(name: str, arm: str, other: str) -> str:
 
 
 def overall(*names: str) -> str:
-    """A row an arm: its mean difference over studies that have the same arms on other data.
+    """A row an arm: its mean difference over studies that have the same arms on other data, in the primary condition.
 
     Every data set weighs alike. The test flips the signs of all paired differences, adjusted over all arms but the
     placebo; the interval adds up the crossed standard errors of the data sets, which share no examples, and of their
@@ -140,13 +141,44 @@ def overall(*names: str) -> str:
     sets, by the t distribution, is for others, too. The placebo is the baseline with other seeds, so it would have been
     as good a baseline.
     """
+    return _over_studies(names, lambda analysis, arm, other: _pair(analysis, arm, other).by_example, _FIGURES)
+
+
+def overall_trend(*names: str) -> str:
+    """The same of the slope of each difference over what these studies vary."""
+    (unit,) = {item.unit for name in names for item in analysis_of(name).interactions}
+    return _over_studies(names, _slopes, ("seeds", f"slope, points per {unit}", *_FIGURES[2:]))
+
+
+def _slopes(analysis: Analysis, name: str, other: str) -> np.ndarray:
+    """What each seed and example adds to the slope of an arm's difference from another."""
+    vary = analysis.spec.vary
+    assert vary is not None
+    _, scale = statistics.SCALES[vary.key]
+    pairs = [
+        pair_of(named(arms, name), named(arms, other), analysis.spec.seeds) for arms in analysis.by_condition.values()
+    ]
+    by_example = np.stack([pair.by_example for pair in pairs if pair is not None])
+    return statistics.slopes_by_example(scale(np.array(vary.values)), by_example)
+
+
+def _over_studies(
+    names: Sequence[str], by_example: Callable[[Analysis, str, str], np.ndarray], figures: Sequence[str]
+) -> str:
+    """A row an arm.
+
+    Args:
+        names: Of the studies.
+        by_example: What each seed and example adds to the difference between two arms, `[seeds, examples]`.
+        figures: What the columns are called.
+    """
     analyses = [analysis_of(name) for name in names]
     spec = analyses[0].spec
     arms = [arm.name for arm in spec.arms if arm.name != spec.primary.baseline]
     placebo = next(arm.name for arm in spec.arms if is_placebo(spec, arm))
 
     def over(arm: str, other: str) -> _Overall:
-        return _Overall.of([_pair(analysis, arm, other).by_example for analysis in analyses])
+        return _Overall.of([by_example(analysis, arm, other) for analysis in analyses])
 
     found = {arm: over(arm, spec.primary.baseline) for arm in arms}
     asked = [arm for arm in arms if arm != placebo]
@@ -166,8 +198,7 @@ def overall(*names: str) -> str:
                 f"{signed(other.difference)} ({interval(other.interval)})" if other else "-",
             ]
         )
-    header = ["arm", *_FIGURES, "interval over data sets", f"from {placebo}"]
-    return markdown(header, rows, prose=("arm",))
+    return markdown(["arm", *figures, "interval over data sets", f"from {placebo}"], rows, prose=("arm",))
 
 
 @dataclass(frozen=True)
@@ -228,6 +259,7 @@ _KINDS: dict[str, Callable[..., str]] = {
     "evidence": evidence,
     "noise": noise,
     "overall": overall,
+    "overall-trend": overall_trend,
     "training": training,
     "trends": trends,
     "verdict": verdict,

@@ -295,29 +295,39 @@ def test_the_placebo_is_told_either_way():
     assert "identical arms should not, so read the verdict with the caution below." in told_with(placebo=other)
 
 
+def trend_of(by_seed, examples=50):
+    """Of differences by seed and condition, as numbers of the 50 examples, or as a table of them `[K, S, N]`."""
+    counts = np.asarray(by_seed)
+    if counts.ndim == 2:
+        counts = (np.arange(examples) < counts.T[:, :, None]).astype(np.int8)
+    conditions = {"a": 100.0, "b": 400.0, "c": 1600.0}
+    return linear_trend("topk-50", "dense", "train_examples", conditions, counts, np.random.default_rng(0))
+
+
 @pytest.mark.parametrize(
     ("rows", "sentence"),
     [
-        ([[4, 2, 0]] * 8, "The difference falls with train_examples: -1.00 points per doubling"),
-        ([[0, 2, 4]] * 8, "The difference rises with train_examples: +1.00 points per doubling"),
+        ([[20, 10, 0]] * 8, "The difference falls with train_examples: -10.00 points per doubling"),
+        ([[0, 10, 20]] * 8, "The difference rises with train_examples: +10.00 points per doubling"),
         ([[4, 2, 0], [0, 2, 4]] * 4, "These data do not show that the difference follows train_examples: +0.00 points"),
         (
             [[4, 2, 0]] * 5,
-            "5 seeds cannot tell whether the difference follows train_examples: +4.00 points at a, +0.00",
+            "5 seeds cannot tell whether the difference follows train_examples: +8.00 points at a, +0.00",
+        ),
+        (
+            [[1, 0, 0]] * 8,
+            "On these examples the difference falls with train_examples, which is not shown for others: -0.50 points",
         ),
     ],
 )
 def test_an_interaction_is_a_sentence(rows, sentence):
-    found = linear_trend(
-        "topk-50",
-        "dense",
-        "train_examples",
-        {"a": 100.0, "b": 400.0, "c": 1600.0},
-        np.array(rows, dtype=float),
-        50,
-        np.random.default_rng(0),
-    )
-    assert sentence in told_with(interaction=found).replace("-0.00", "+0.00")
+    assert sentence in told_with(interaction=trend_of(rows)).replace("-0.00", "+0.00")
+
+
+def test_an_interaction_has_its_interval():
+    found = trend_of([[20, 10, 0]] * 8)
+    within = f"interval over seeds and examples {found.interval.low:+.2f} to {found.interval.high:+.2f})"
+    assert f"(p = 0.00781; 95% {within}; +40.00 points at a, +0.00 at c." in told_with(interaction=found)
 
 
 def pattern_of(*answers):

@@ -207,8 +207,13 @@ def pair_of(arm: ArmResult, baseline: ArmResult, seeds: int, evaluation: str | N
         seeds: Only the first so many count.
         evaluation: Name of a further evaluation; None for the evaluation split.
     """
+    return _paired(arm, baseline, shared(arm, baseline, seeds), evaluation)
+
+
+def _paired(arm: ArmResult, baseline: ArmResult, indexes: Sequence[int], evaluation: str | None = None) -> Pair | None:
+    """The same over given seeds, which both arms have finished."""
     sides: list[list[statistics.Array]] = [[], []]
-    for index in shared(arm, baseline, seeds):
+    for index in indexes:
         both = [side.outputs[index] for side in (arm, baseline)]
         if evaluation is None or all(evaluation in item.further for item in both):
             for side, item in zip(sides, both, strict=True):
@@ -320,20 +325,12 @@ def _interactions(
         indexes = [index for index in range(seeds) if all(index in shared(*pair, seeds) for pair in sides)]
         if not indexes:
             continue
-        differences = np.array(
-            [
-                [
-                    100 * (one.records[index].final.test.accuracy - other.records[index].final.test.accuracy)
-                    for one, other in sides
-                ]
-                for index in indexes
-            ]
-        )
-        examples = sides[0][0].records[indexes[0]].final.test.total
+        pairs = [pair for one, other in sides if (pair := _paired(one, other, indexes)) is not None]
+        by_example = np.stack([pair.by_example for pair in pairs])
         random = np.random.default_rng([_RANDOM_SEED, len(indexes)])
         found.append(
             statistics.linear_trend(
-                arm.name, spec.primary.baseline, spec.vary.key, conditions, differences, examples, random, alpha
+                arm.name, spec.primary.baseline, spec.vary.key, conditions, by_example, random, alpha
             )
         )
     others = [item for item in found if item.arm != spec.primary.arm]

@@ -149,13 +149,13 @@ def judge(
     return Verdict(word, headlines[word], tuple(details))
 
 
-def _within(contrast: Contrast) -> str:
+def _within(found: Contrast | Interaction) -> str:
     """Its interval; nothing where seeds are too few for one."""
-    if contrast.seeds < least_seeds(contrast.alpha):
+    if found.seeds < least_seeds(found.alpha):
         return ""
     return (
-        f"; {100 * (1 - contrast.alpha):.3g}% interval over seeds and examples "
-        f"{contrast.interval.low:+.2f} to {contrast.interval.high:+.2f}"
+        f"; {100 * (1 - found.alpha):.3g}% interval over seeds and examples "
+        f"{found.interval.low:+.2f} to {found.interval.high:+.2f}"
     )
 
 
@@ -222,11 +222,18 @@ def _trend(interaction: Interaction) -> str:
         f"{interaction.differences[0]:+.2f} points at {interaction.conditions[0]}, "
         f"{interaction.differences[-1]:+.2f} at {interaction.conditions[-1]}"
     )
-    per = f"{interaction.slope:+.2f} points per {interaction.unit} (p = {interaction.p_value:.3g})"
+    per = (
+        f"{interaction.slope:+.2f} points per {interaction.unit} (p = {interaction.p_value:.3g}{_within(interaction)})"
+    )
     if interaction.seeds < least_seeds(interaction.alpha):
         return f"{interaction.seeds} seeds cannot tell whether the difference follows {interaction.factor}: {ends}."
     if interaction.p_value < interaction.alpha:
         word = "rises" if interaction.slope > 0 else "falls"
+        if interaction.interval.low <= 0 <= interaction.interval.high:
+            return (
+                f"On these examples the difference {word} with {interaction.factor}, which is not shown for others: "
+                f"{per}; {ends}."
+            )
         return f"The difference {word} with {interaction.factor}: {per}; {ends}."
     return f"These data do not show that the difference follows {interaction.factor}: {per}; {ends}."
 

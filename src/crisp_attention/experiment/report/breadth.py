@@ -138,8 +138,8 @@ def condition_tables(analysis: Analysis) -> list[Table]:
     trends = Table(
         "Interactions",
         "Does the difference follow what is varied? Least-squares slope by seed, over the seeds that are complete in "
-        "every condition, in points; p: sign-flip test on the mean slope, Holm over the rows.",
-        ("arm", "seeds", "slope", "per", "interval over seeds", "p", "p Holm"),
+        "every condition, in points; intervals as above; p: sign-flip test on the mean slope, Holm over the rows.",
+        ("arm", "seeds", "slope", "per", level(analysis.contrasts), "on these examples", "p", "p Holm"),
         tuple(
             (
                 item.arm,
@@ -147,6 +147,7 @@ def condition_tables(analysis: Analysis) -> list[Table]:
                 signed(item.slope),
                 item.unit,
                 interval(of_enough(item, item.interval)),
+                interval(of_enough(item, item.seed_interval)),
                 p(item.p_value),
                 p(item.p_holm),
             )

@@ -15,7 +15,13 @@ from crisp_attention.experiment.statistics.calibration import (
     rescaled,
     temperature,
 )
-from crisp_attention.experiment.statistics.interaction import Interaction, linear_trend, slopes
+from crisp_attention.experiment.statistics.interaction import (
+    SCALES,
+    Interaction,
+    linear_trend,
+    slopes,
+    slopes_by_example,
+)
 from crisp_attention.experiment.statistics.paired import (
     EQUIVALENCE_MARGIN,
     Array,
@@ -53,6 +59,7 @@ __all__ = [
     "EQUIVALENCE_MARGIN",
     "MIN_SEEDS",
     "POWER",
+    "SCALES",
     "Array",
     "Contrast",
     "Interaction",
@@ -83,6 +90,7 @@ __all__ = [
     "sign_flip_effect",
     "sign_flip_p",
     "slopes",
+    "slopes_by_example",
     "smallest_p",
     "t_interval",
     "temperature",

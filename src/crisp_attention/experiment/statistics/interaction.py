@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from crisp_attention.experiment.statistics.paired import Array, Interval, sign_flip_p, t_interval
+from crisp_attention.experiment.statistics.paired import Array, Interval, crossed_bootstrap, sign_flip_p, t_interval
 from crisp_attention.experiment.statistics.power import ALPHA
 
 
@@ -26,7 +26,8 @@ class Interaction:
         differences: Mean difference in each condition over these seeds, points.
         slopes: Least-squares slope of the difference, by seed, points per unit; `S` values.
         slope: Their mean.
-        interval: Student's t over seeds; None for one seed.
+        interval: Crossed bootstrap over seeds and examples, which are the same in every condition.
+        seed_interval: Student's t over seeds alone: "on these N examples". None for one seed.
         p_value: Two-sided sign-flip permutation test on the mean slope.
         p_holm: Adjusted over the interactions of all other arms; None for the primary one.
         alpha: Level of the test; the interval holds 1 - alpha.
@@ -43,7 +44,8 @@ class Interaction:
     differences: tuple[float, ...]
     slopes: tuple[float, ...]
     slope: float
-    interval: Interval | None
+    interval: Interval
+    seed_interval: Interval | None
     p_value: float
     p_holm: float | None
     alpha: float
@@ -66,12 +68,32 @@ def slopes(positions: Array, differences: Array) -> Array:
     Returns:
         `[S]`, in units of the differences per unit of position.
     """
-    centred = positions - positions.mean()
+    centred, square = _centred(positions)
     changes = differences - differences[:, :1]
     products = changes @ centred
     # What rounding leaves of no slope at all is no slope: the same sign in all seeds would pass for evidence.
     products[np.abs(products) <= 1e-9 * (np.abs(changes) @ np.abs(centred))] = 0.0
-    return np.asarray(products / (centred @ centred))
+    return np.asarray(products / square)
+
+
+def slopes_by_example(positions: Array, by_example: Array) -> Array:
+    """What each seed and example adds to the mean slope.
+
+    Args:
+        positions: `[K]`, at least two different ones.
+        by_example: `[K, S, N]`.
+
+    Returns:
+        `[S, N]`, whose mean over N is the slope of each seed.
+    """
+    centred, square = _centred(positions)
+    return np.asarray(np.tensordot(centred / square, by_example, axes=1))
+
+
+def _centred(positions: Array) -> tuple[Array, float]:
+    """Positions from their mean `[K]`, and the sum of their squares: what a least-squares slope is made with."""
+    centred = positions - positions.mean()
+    return centred, float(centred @ centred)
 
 
 def linear_trend(
@@ -79,8 +101,7 @@ def linear_trend(
     baseline: str,
     factor: str,
     conditions: dict[str, float],
-    differences: Array,
-    examples: int,
+    by_example: Array,
     random: np.random.Generator,
     alpha: float = ALPHA,
 ) -> Interaction:
@@ -91,13 +112,17 @@ def linear_trend(
         baseline: Name.
         factor: A key of `SCALES`.
         conditions: The factor in each condition, by the condition's name.
-        differences: `[S, K]`, arm minus baseline by seed and condition, points.
-        examples: Evaluation examples.
-        random: For the permutation test with many seeds.
+        by_example: `[K, S, N]`, by condition, seed and evaluation example: 1 where the arm alone is right, -1 where the
+            baseline alone is.
+        random: For the bootstrap and, with many seeds, the permutation test.
         alpha: Level of the test.
     """
     unit, scale = SCALES[factor]
-    by_seed = slopes(scale(np.array(list(conditions.values()))), differences)
+    positions = scale(np.array(list(conditions.values())))
+    differences = 100 * by_example.sum(axis=2).T / by_example.shape[2]
+    by_seed = slopes(positions, differences)
+    p_value = float(sign_flip_p(by_seed[None], random)[0])
+    found = crossed_bootstrap([100 * slopes_by_example(positions, by_example)], random, alpha)[0]
     return Interaction(
         arm=arm,
         baseline=baseline,
@@ -106,12 +131,13 @@ def linear_trend(
         conditions=tuple(conditions),
         values=tuple(conditions.values()),
         seeds=len(differences),
-        examples=examples,
+        examples=by_example.shape[2],
         differences=tuple(differences.mean(axis=0).tolist()),
         slopes=tuple(by_seed.tolist()),
         slope=float(by_seed.mean()),
-        interval=t_interval(by_seed, alpha) if len(by_seed) > 1 else None,
-        p_value=float(sign_flip_p(by_seed[None], random)[0]),
+        interval=found,
+        seed_interval=t_interval(by_seed, alpha) if len(by_seed) > 1 else None,
+        p_value=p_value,
         p_holm=None,
         alpha=alpha,
     )
