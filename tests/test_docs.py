@@ -18,7 +18,10 @@ from crisp_attention.traits import RULES
 
 ROOT = Path(__file__).parent.parent
 OPERATOR = (ROOT / "docs" / "operator.md").read_text(encoding="utf-8")
-EXPERIMENT = "\n" + (ROOT / "docs" / "experiment.md").read_text(encoding="utf-8")
+# One after the other: what experiments are, how they are tuned, how they are run.
+EXPERIMENT = "\n" + "\n".join(
+    (ROOT / "docs" / page).read_text(encoding="utf-8") for page in ("experiment.md", "tuning.md", "running.md")
+)
 # The line after which each table of a specification has its table of keys.
 PLACES = {
     spec.ExperimentSpec: "# The experiment: data, arms, conditions",
@@ -29,7 +32,7 @@ PLACES = {
     sections.ArmTrainingSpec: "An arm's own `training = { ... }` may set:",
     sections.VarySpec: "## Conditions",
     sections.EvaluationSpec: "## Further evaluations",
-    tune.TuneSpec: "## Tuning",
+    tune.TuneSpec: "## The same budget for every arm",
     tracking.TrackingSpec: "## Trackers",
     resources.ResourcesSpec: "## Resources",
 }
@@ -55,7 +58,7 @@ def test_every_schedule_is_explained(kind):
 
 
 def part(start):
-    """A part of the page on experiments, from a line to the next heading; the page's head is its first part."""
+    """A part of the pages on experiments, from a line to the next heading; the first page's head is its first part."""
     return EXPERIMENT.partition(f"\n{start}\n")[2].partition("\n## ")[0]
 
 
@@ -64,7 +67,7 @@ def test_every_key_of_a_specification_has_a_row_with_its_default(section, start)
     rows = [re.split(r" *\| *", row)[1:3] for row in part(start).splitlines() if row.startswith("|")]
     for name, field in section.model_fields.items():
         told = [default for keys, default in rows if re.search(rf"`\[*{name}\]*`", keys)]
-        assert told, f"docs/experiment.md has no row for {section.__name__}.{name}"
+        assert told, f"the pages on experiments have no row for {section.__name__}.{name}"
         if field.is_required() and name != "attention":
             assert told[0] == "required", f"{section.__name__}.{name} is required"
         elif isinstance(field.default, str | int | float | tuple):
@@ -95,7 +98,7 @@ def test_the_example_of_tuning_is_one():
     content = re.search(r"```toml\n(\[tune\].*?)```", EXPERIMENT, re.DOTALL)
     assert content
     around = {"name": "x", "model": "minilm-l6", "primary": {"arm": "topk-50"}, "data": {"source": "trec"}}
-    asked = spec.parse(around | tomllib.loads(content[1]), "docs/experiment.md")
+    asked = spec.parse(around | tomllib.loads(content[1]), "docs/tuning.md")
     searched = {arm.name: list(asked.searched(arm)) for arm in asked.arms}
     assert searched["dense-dropout"] == ["learning_rate", "attention_dropout"]
     assert searched["dense"] == searched["topk-50"] == ["learning_rate"]

@@ -15,6 +15,7 @@ from crisp_attention.experiment.specification.spec import parse
 
 ROOT = Path(__file__).parent.parent
 OWN_DATA = "docs/howto/own-data.md"
+PARTS = ("docs/experiment.md", "docs/tuning.md")
 
 
 def snippets(file: str, language: str = "python") -> list[str]:
@@ -61,17 +62,17 @@ def test_the_readme_runs_from_top_to_bottom(names, capsys):
 
 
 def test_specifications_are_specifications():
-    """Whole ones as they are; parts, as of an arm, in the whole one of their page."""
+    """Whole ones as they are; parts, as of an arm, in the whole one of the page on experiments."""
     (whole,) = snippets(OWN_DATA, "toml")
     assert parse(tomllib.loads(whole), OWN_DATA).primary.arm == "topk-50"
-    first, *parts = snippets("docs/experiment.md", "toml")
-    assert parts
+    first, *parts = (code for page in PARTS for code in snippets(page, "toml"))
+    assert len(parts) >= len(PARTS)
     for part in parts:
         page, own = tomllib.loads(first), tomllib.loads(part)
         named = {arm["name"] for arm in own.get("arms", ())}
         # A part may write an arm of the page's anew.
         own["arms"] = [arm for arm in page["arms"] if arm["name"] not in named] + own.get("arms", [])
-        parse(page | own, "docs/experiment.md")
+        parse(page | own, "part")
 
 
 PAGES = [
