@@ -18,7 +18,7 @@ from crisp_attention.experiment.statistics import (
     Interval,
     Pair,
     contrasts,
-    linear_trend,
+    linear_trends,
     look_at,
     paired,
 )
@@ -301,7 +301,8 @@ def trend_of(by_seed, examples=50):
     if counts.ndim == 2:
         counts = (np.arange(examples) < counts.T[:, :, None]).astype(np.int8)
     conditions = {"a": 100.0, "b": 400.0, "c": 1600.0}
-    return linear_trend("topk-50", "dense", "train_examples", conditions, counts, np.random.default_rng(0))
+    (found,) = linear_trends({"topk-50": counts}, "dense", "train_examples", conditions, np.random.default_rng(0))
+    return found
 
 
 @pytest.mark.parametrize(

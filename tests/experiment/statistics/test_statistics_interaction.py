@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from crisp_attention.experiment.statistics import MIN_SEEDS, crossed_error, linear_trend, slopes, slopes_by_example
+from crisp_attention.experiment.statistics import MIN_SEEDS, crossed_error, linear_trends, slopes, slopes_by_example
 
 SIZES = {"train_examples=100": 100.0, "train_examples=400": 400.0, "train_examples=3200": 3200.0}
 NOISE = {"label_noise=0": 0.0, "label_noise=0.2": 0.2, "label_noise=0.4": 0.4}
@@ -26,7 +26,8 @@ def trend(differences, conditions=SIZES, factor="train_examples", **settings):
 
 
 def trend_of(by_example, conditions=SIZES, factor="train_examples", **settings):
-    return linear_trend("a", "b", factor, conditions, by_example, generator(), **settings)
+    (found,) = linear_trends({"a": by_example}, "b", factor, conditions, generator(), **settings)
+    return found
 
 
 def answers(random, seeds=8, examples=200, gains=(0.0, 0.0, 0.0)):
@@ -85,6 +86,15 @@ def test_the_interval_is_for_other_seeds_and_other_examples():
     least = 2 * stats.norm.ppf(0.975) * 100 * crossed_error(np.array(own))
     assert 0.95 * least < width < 1.05 * np.sqrt(3) * least
     assert found.interval.low < found.slope < found.interval.high
+
+
+def test_a_trend_does_not_depend_on_what_else_is_tested():
+    """With many seeds the permutation test draws, too."""
+    one, other = answers(generator(6), seeds=18), answers(generator(7), seeds=18, gains=(0.0, 0.0, 0.1))
+    both = linear_trends({"a": one, "c": other}, "b", "train_examples", SIZES, generator())
+    assert both[0] == trend_of(one)
+    assert (both[1].arm, both[1].slopes) == ("c", trend_of(other).slopes)
+    assert both[1].p_value == trend_of(other).p_value
 
 
 def test_a_slope_that_hangs_on_a_few_sentences_is_not_shown_for_others():

@@ -317,22 +317,22 @@ def _interactions(
     if spec.vary is None:
         return ()
     conditions = dict(zip(by_condition, spec.vary.values, strict=True))
-    found = []
+    by_shape: dict[tuple[int, ...], dict[str, statistics.Array]] = {}
     for arm in spec.arms:
         if arm.name == spec.primary.baseline:
             continue
         sides = [(named(arms, arm.name), named(arms, spec.primary.baseline)) for arms in by_condition.values()]
         indexes = [index for index in range(seeds) if all(index in shared(*pair, seeds) for pair in sides)]
-        if not indexes:
-            continue
         pairs = [pair for one, other in sides if (pair := _paired(one, other, indexes)) is not None]
-        by_example = np.stack([pair.by_example for pair in pairs])
-        random = np.random.default_rng([_RANDOM_SEED, len(indexes)])
-        found.append(
-            statistics.linear_trend(
-                arm.name, spec.primary.baseline, spec.vary.key, conditions, by_example, random, alpha
-            )
-        )
+        if pairs:
+            table = np.stack([pair.by_example for pair in pairs])
+            by_shape.setdefault(table.shape, {})[arm.name] = table
+    trends: dict[str, Interaction] = {}
+    for shape, tables in by_shape.items():
+        random = np.random.default_rng([_RANDOM_SEED, *shape])
+        own = statistics.linear_trends(tables, spec.primary.baseline, spec.vary.key, conditions, random, alpha)
+        trends |= {item.arm: item for item in own}
+    found = [trends[arm.name] for arm in spec.arms if arm.name in trends]
     others = [item for item in found if item.arm != spec.primary.arm]
     adjusted = dict(
         zip(

@@ -18,7 +18,7 @@ from crisp_attention.experiment.statistics.calibration import (
 from crisp_attention.experiment.statistics.interaction import (
     SCALES,
     Interaction,
-    linear_trend,
+    linear_trends,
     slopes,
     slopes_by_example,
 )
@@ -79,7 +79,7 @@ __all__ = [
     "holm",
     "interquartile_mean",
     "least_seeds",
-    "linear_trend",
+    "linear_trends",
     "look_at",
     "mcnemar",
     "nll",

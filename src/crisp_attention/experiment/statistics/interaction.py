@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,48 +96,52 @@ def _centred(positions: Array) -> tuple[Array, float]:
     return centred, float(centred @ centred)
 
 
-def linear_trend(
-    arm: str,
+def linear_trends(
+    by_example: Mapping[str, Array],
     baseline: str,
     factor: str,
-    conditions: dict[str, float],
-    by_example: Array,
+    conditions: Mapping[str, float],
     random: np.random.Generator,
     alpha: float = ALPHA,
-) -> Interaction:
-    """Test whether a difference has a linear trend over the log of a train size or over a noise share.
+) -> list[Interaction]:
+    """Test whether differences have a linear trend over the log of a train size or over a noise share.
+
+    All arms use the same draws, so that a result does not depend on what else is tested.
 
     Args:
-        arm: Name.
+        by_example: By arm, all of one shape `[K, S, N]`, by condition, seed and evaluation example: 1 where the arm
+            alone is right, -1 where the baseline alone is.
         baseline: Name.
         factor: A key of `SCALES`.
         conditions: The factor in each condition, by the condition's name.
-        by_example: `[K, S, N]`, by condition, seed and evaluation example: 1 where the arm alone is right, -1 where the
-            baseline alone is.
         random: For the bootstrap and, with many seeds, the permutation test.
         alpha: Level of the test.
     """
     unit, scale = SCALES[factor]
     positions = scale(np.array(list(conditions.values())))
-    differences = 100 * by_example.sum(axis=2).T / by_example.shape[2]
-    by_seed = slopes(positions, differences)
-    p_value = float(sign_flip_p(by_seed[None], random)[0])
-    found = crossed_bootstrap([100 * slopes_by_example(positions, by_example)], random, alpha)[0]
-    return Interaction(
-        arm=arm,
-        baseline=baseline,
-        factor=factor,
-        unit=unit,
-        conditions=tuple(conditions),
-        values=tuple(conditions.values()),
-        seeds=len(differences),
-        examples=by_example.shape[2],
-        differences=tuple(differences.mean(axis=0).tolist()),
-        slopes=tuple(by_seed.tolist()),
-        slope=float(by_seed.mean()),
-        interval=found,
-        seed_interval=t_interval(by_seed, alpha) if len(by_seed) > 1 else None,
-        p_value=p_value,
-        p_holm=None,
-        alpha=alpha,
-    )
+    differences = [100 * table.sum(axis=2).T / table.shape[2] for table in by_example.values()]
+    by_seed = np.stack([slopes(positions, own) for own in differences])
+    p_values = sign_flip_p(by_seed, random)
+    tables = [100 * slopes_by_example(positions, table) for table in by_example.values()]
+    intervals = crossed_bootstrap(tables, random, alpha)
+    return [
+        Interaction(
+            arm=arm,
+            baseline=baseline,
+            factor=factor,
+            unit=unit,
+            conditions=tuple(conditions),
+            values=tuple(conditions.values()),
+            seeds=tables[place].shape[0],
+            examples=tables[place].shape[1],
+            differences=tuple(differences[place].mean(axis=0).tolist()),
+            slopes=tuple(by_seed[place].tolist()),
+            slope=float(by_seed[place].mean()),
+            interval=intervals[place],
+            seed_interval=t_interval(by_seed[place], alpha) if len(by_seed[place]) > 1 else None,
+            p_value=float(p_values[place]),
+            p_holm=None,
+            alpha=alpha,
+        )
+        for place, arm in enumerate(by_example)
+    ]
