@@ -1,31 +1,33 @@
 """All published comparisons of sparse with dense attention, together: a table and a picture, by how much was removed.
 
 What counts is decided by the records and not by hand. The arm keeps the best-scoring pairs, by the paper's rule or each
-query's own; its runs and the baseline's have the same settings; all planned pairs of seeds are done, and enough for an
-interval. The baseline with other seeds stands beside them, for what nothing looks like.
+query's own; its runs and those of a dense arm have the same settings; all planned pairs of seeds are done, and enough
+for an interval; it is no search for candidates. The baseline with other seeds stands beside them, for what nothing
+looks like. What only fails for its settings is counted apart.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from statistics import median
 
+import numpy as np
 from matplotlib.ticker import FixedLocator, NullLocator
 from tables import RESULTS, markdown
 
 from crisp_attention.experiment import study
-from crisp_attention.experiment.conclusions.analysis import Analysis, ArmResult
+from crisp_attention.experiment.conclusions.analysis import Analysis, ArmResult, pair_of
 from crisp_attention.experiment.conclusions.cautions import near
 from crisp_attention.experiment.conclusions.outputs import named
 from crisp_attention.experiment.conclusions.pattern import is_placebo
 from crisp_attention.experiment.report.drawing import MARKERS, Drawing, canvas, colour, finish, series
 from crisp_attention.experiment.report.plots import legend_below
-from crisp_attention.experiment.report.tables import of_enough, share, signed
+from crisp_attention.experiment.report.tables import share, signed
 from crisp_attention.experiment.results.store import Store
-from crisp_attention.experiment.statistics import EQUIVALENCE_MARGIN, Contrast
+from crisp_attention.experiment.statistics import ALPHA, EQUIVALENCE_MARGIN, Contrast, contrasts, least_seeds
 
 _BY_SCORE = frozenset({"percentile", "topk"})
 _BANDS = (0.0, 0.4, 0.65, 1.0)
@@ -51,6 +53,7 @@ class Comparison:
         data: Name of the data set.
         removed: Share of valid pairs removed, in training or in evaluation, whichever is more.
         contrast: The difference and its interval.
+        alike: Whether both sides were trained with the same settings.
     """
 
     study: str
@@ -58,16 +61,33 @@ class Comparison:
     data: str
     removed: float
     contrast: Contrast
+    alike: bool
 
     @property
     def side(self) -> int:
         """On which side of zero the interval lies: 1, -1, or 0 where zero is in it."""
         return (self.contrast.interval.low > 0) - (self.contrast.interval.high < 0)
 
+    @property
+    def side_by_seeds(self) -> int:
+        """The same by the test over seeds alone, at 5%."""
+        found = self.contrast
+        return (found.p_value < found.alpha) * ((found.difference > 0) - (found.difference < 0))
+
 
 @cache
 def comparisons() -> tuple[Comparison, ...]:
-    """Every comparison that counts, over all published studies; runs that two studies share count once."""
+    """Every comparison between equals, over all published studies; runs that two studies share count once."""
+    return tuple(item for item in _all() if item.alike)
+
+
+def unlike() -> tuple[Comparison, ...]:
+    """What is left out of these for its settings alone."""
+    return tuple(item for item in _all() if not item.alike)
+
+
+@cache
+def _all() -> tuple[Comparison, ...]:
     found: dict[frozenset[str], Comparison] = {}
     for folder in sorted(path.parent for path in RESULTS.glob("*/study.json")):
         for runs, comparison in _of_study(folder.name):
@@ -76,59 +96,104 @@ def comparisons() -> tuple[Comparison, ...]:
 
 
 def _of_study(name: str) -> Iterator[tuple[frozenset[str], Comparison]]:
+    """The comparisons of one study, each under the runs that it rests on."""
     analysis = analysis_of(name)
     if analysis.spec.data.validation_share is not None:  # looked for candidates, on a part of the training split
         return
     for condition, arms in analysis.by_condition.items():
+        sparse = [arm for arm in arms if _by_score(arm)]
+        against = {arm.name: _dense_beside(arm, arms, analysis) for arm in sparse}
+        found = [(arm, *against[arm.name]) for arm in sparse]
         baseline = named(arms, analysis.spec.primary.baseline)
-        for contrast in analysis.condition_contrasts[condition]:
-            arm = named(arms, contrast.arm)
-            placebo = is_placebo(analysis.spec, arm.spec)
-            whole = contrast.seeds == analysis.spec.seeds and of_enough(contrast, contrast.interval) is not None
-            if whole and (placebo or _by_score(arm)) and _alike(arm, baseline):
+        if any(alike and other is baseline for other, alike in against.values()):
+            found += [(arm, baseline, True) for arm in arms if is_placebo(analysis.spec, arm.spec)]
+        for arm, other, alike in found:
+            contrast = _contrast(analysis, condition, arm, other)
+            if contrast is not None and contrast.seeds == analysis.spec.seeds >= least_seeds(contrast.alpha):
                 data = arm.records[arm.indexes[0]].provenance.data
                 removed = max(arm.realised(mode) or 0.0 for mode in ("train", "test"))
-                runs = frozenset(record.run_id for side in (arm, baseline) for record in side.records.values())
-                yield runs, Comparison(name, condition, data, removed, contrast)
+                runs = frozenset(record.run_id for side in (arm, other) for record in side.records.values())
+                yield runs, Comparison(name, condition, data, removed, contrast, alike)
+
+
+def _dense_beside(arm: ArmResult, arms: Sequence[ArmResult], analysis: Analysis) -> tuple[ArmResult, bool]:
+    """The dense arm that a sparse one is to be compared with, and whether their settings are the same.
+
+    It is the study's baseline, unless that has other settings and another dense arm with the same seeds has not.
+    """
+    baseline = named(arms, analysis.spec.primary.baseline)
+    same_seeds = [
+        other for other in arms if _dense(other) and other.spec.seed_offset == arm.spec.seed_offset and other.records
+    ]
+    for other in (baseline, *same_seeds):
+        if _alike(arm, other):
+            return other, True
+    return baseline, False
+
+
+def _contrast(analysis: Analysis, condition: str, arm: ArmResult, other: ArmResult) -> Contrast | None:
+    if other.name == analysis.spec.primary.baseline:  # as the report has it
+        return next((it for it in analysis.condition_contrasts[condition] if it.arm == arm.name), None)
+    pair = pair_of(arm, other, analysis.spec.seeds)
+    return None if pair is None else contrasts([pair], np.random.default_rng(0), ALPHA)[0]
 
 
 def _by_score(arm: ArmResult) -> bool:
-    attention = arm.spec.attention
-    return bool(attention.removes and attention.rule in _BY_SCORE and not attention.count_padding)
+    """Whether an arm keeps the best-scoring pairs, in training, in evaluation or in both, and removes no others."""
+    used = [config for config in (arm.spec.attention, arm.spec.evaluate) if config is not None and config.removes]
+    return bool(used) and all(config.rule in _BY_SCORE and not config.count_padding for config in used)
 
 
-def _alike(arm: ArmResult, baseline: ArmResult) -> bool:
+def _dense(arm: ArmResult) -> bool:
+    return not any(config is not None and config.removes for config in (arm.spec.attention, arm.spec.evaluate))
+
+
+def _alike(arm: ArmResult, other: ArmResult) -> bool:
     """Whether two arms were trained with the same settings, or such as no search tells apart."""
-    one, other = (side.records[side.indexes[0]].config["training"] for side in (arm, baseline))
-    return one.keys() == other.keys() and all(near(one[setting], other[setting]) for setting in one)
+    if not (arm.records and other.records):
+        return False
+    one, two = (side.records[side.indexes[0]].config["training"] for side in (arm, other))
+    return one.keys() == two.keys() and all(near(one[setting], two[setting]) for setting in one)
 
 
 def _bands() -> list[tuple[str, list[Comparison]]]:
     """What each band of shares removed is called, and its comparisons, the lowest difference first."""
     bands = []
     for low, high in zip((-1.0, *_BANDS), _BANDS, strict=False):
-        own = [item for item in comparisons() if low < item.removed <= high]
-        own.sort(key=lambda item: item.contrast.difference)
+        own = _sorted(item for item in comparisons() if low < item.removed <= high)
         if own:
             shares = [f"{100 * end(item.removed for item in own):.0f}" for end in (min, max)]
             bands.append(("placebo" if high == 0 else f"{' to '.join(dict.fromkeys(shares))}%", own))
     return bands
 
 
+def _sorted(items: Iterable[Comparison]) -> list[Comparison]:
+    return sorted(items, key=lambda item: item.contrast.difference)
+
+
 def evidence() -> str:
-    """A row a band of shares removed: how many comparisons there are, and on which side of zero their intervals lie."""
+    """A row a band of shares removed: how many comparisons there are, and on which side of zero they lie.
+
+    The last row has what is left out above, since the two sides were trained with other settings.
+    """
     rows = []
-    for label, own in _bands():
+    for label, own in [*_bands(), ("settings differ", _sorted(unlike()))]:
         sides = Counter(item.side for item in own)
+        by_seeds = Counter(item.side_by_seeds for item in own)
         differences = [item.contrast.difference for item in own]
-        told = [signed(value) for value in (median(differences), min(differences), max(differences))]
-        rows.append([label, *(str(count) for count in (len(own), sides[1], sides[0], sides[-1])), *told])
+        told = [signed(value) for value in (median(differences), differences[0], differences[-1])]
+        counts = (len(own), sides[1], sides[0], sides[-1], by_seeds[1], by_seeds[-1])
+        spared = sum(item.contrast.interval.low > -EQUIVALENCE_MARGIN for item in own)
+        rows.append([label, *map(str, (*counts, spared)), *told])
     header = [
         "pairs removed",
         "comparisons",
         "interval above zero",
         "zero in it",
         "below zero",
+        "p < 0.05, higher",
+        "p < 0.05, lower",
+        f"loss of {EQUIVALENCE_MARGIN:g} excluded",
         "median difference, points",
         "lowest",
         "highest",

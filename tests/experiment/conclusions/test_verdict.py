@@ -313,7 +313,7 @@ def trend_of(by_seed, examples=50):
         ([[4, 2, 0], [0, 2, 4]] * 4, "These data do not show that the difference follows train_examples: +0.00 points"),
         (
             [[4, 2, 0]] * 5,
-            "5 seeds cannot tell whether the difference follows train_examples: +8.00 points at a, +0.00",
+            "5 seeds cannot tell whether the difference follows train_examples: +8.00 points at a, +4.00",
         ),
         (
             [[1, 0, 0]] * 8,
@@ -328,7 +328,7 @@ def test_an_interaction_is_a_sentence(rows, sentence):
 def test_an_interaction_has_its_interval():
     found = trend_of([[20, 10, 0]] * 8)
     within = f"interval over seeds and examples {found.interval.low:+.2f} to {found.interval.high:+.2f})"
-    assert f"(p = 0.00781; 95% {within}; +40.00 points at a, +0.00 at c." in told_with(interaction=found)
+    assert f"(p = 0.00781; 95% {within}; +40.00 points at a, +20.00 at b, +0.00 at c." in told_with(interaction=found)
 
 
 def pattern_of(*answers):

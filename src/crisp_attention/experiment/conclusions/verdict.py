@@ -218,24 +218,24 @@ def _aa(placebo: Contrast) -> str:
 
 
 def _trend(interaction: Interaction) -> str:
-    ends = (
-        f"{interaction.differences[0]:+.2f} points at {interaction.conditions[0]}, "
-        f"{interaction.differences[-1]:+.2f} at {interaction.conditions[-1]}"
-    )
+    # All of them: a slope may hang on one.
+    first, *others = (f"{value:+.2f}" for value in interaction.differences)
+    told = [f"{first} points", *others]
+    points = ", ".join(f"{value} at {name}" for value, name in zip(told, interaction.conditions, strict=True))
     per = (
         f"{interaction.slope:+.2f} points per {interaction.unit} (p = {interaction.p_value:.3g}{_within(interaction)})"
     )
     if interaction.seeds < least_seeds(interaction.alpha):
-        return f"{interaction.seeds} seeds cannot tell whether the difference follows {interaction.factor}: {ends}."
+        return f"{interaction.seeds} seeds cannot tell whether the difference follows {interaction.factor}: {points}."
     if interaction.p_value < interaction.alpha:
         word = "rises" if interaction.slope > 0 else "falls"
         if interaction.interval.low <= 0 <= interaction.interval.high:
             return (
                 f"On these examples the difference {word} with {interaction.factor}, which is not shown for others: "
-                f"{per}; {ends}."
+                f"{per}; {points}."
             )
-        return f"The difference {word} with {interaction.factor}: {per}; {ends}."
-    return f"These data do not show that the difference follows {interaction.factor}: {per}; {ends}."
+        return f"The difference {word} with {interaction.factor}: {per}; {points}."
+    return f"These data do not show that the difference follows {interaction.factor}: {per}; {points}."
 
 
 def _regularizer(pattern: RegularizerPattern, word: Word) -> str:

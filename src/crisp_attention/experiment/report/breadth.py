@@ -138,7 +138,8 @@ def condition_tables(analysis: Analysis) -> list[Table]:
     trends = Table(
         "Interactions",
         "Does the difference follow what is varied? Least-squares slope by seed, over the seeds that are complete in "
-        "every condition, in points; intervals as above; p: sign-flip test on the mean slope, Holm over the rows.",
+        "every condition, in points; intervals as above; p: sign-flip test on the mean slope, Holm over all but the "
+        "primary arm's.",
         ("arm", "seeds", "slope", "per", level(analysis.contrasts), "on these examples", "p", "p Holm"),
         tuple(
             (
