@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -11,11 +11,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 
 def site_module(name: str) -> ModuleType:
-    """A module by its file's name; it may import its neighbours."""
+    """A module by its file's name: the one that its neighbours import, with what it has computed already."""
     if str(DOCS / "site") not in sys.path:
         sys.path.append(str(DOCS / "site"))
-    spec = importlib.util.spec_from_file_location(f"site_{name}", DOCS / "site" / f"{name}.py")
-    found = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = found  # dataclasses look it up
-    spec.loader.exec_module(found)
-    return found
+    return importlib.import_module(name)

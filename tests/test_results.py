@@ -19,7 +19,7 @@ PUBLISHED = sorted(path.parent for path in (ROOT / "results").glob("*/study.json
 STUDIES = sorted((ROOT / "studies").glob("*.toml"))
 THE_PAPERS = {"+0.97"}
 
-findings, evidence = site_module("findings"), site_module("evidence")
+findings, evidence, published = map(site_module, ("findings", "evidence", "published"))
 
 
 def test_the_quick_study_rebuilds_from_its_records(tmp_path):
@@ -68,7 +68,7 @@ def test_a_reader_finds_the_same_contrast_without_us(monkeypatch):
     monkeypatch.chdir(ROOT)
     found: dict = {}
     exec(code, found)
-    contrast = study.analyse(study.Store(ROOT / "results" / "sst2-claim")).primary
+    contrast = published.analysis_of("sst2-claim").primary
     np.testing.assert_allclose(found["difference"], contrast.differences)
     assert found["p_value"] == contrast.p_value
 
@@ -85,7 +85,7 @@ def test_all_comparisons_together_are_those_of_equals():
     by_study = {}
     for item in found:
         by_study.setdefault(item.study, []).append(item)
-        analysis = evidence.analysis_of(item.study)
+        analysis = published.analysis_of(item.study)
         assert item.contrast.seeds == analysis.spec.seeds
         if item.contrast.baseline == analysis.spec.primary.baseline:
             assert item.contrast in analysis.condition_contrasts[item.condition]
@@ -132,7 +132,7 @@ def test_the_table_of_all_comparisons_counts_each_once():
 
 def test_over_data_sets_each_weighs_alike():
     """A study alone gives its own difference and p; counted twice, the same difference with less doubt."""
-    found = study.analyse(study.Store(ROOT / "results" / "sst2-claim")).primary
+    found = published.analysis_of("sst2-claim").primary
 
     def row(*names):
         (line,) = re.findall(rf"^\| {found.arm} \| (.*) \|$", findings.overall(*names), re.MULTILINE)
@@ -151,7 +151,7 @@ def test_over_data_sets_each_weighs_alike():
 
 
 def test_a_slope_over_data_sets_is_that_of_the_report_where_there_is_one():
-    analysis = evidence.analysis_of("sizes-trec")
+    analysis = published.analysis_of("sizes-trec")
     rows = [line[2:-2].split(" | ") for line in findings.overall_trend("sizes-trec").splitlines()]
     assert rows[0][2] == f"slope, points per {analysis.interactions[0].unit}"
     told = {row[0]: row[1:3] + row[4:5] for row in rows[2:]}
@@ -164,7 +164,7 @@ def test_wrong_labels_are_told_from_true_ones():
     table, sentence = findings.wrong_labels("noise-trec").split("\n\n")
     wrong = int(re.search(r"(\d+) are labelled wrongly", sentence)[1])
     assert 30 <= wrong <= 50
-    analysis = evidence.analysis_of("noise-trec")
+    analysis = published.analysis_of("noise-trec")
     for line in table.splitlines()[2:]:
         name, seeds, labelled, _, _, true, *_ = line[2:-2].split(" | ")
         arm = analysis.arm(name)
@@ -184,12 +184,12 @@ def test_over_data_sets_the_placebo_is_no_claim_to_adjust_for():
     assert rows["dense-other-seeds"][holm] == rows["dense-other-seeds"][-1] == "-"
     assert float(rows["random-80"][holm]) == pytest.approx(12 * float(rows["random-80"][plain]), abs=0.01)
     # In the baseline's place, whose contrasts are those of the report.
-    arms = {arm.name: arm.accuracies.mean() for arm in study.analyse(study.Store(ROOT / "results" / "sst2-claim")).arms}
+    arms = {arm.name: arm.accuracies.mean() for arm in published.analysis_of("sst2-claim").arms}
     assert rows["random-80"][-1].startswith(f"{arms['random-80'] - arms['dense-other-seeds']:+.2f} (")
 
 
 def test_one_arm_against_another_is_what_the_report_has_where_it_has_it():
-    found = study.analyse(study.Store(ROOT / "results" / "sst2-claim")).primary
+    found = published.analysis_of("sst2-claim").primary
     line = findings.against("sst2-claim", found.arm, found.baseline)
     assert f"{found.difference:+.2f} points over {found.seeds} seeds" in line
     assert f"p = {found.p_value:.3f}." in line

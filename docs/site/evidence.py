@@ -12,35 +12,28 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from statistics import median
 
-import numpy as np
 from matplotlib.ticker import FixedLocator, NullLocator
+from published import analysis_of, contrast_between
 from tables import RESULTS, markdown
 
-from crisp_attention.experiment import study
-from crisp_attention.experiment.conclusions.analysis import Analysis, ArmResult, pair_of
+from crisp_attention.experiment.conclusions.analysis import Analysis, ArmResult
 from crisp_attention.experiment.conclusions.cautions import near
-from crisp_attention.experiment.conclusions.outputs import named
-from crisp_attention.experiment.conclusions.pattern import is_placebo
+from crisp_attention.experiment.conclusions.outputs import named, shared
+from crisp_attention.experiment.conclusions.pattern import dense, is_placebo
 from crisp_attention.experiment.report.drawing import MARKERS, Drawing, canvas, colour, finish, series
 from crisp_attention.experiment.report.plots import legend_below
-from crisp_attention.experiment.report.tables import share, signed
-from crisp_attention.experiment.results.store import Store
-from crisp_attention.experiment.statistics import ALPHA, EQUIVALENCE_MARGIN, Contrast, contrasts, least_seeds
+from crisp_attention.experiment.report.tables import interval, share, signed
+from crisp_attention.experiment.statistics import ALPHA, EQUIVALENCE_MARGIN, Contrast, least_seeds
 
 _BY_SCORE = frozenset({"percentile", "topk"})
-_BANDS = (0.0, 0.4, 0.65, 1.0)
-"""Upper limits of the shares removed that are told together; the first is the placebo's."""
+_BANDS = (-1.0, 0.0, 0.4, 0.65, 1.0)
+"""Limits of the shares removed that are told together, each band with its upper one; the first is the placebo's."""
 _TICKS = (-20, -10, -5, -2, -1, 0, 1, 2, 5, 10)
 FILE = RESULTS / "evidence.svg"
 """The picture as the README shows it."""
-
-
-@cache
-def analysis_of(name: str) -> Analysis:
-    """A published study."""
-    return study.analyse(Store(RESULTS / name))
 
 
 @dataclass(frozen=True)
@@ -108,8 +101,8 @@ def _of_study(name: str) -> Iterator[tuple[frozenset[str], Comparison]]:
         if any(alike and other is baseline for other, alike in against.values()):
             found += [(arm, baseline, True) for arm in arms if is_placebo(analysis.spec, arm.spec)]
         for arm, other, alike in found:
-            contrast = _contrast(analysis, condition, arm, other)
-            if contrast is not None and contrast.seeds == analysis.spec.seeds >= least_seeds(contrast.alpha):
+            if len(shared(arm, other, analysis.spec.seeds)) == analysis.spec.seeds >= least_seeds(ALPHA):
+                contrast = _contrast(analysis, condition, arm.name, other.name)
                 data = arm.records[arm.indexes[0]].provenance.data
                 removed = max(arm.realised(mode) or 0.0 for mode in ("train", "test"))
                 runs = frozenset(record.run_id for side in (arm, other) for record in side.records.values())
@@ -123,7 +116,10 @@ def _dense_beside(arm: ArmResult, arms: Sequence[ArmResult], analysis: Analysis)
     """
     baseline = named(arms, analysis.spec.primary.baseline)
     same_seeds = [
-        other for other in arms if _dense(other) and other.spec.seed_offset == arm.spec.seed_offset and other.records
+        other
+        for other in arms
+        if all(dense(other.spec, training=mode) for mode in (True, False))
+        and other.spec.seed_offset == arm.spec.seed_offset
     ]
     for other in (baseline, *same_seeds):
         if _alike(arm, other):
@@ -131,21 +127,16 @@ def _dense_beside(arm: ArmResult, arms: Sequence[ArmResult], analysis: Analysis)
     return baseline, False
 
 
-def _contrast(analysis: Analysis, condition: str, arm: ArmResult, other: ArmResult) -> Contrast | None:
-    if other.name == analysis.spec.primary.baseline:  # as the report has it
-        return next((it for it in analysis.condition_contrasts[condition] if it.arm == arm.name), None)
-    pair = pair_of(arm, other, analysis.spec.seeds)
-    return None if pair is None else contrasts([pair], np.random.default_rng(0), ALPHA)[0]
+def _contrast(analysis: Analysis, condition: str, arm: str, other: str) -> Contrast:
+    if other == analysis.spec.primary.baseline:  # as the report has it
+        return next(found for found in analysis.condition_contrasts[condition] if found.arm == arm)
+    return contrast_between(analysis, condition, arm, other)
 
 
 def _by_score(arm: ArmResult) -> bool:
     """Whether an arm keeps the best-scoring pairs, in training, in evaluation or in both, and removes no others."""
     used = [config for config in (arm.spec.attention, arm.spec.evaluate) if config is not None and config.removes]
     return bool(used) and all(config.rule in _BY_SCORE and not config.count_padding for config in used)
-
-
-def _dense(arm: ArmResult) -> bool:
-    return not any(config is not None and config.removes for config in (arm.spec.attention, arm.spec.evaluate))
 
 
 def _alike(arm: ArmResult, other: ArmResult) -> bool:
@@ -159,7 +150,7 @@ def _alike(arm: ArmResult, other: ArmResult) -> bool:
 def _bands() -> list[tuple[str, list[Comparison]]]:
     """What each band of shares removed is called, and its comparisons, the lowest difference first."""
     bands = []
-    for low, high in zip((-1.0, *_BANDS), _BANDS, strict=False):
+    for low, high in pairwise(_BANDS):
         own = _sorted(item for item in comparisons() if low < item.removed <= high)
         if own:
             shares = [f"{100 * end(item.removed for item in own):.0f}" for end in (min, max)]
@@ -261,8 +252,7 @@ def picture() -> Drawing:
 
 def _said(item: Comparison) -> str:
     place = ", ".join(filter(None, (item.study, item.condition)))
-    interval = item.contrast.interval
+    found = item.contrast
     return (
-        f"{item.contrast.arm} ({place}; {share(item.removed)} removed) {item.contrast.difference:+.2f} "
-        f"({interval.low:+.2f} to {interval.high:+.2f})"
+        f"{found.arm} ({place}; {share(item.removed)} removed) {signed(found.difference)} ({interval(found.interval)})"
     )

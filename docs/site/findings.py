@@ -16,18 +16,18 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 import numpy as np
-from evidence import FILE, analysis_of, evidence, picture
+from evidence import FILE, evidence, picture
+from published import analysis_of, contrast_between, pair_between
 from scipy.stats import t as student
 from tables import markdown
 from wrong_labels import wrong_labels
 
 from crisp_attention.experiment import statistics
-from crisp_attention.experiment.conclusions.analysis import Analysis, ArmResult, pair_of
-from crisp_attention.experiment.conclusions.outputs import named
+from crisp_attention.experiment.conclusions.analysis import Analysis, ArmResult
 from crisp_attention.experiment.conclusions.pattern import is_placebo
 from crisp_attention.experiment.report.tables import accuracy, interval, of_enough, p, share, signed
 from crisp_attention.experiment.specification.tune import told
-from crisp_attention.experiment.statistics import Contrast, Pair
+from crisp_attention.experiment.statistics import Contrast
 
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", ROOT / "docs" / "findings.md")
@@ -126,7 +126,8 @@ def trends(*names: str) -> str:
 
 def against(name: str, arm: str, other: str) -> str:
     """One arm against another that is not the baseline."""
-    found = statistics.contrasts([_pair(analysis_of(name), arm, other)], np.random.default_rng(0), statistics.ALPHA)[0]
+    analysis = analysis_of(name)
+    found = contrast_between(analysis, analysis.spec.primary_condition, arm, other)
     return (
         f"{arm} against {other}: {signed(found.difference)} points over {found.seeds} seeds, 95% interval "
         f"{interval(found.interval)}, p = {p(found.p_value)}."
@@ -143,7 +144,7 @@ def overall(*names: str) -> str:
     their arms have; the interval over data sets, by the t distribution, is for others, too. The placebo is the baseline
     with other seeds, so it would have been as good a baseline.
     """
-    return _over_studies(names, lambda analysis, arm, other: _pair(analysis, arm, other).by_example, _FIGURES[1])
+    return _over_studies(names, _differences, "difference, points")
 
 
 def overall_trend(*names: str) -> str:
@@ -152,21 +153,20 @@ def overall_trend(*names: str) -> str:
     return _over_studies(names, _slopes, f"slope, points per {unit}")
 
 
+def _differences(analysis: Analysis, name: str, other: str) -> np.ndarray:
+    """What each seed and example adds to an arm's difference from another, in the primary condition."""
+    return pair_between(analysis, analysis.spec.primary_condition, name, other).by_example
+
+
 def _slopes(analysis: Analysis, name: str, other: str) -> np.ndarray:
     """What each seed and example adds to the slope of an arm's difference from another."""
     vary = analysis.spec.vary
     assert vary is not None
     _, scale = statistics.SCALES[vary.key]
-    pairs = [
-        pair
-        for arms in analysis.by_condition.values()
-        if (pair := pair_of(named(arms, name), named(arms, other), analysis.spec.seeds)) is not None
-    ]
+    by_example = [pair_between(analysis, condition, name, other).by_example for condition in analysis.conditions]
     # Otherwise conditions might lack different seeds.
-    complete = [len(pair.correct_arm) == analysis.spec.seeds for pair in pairs]
-    assert complete == [True] * len(vary.values), f"{analysis.spec.name} is not done yet"
-    by_example = np.stack([pair.by_example for pair in pairs])
-    return statistics.slopes_by_example(scale(np.array(vary.values)), by_example)
+    assert all(len(table) == analysis.spec.seeds for table in by_example), f"{analysis.spec.name} is not done yet"
+    return statistics.slopes_by_example(scale(np.array(vary.values)), np.stack(by_example))
 
 
 def _over_studies(names: Sequence[str], by_example: Callable[[Analysis, str, str], np.ndarray], figure: str) -> str:
@@ -280,12 +280,6 @@ def _figures(found: Contrast | None) -> list[str]:
         return ["0", "-", "-", "-", "-"]
     within = interval(of_enough(found, found.interval))
     return [str(found.seeds), signed(found.difference), within, p(found.p_value), p(found.p_holm)]
-
-
-def _pair(analysis: Analysis, name: str, other: str) -> Pair:
-    found = pair_of(analysis.arm(name), analysis.arm(other), analysis.spec.seeds)
-    assert found is not None, f"no seed has finished both {name} and {other}"
-    return found
 
 
 def _found(analysis: Analysis) -> list[str]:

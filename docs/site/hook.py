@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from evidence import picture
+from evidence import FILE
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from pictures import picture_of_rule, picture_of_scores
@@ -61,20 +61,17 @@ def _generated(found: re.Match[str]) -> str:
         if kind == "table":
             return TABLES[arguments[0]]()
         if kind == "evidence":
-            return _framed(picture().svg)
-        return _figure(*arguments)
-    except (KeyError, OSError, TypeError) as error:
+            return _figure(FILE)
+        study, name = arguments
+        return _figure(RESULTS / study / "figures" / f"{name}.svg")
+    except (KeyError, OSError, TypeError, ValueError) as error:
         raise PluginError(f"{found[0]} cannot be made: {error!r}") from error
 
 
-def _figure(study: str, name: str) -> str:
-    """A picture of a published report, in the colours of the page around it."""
-    svg = (RESULTS / study / "figures" / f"{name}.svg").read_text(encoding="utf-8")
-    return _framed(re.sub("<style>svg .*?</style>", "", svg, count=1, flags=re.DOTALL))
-
-
-def _framed(svg: str) -> str:
-    return f'<figure class="report">{svg}</figure>'
+def _figure(file: Path) -> str:
+    """A published picture, in the colours of the page around it."""
+    svg = file.read_text(encoding="utf-8")
+    return f'<figure class="report">{re.sub("<style>svg .*?</style>", "", svg, count=1, flags=re.DOTALL)}</figure>'
 
 
 def _colours() -> str:

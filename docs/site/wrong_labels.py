@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from evidence import analysis_of
+from published import analysis_of
 from tables import RESULTS, markdown
 
 from crisp_attention.experiment import statistics
@@ -12,23 +12,23 @@ from crisp_attention.experiment.report.tables import p, signed
 from crisp_attention.experiment.results.store import Store
 
 
-def wrong_labels(name: str) -> str:
+def wrong_labels(study: str) -> str:
     """A row an arm: how it classifies the wrongly labelled examples of the training probe, in the primary condition.
 
     As they are labelled, or as they truly are; p by the sign-flip test over seeds.
     """
-    analysis = analysis_of(name)
-    store = Store(RESULTS / name)
+    analysis = analysis_of(study)
+    store = Store(RESULTS / study)
     true = _true_labels(analysis, store)
-    baseline = analysis.arm(analysis.spec.primary.baseline)
-    wrong, expected = _shares(baseline, store, true)
+    baseline = analysis.spec.primary.baseline
+    found = {arm.name: _shares(arm, store, true) for arm in analysis.arms}
+    wrong, expected = found[baseline]
     rows = []
-    for arm in analysis.arms:
-        cells = [arm.name, str(len(arm.records))]
-        _, shares = _shares(arm, store, true)
+    for name, (_, shares) in found.items():
+        cells = [name, str(len(shares[0]))]
         for own, other in zip(shares, expected, strict=True):
             cells.append(f"{own.mean():.1f}")
-            if arm is baseline:
+            if name == baseline:
                 cells += ["", ""]
                 continue
             difference = own - other

@@ -98,7 +98,7 @@ def test_a_trend_does_not_depend_on_what_else_is_tested():
 
 
 def test_a_slope_that_hangs_on_a_few_sentences_is_not_shown_for_others():
-    """Five sentences of 100, on which all seeds agree: the test over seeds is sure of it, the interval is not."""
+    """Three sentences of 100, on which all seeds agree: the test over seeds is sure of it, the interval is not."""
     by_example = np.zeros((3, 8, 100), np.int8)
     by_example[0, :, :2], by_example[0, :, 2] = 1, -1
     found = trend_of(by_example)

@@ -113,7 +113,7 @@ def dense_twins(spec: ExperimentSpec) -> list[str]:
         if _alike(spec, arm, primary)
         and arm.attention.replace(apply="always") == primary.attention.replace(apply="always")
         and arm.attention.active(training=True) == primary.attention.active(training=True)
-        and _dense(arm, training=False)
+        and dense(arm, training=False)
     ]
 
 
@@ -124,8 +124,8 @@ def dropout_arms(spec: ExperimentSpec) -> list[str]:
         arm.name
         for arm in spec.arms
         if (arm.name in searched or any(getattr(arm.training, name) is not None for name in _DROPOUTS))
-        and _dense(arm, training=True)
-        and _dense(arm, training=False)
+        and dense(arm, training=True)
+        and dense(arm, training=False)
         and _padding(spec, arm) == _padding(spec, primary)
         and arm.seed_offset == primary.seed_offset
     ]
@@ -155,7 +155,8 @@ def _training(spec: ExperimentSpec, arm: ArmSpec) -> object:
     return spec.training_of(arm), _padding(spec, arm), tuple(spec.searched(arm))
 
 
-def _dense(arm: ArmSpec, *, training: bool) -> bool:
+def dense(arm: ArmSpec, *, training: bool) -> bool:
+    """Whether an arm removes nothing, in training or in evaluation."""
     if not training and arm.evaluate is not None:
         return not arm.evaluate.removes
     return not arm.attention.active(training)

@@ -219,9 +219,9 @@ def _aa(placebo: Contrast) -> str:
 
 def _trend(interaction: Interaction) -> str:
     # All of them: a slope may hang on one.
-    first, *others = (f"{value:+.2f}" for value in interaction.differences)
-    told = [f"{first} points", *others]
-    points = ", ".join(f"{value} at {name}" for value, name in zip(told, interaction.conditions, strict=True))
+    values = [f"{value:+.2f}" for value in interaction.differences]
+    values[0] += " points"
+    points = ", ".join(f"{value} at {name}" for value, name in zip(values, interaction.conditions, strict=True))
     per = (
         f"{interaction.slope:+.2f} points per {interaction.unit} (p = {interaction.p_value:.3g}{_within(interaction)})"
     )
