@@ -27,7 +27,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 reproduce: install  ## Run the paper's experiment in small (about 6 minutes on 2 cores)
 	$(BIN)/crisp reproduce $(ARGS)
 
-test: install  ## Run all tests (about 9 minutes on 2 idle cores)
+test: install  ## Run all tests (9 to 13 minutes on 2 idle cores)
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-quick: install  ## Run the tests that neither train, compile nor start processes (a few minutes)
