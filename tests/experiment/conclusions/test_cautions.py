@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from crisp_attention.experiment.conclusions.analysis import analyse
@@ -8,6 +9,7 @@ from record_builders import (
     PLACEBO,
     draws,
     fill,
+    fill_runs,
     fill_tuned,
     finished,
     made_up_tuning,
@@ -34,6 +36,28 @@ def test_a_baseline_no_better_than_the_most_frequent_class_is_told(tmp_path, acc
     """Arms that all answer the same are equivalent, and that says nothing."""
     result = analyse(fill(tmp_path, make_spec(), draws({"dense": accuracy})))
     assert bool(has(result.cautions, "dense classifies", "most frequent class", "(50.0%)")) != learned
+
+
+@pytest.mark.parametrize(
+    ("answers", "balanced"),
+    [
+        (lambda labels, index: np.zeros_like(labels), "50.0%"),
+        # Three in five of either class, which is less than the two thirds of the first.
+        (lambda labels, index: np.where((np.arange(len(labels)) // 3 + index) % 5 < 3, labels, 1 - labels), "60.0%"),
+    ],
+    ids=["the same answer to all", "better than chance in both classes"],
+)
+def test_balanced_accuracy_tells_little_learned_from_nothing(tmp_path, answers, balanced):
+    """Where a model that names one class is right more often, another may still tell them apart."""
+    labels = (np.arange(90) % 3 == 0).astype(np.int64)
+
+    def result(run):
+        given = answers(labels, run.index)
+        record, arrays = finished(run, given == labels)
+        return record, arrays | {"test_labels": labels, "test_logits": 4 * np.eye(2, dtype=np.float32)[given]}
+
+    found = analyse(fill_runs(tmp_path, make_spec(), result))
+    assert has(found.cautions, "(66.7%)", f"balanced accuracy is {balanced}, 50.0% without having learned anything")
 
 
 def test_a_missing_placebo_is_told(tmp_path):

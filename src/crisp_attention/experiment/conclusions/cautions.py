@@ -40,7 +40,7 @@ def cautions(
     arms = [arm for results in by_condition.values() for arm in results]
     baseline = named(by_condition[spec.primary_condition], spec.primary.baseline)
     found = (
-        _nothing_learned(baseline),
+        _little_learned(baseline),
         _seeds_changed(spec, seeds_asked),
         _beyond_the_look(look),
         _trouble(arms),
@@ -54,16 +54,19 @@ def cautions(
     return tuple(sentence for sentence in found if sentence is not None)
 
 
-def _nothing_learned(baseline: ArmResult) -> str | None:
+def _little_learned(baseline: ArmResult) -> str | None:
+    """Below the most frequent class's share a model may still tell classes apart: balanced accuracy says whether."""
     if not baseline.records:
         return None
-    labels = next(iter(baseline.outputs.values())).labels
-    frequent, right = 100 * float(np.bincount(labels).max()) / len(labels), float(baseline.accuracies.mean())
+    counts = np.bincount(next(iter(baseline.outputs.values())).labels)
+    frequent, right = 100 * float(counts.max() / counts.sum()), float(baseline.accuracies.mean())
     if right > frequent:
         return None
     return (
         f"{baseline.name} classifies {right:.1f}% correctly, no more than naming the most frequent class each time "
-        f"would ({frequent:.1f}%): it has learned nothing, and arms that learn nothing do not differ."
+        f"would ({frequent:.1f}%). Its balanced accuracy is {baseline.balanced_accuracies.mean():.1f}%, "
+        f"{100 / np.count_nonzero(counts):.1f}% without having learned anything. Where little is learned, arms differ "
+        "little."
     )
 
 

@@ -92,6 +92,11 @@ class ArmResult:
         """Test accuracy by seed, points, `[S]`."""
         return np.array([100 * score.accuracy for score in self.test])
 
+    @cached_property
+    def balanced_accuracies(self) -> Array:
+        """Mean accuracy over the classes by seed, points, `[S]`: the same for every answer that ignores its input."""
+        return np.array([_balanced_accuracy(self.outputs[index]) for index in self.indexes])
+
     @property
     def train_accuracies(self) -> Array:
         """Accuracy on the training probe by seed, points, `[S]`."""
@@ -231,6 +236,11 @@ def shared(arm: ArmResult, baseline: ArmResult, seeds: int) -> list[int]:
 
 def _correct(logits: Array, labels: Array) -> Array:
     return np.asarray(logits.argmax(axis=1) == labels)
+
+
+def _balanced_accuracy(outputs: Outputs) -> float:
+    classes = np.unique(outputs.labels)
+    return 100 * float(np.mean([outputs.correct[outputs.labels == label].mean() for label in classes]))
 
 
 def _calibration_error(outputs: Outputs, *, scaled: bool) -> float:
