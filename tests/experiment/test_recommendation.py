@@ -129,6 +129,17 @@ def test_the_sparse_model_is_saved_only_if_it_helps(tmp_path, dense, sparse, wor
     assert "pipeline_tag: text-classification" in card.partition("---\n")[2].partition("---\n")[0]
 
 
+def test_a_sparse_arm_that_ends_dense_is_told_as_that(tmp_path):
+    """Its schedule is over: nothing in its configuration is sparse."""
+    analysis = study(tmp_path, 4, 20)
+    _, runs, _ = (store := Store(tmp_path)).study()
+    run = next(run for run in runs if run.arm == "sparse" and run.index == 0)
+    (store.model(run.config.run_id) / "config.json").write_text("{}", encoding="utf-8")
+    saved = recommendation.save(analysis, tmp_path)
+    assert saved.why.endswith("so this is its model, dense at the end of its schedule.")
+    assert "Its attention is dense" in (saved.folder / "README.md").read_text(encoding="utf-8")
+
+
 def test_a_later_verdict_replaces_the_model(tmp_path):
     analysis = study(tmp_path, 4, 20)
     (tmp_path / "model").mkdir()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from transformers import ViTConfig, ViTModel
@@ -47,6 +49,17 @@ def test_names_an_untouched_layer(bert):
     shown = words(report._repr_html_())
     assert shown.startswith("not served BertForSequenceClassification")
     assert report.problems[0] in shown
+
+
+def test_names_what_did_not_run_and_so_was_not_checked(bert):
+    bert.spare = copy.deepcopy(bert.bert.encoder.layer[0].attention)
+    report = crisp.check(crisp.sparsify(bert, sparsity=0.5))
+    assert report.ok
+    assert report.idle
+    assert all(name.startswith("spare") for name in report.idle)
+    told = f"{report.idle[0]}: did not run on these inputs, not checked"
+    assert told in repr(report)
+    assert told in words(report._repr_html_())
 
 
 @pytest.mark.parametrize("how", ["sdpa", "softmax"])

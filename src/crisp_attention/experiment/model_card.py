@@ -40,7 +40,7 @@ def card(analysis: Analysis, record: Record, why: str, settings: dict[str, Any] 
     ]
     lines = [
         _HEADER.format(task=task),
-        f"# {_plain(spec.name)}: {record.arm} attention",
+        f"# {_plain(spec.name)}: the {record.arm} arm",
         "",
         f"{_plain(origin.model)}, fine-tuned to {len(record.classes)} classes of {_plain(origin.data)} by `crisp tune` "
         f"(crisp-attention {__version__}).",
@@ -62,7 +62,7 @@ def card(analysis: Analysis, record: Record, why: str, settings: dict[str, Any] 
         "## Accuracy",
         "",
         f"This model: {score.correct} of {score.total} evaluation examples, which neither training nor the choice of "
-        "settings saw. By arm, over seeds, in %:",
+        "settings saw; the verdict, which decides between the arms, is by them. By arm, over seeds, in %:",
         "",
         "| arm | seeds | lowest | mean | highest |",
         "| --- | ---: | ---: | ---: | ---: |",

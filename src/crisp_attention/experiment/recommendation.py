@@ -140,12 +140,14 @@ def save(analysis: Analysis, folder: Path) -> Recommendation | None:
     record, source = store.load(run.config.run_id), store.model(run.config.run_id)
     if record is None or record.status != "finished" or not source.exists():
         return None
-    why = {
-        "helps": "Sparse attention helps on these data, so this is the sparse model.",
-        "hurts": "Sparse attention hurts on these data, so this is the dense model.",
-        "equivalent": "Sparse and dense attention are equivalent on these data, so this is the simpler, dense model.",
-    }.get(word, "It is not shown that sparse attention helps on these data, so this is the dense model.")
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    # A schedule may have ended in dense attention.
+    end = "" if config.get("crisp_attention") else ", dense at the end of its schedule"
+    why = {
+        "helps": f"The sparse arm came out better than the dense one on these data, so this is its model{end}.",
+        "hurts": "The sparse arm came out worse than the dense one on these data, so this is the dense model.",
+        "equivalent": "The two arms are equivalent on these data, so this is the simpler, dense model.",
+    }.get(word, "It is not shown that the sparse arm is better on these data, so this is the dense model.")
     task = "text-classification" if (source / "tokenizer_config.json").exists() else "image-classification"
     target = folder / _MODEL
     with store.writing(), whole_folder(target) as scratch:

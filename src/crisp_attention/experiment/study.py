@@ -296,7 +296,7 @@ def carry_out(plan: Plan, display: Display) -> tuple[Analysis, Path]:
         StorageError: If the directory cannot be written; finished runs in it are kept.
     """
     store = Store(plan.folder)
-    store.open(plan.spec, plan.prints)
+    store.open(plan.spec, plan.prints, plan.source)
     if plan.examples is not None:
         store.save_examples(plan.examples)
     if plan.tuning is not None:

@@ -101,6 +101,7 @@ class CheckReport:
         layers: Every attention layer, in the order in which they run.
         problems: Sentences, one a defect; empty if all is well.
         dense: Pooling heads that stay dense; sparsity is not for them, but it is said.
+        idle: Attention modules that did not run on these inputs: nothing is known of them.
     """
 
     model: str
@@ -108,16 +109,17 @@ class CheckReport:
     layers: tuple[LayerReport, ...]
     problems: tuple[str, ...]
     dense: tuple[str, ...] = ()
+    idle: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
-        """Whether every attention layer is served."""
+        """Whether every attention layer that ran is served."""
         return not self.problems
 
     def __repr__(self) -> str:
         lines = [f"{self.model}: {'ok' if self.ok else 'NOT SERVED'} ({self._settings})"]
         lines += [f"  {layer}" for layer in self.layers]
-        lines += [f"  {name}: a pooling head, stays dense" for name in self.dense]
+        lines += [f"  {name}" for name in self._aside]
         lines += [f"  computed by {backend}" for backend in self._backends]
         return "\n".join(lines + [f"  problem: {problem}" for problem in self.problems])
 
@@ -139,7 +141,7 @@ class CheckReport:
             paragraph(f"{self._settings}. Shares of valid pairs that are removed, on a probe:"),
             bullets(self.problems),
             table(header, rows, prose=("name", "kind")),
-            bullets([f"{name}: a pooling head, stays dense" for name in self.dense]),
+            bullets(self._aside),
             bullets([f"computed by {backend}" for backend in self._backends]),
             badge=("ok", "good") if self.ok else ("not served", "bad"),
         )
@@ -149,6 +151,13 @@ class CheckReport:
         when = {"always": "in training and evaluation", "train": "in training only", "eval": "in evaluation only"}
         told = [f"{name} {value}" for name, value in self.config.essence().items() if name != "apply"]
         return ", ".join([*told, when[self.config.apply]])
+
+    @property
+    def _aside(self) -> list[str]:
+        """What sparsity does not reach, and no defect."""
+        return [f"{name}: a pooling head, stays dense" for name in self.dense] + [
+            f"{name}: did not run on these inputs, not checked" for name in self.idle
+        ]
 
     @property
     def _backends(self) -> list[str]:
@@ -190,7 +199,7 @@ def check(model: PreTrainedModel, inputs: Inputs | None = None) -> CheckReport:
         for name, state in found.items():
             attach(model.get_submodule(name), state)
     reports = layer_reports(model, measure(model, seen.inputs))
-    return CheckReport(type(model).__name__, config, reports, seen.problems, seen.dense)
+    return CheckReport(type(model).__name__, config, reports, seen.problems, seen.dense, seen.idle)
 
 
 def layer_reports(model: nn.Module, calls: tuple[AttentionCall, ...]) -> tuple[LayerReport, ...]:

@@ -168,10 +168,14 @@ def test_holm_is_over_the_secondary_contrasts_and_over_nothing_else(result):
 
 
 def test_the_verdict_is_on_the_primary_contrast_and_the_planned_seeds(tmp_path):
-    outcome = only(draws({"dense": 0.5, "topk-50": 0.9, "percentile-80": 0.1}, examples=200), dense={7: "diverged"})
-    result = analyse(fill(tmp_path, make_spec(), outcome))
+    drawn = draws({"dense": 0.5, "topk-50": 0.9, "percentile-80": 0.1}, examples=200)
+    result = analyse(fill(tmp_path / "one", make_spec(), only(drawn, dense={7: "diverged"})))
     assert result.verdict.word == "helps"
-    assert "Only 7 of 8 planned pairs have finished." in result.verdict.details
+    told = "Only 7 of 8 planned pairs have finished; diverged or failed: 0 of topk-50, 1 of dense."
+    assert told in result.verdict.details
+    # The other way round it would live on what was lost.
+    other = analyse(fill(tmp_path / "other", make_spec(), only(drawn, topk_50={7: "diverged"})))
+    assert (other.primary.p_value, other.verdict.word) == (result.primary.p_value, "inconclusive")
 
 
 def test_there_is_no_verdict_before_the_last_planned_pair_is_done(tmp_path):

@@ -198,7 +198,7 @@ def test_a_placebo_that_differs_is_a_caution_that_says_what_it_means(tmp_path):
     assert found.placebo.p_value < 0.05
     (caution,) = [caution for caution in found.cautions if "A/A arm dense-again differs from dense" in caution]
     assert "although only its seeds are others" in caution
-    assert "one of 20 experiments" in caution
+    assert "at one of 20 looks" in caution
 
 
 def test_without_a_placebo_there_is_none(tmp_path):
@@ -261,7 +261,7 @@ def test_a_run_in_trouble_is_done_and_stays_out(tmp_path):
 
     found = analyse(fill_runs(tmp_path, spec, some))
     assert (found.look.number, found.primary.seeds) == (2, 9)
-    assert "Only 9 of 10 planned pairs have finished." in found.verdict.details
+    assert "Only 9 of 10 planned pairs have finished; diverged or failed: 0 of topk-50, 1 of dense." in found.verdict.details
 
 
 # The pattern

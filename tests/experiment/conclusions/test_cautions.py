@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from crisp_attention.experiment.conclusions.analysis import analyse
+from crisp_attention.experiment.results.store import Store
 from record_builders import (
     ARMS,
     PLACEBO,
+    PRINTS,
     draws,
     fill,
     fill_runs,
@@ -31,33 +33,51 @@ def test_a_complete_experiment_with_a_placebo_needs_no_caution(tmp_path):
     assert analyse(fill(tmp_path, make_spec(arms=[*ARMS, PLACEBO]), EVEN)).cautions == ()
 
 
-@pytest.mark.parametrize(("accuracy", "learned"), [(0.4, False), (0.9, True)])
-def test_a_baseline_no_better_than_the_most_frequent_class_is_told(tmp_path, accuracy, learned):
-    """Arms that all answer the same are equivalent, and that says nothing."""
-    result = analyse(fill(tmp_path, make_spec(), draws({"dense": accuracy})))
-    assert bool(has(result.cautions, "dense classifies", "most frequent class", "(50.0%)")) != learned
+LABELS = (np.arange(90) % 3 == 0).astype(np.int64)
+"""Two thirds are of the first class."""
+
+
+def answering(answers):
+    """Made-up runs that answer by arm and seed."""
+
+    def result(run):
+        given = answers(run.arm, run.index)
+        record, arrays = finished(run, given == LABELS)
+        return record, arrays | {"test_labels": LABELS, "test_logits": 4 * np.eye(2, dtype=np.float32)[given]}
+
+    return result
 
 
 @pytest.mark.parametrize(
     ("answers", "balanced"),
     [
-        (lambda labels, index: np.zeros_like(labels), "50.0%"),
+        (lambda arm, index: np.zeros_like(LABELS), "50.0%"),
         # Three in five of either class, which is less than the two thirds of the first.
-        (lambda labels, index: np.where((np.arange(len(labels)) // 3 + index) % 5 < 3, labels, 1 - labels), "60.0%"),
+        (lambda arm, index: np.where((np.arange(90) // 3 + index) % 5 < 3, LABELS, 1 - LABELS), "60.0%"),
     ],
     ids=["the same answer to all", "better than chance in both classes"],
 )
-def test_balanced_accuracy_tells_little_learned_from_nothing(tmp_path, answers, balanced):
+def test_accuracy_by_class_tells_little_learned_from_nothing(tmp_path, answers, balanced):
     """Where a model that names one class is right more often, another may still tell them apart."""
-    labels = (np.arange(90) % 3 == 0).astype(np.int64)
+    spec = make_spec()
+    result = analyse(fill_runs(tmp_path, spec, answering(answers)))
+    runs = f"{spec.seeds} of {spec.seeds} runs of"
+    (caution,) = has(result.cautions, "naming the most frequent class each time would (66.7%)")
+    assert caution.startswith(f"{runs} topk-50 and {runs} dense classify no more examples correctly")
+    assert f"by class is {balanced}; 50.0% is what a model has that learned nothing." in caution
 
-    def result(run):
-        given = answers(labels, run.index)
-        record, arrays = finished(run, given == labels)
-        return record, arrays | {"test_labels": labels, "test_logits": 4 * np.eye(2, dtype=np.float32)[given]}
 
-    found = analyse(fill_runs(tmp_path, make_spec(), result))
-    assert has(found.cautions, "(66.7%)", f"balanced accuracy is {balanced}, 50.0% without having learned anything")
+def test_single_runs_that_learned_nothing_are_counted(tmp_path):
+    """A mean over seeds hides them."""
+    lost = {("dense", 1), ("topk-50", 1), ("topk-50", 2)}
+    spec = make_spec()
+    found = answering(lambda arm, index: 0 * LABELS if (arm, index) in lost else LABELS)
+    (caution,) = has(analyse(fill_runs(tmp_path, spec, found)).cautions, "most frequent class")
+    assert caution.startswith(f"2 of {spec.seeds} runs of topk-50 and 1 of {spec.seeds} runs of dense classify no more")
+
+
+def test_where_all_runs_learned_nothing_of_it_is_said(tmp_path):
+    assert not has(analyse(fill(tmp_path, make_spec(), EVEN)).cautions, "most frequent class")
 
 
 def test_a_missing_placebo_is_told(tmp_path):
@@ -93,6 +113,18 @@ def test_a_changed_number_of_seeds_is_told(tmp_path):
     assert has(result.cautions, "number of seeds was changed (6 then 8)", "p-values")
     assert result.seeds_asked == (6, 8)
     assert result.primary.seeds == 8
+
+
+def test_seeds_that_were_asked_for_elsewhere_count_where_the_runs_are_taken_over(tmp_path):
+    """A look at six seeds stays one if the study goes on in another directory."""
+    fill(tmp_path / "first", make_spec(seeds=6), EVEN)
+    source, store = Store(tmp_path / "first"), Store(tmp_path / "second")
+    for _ in range(2):  # a run that is taken up again adds nothing
+        store.open(make_spec(seeds=8), PRINTS, source)
+        assert store.study()[2] == [6, 8]
+    other = Store(tmp_path / "other")
+    other.open(make_spec(seeds=8, arms=ARMS[:2]), PRINTS, source)
+    assert other.study()[2] == [8]
 
 
 def test_growing_from_too_few_seeds_is_no_look(tmp_path):
@@ -158,6 +190,36 @@ def test_learning_rates_that_no_search_tells_apart_and_equal_settings_need_no_wo
     assert has(found_for_dense(tmp_path / "far", {"learning_rate": 0.89e-3}).cautions, "other settings")
     dropout = found_for_dense(tmp_path / "dropout", {"attention_dropout": 0.0})
     assert has(dropout.cautions, "for topk-50 (attention_dropout 0.1) than for dense (attention_dropout 0)")
+
+
+@pytest.mark.parametrize(
+    ("dense", "sparse", "told"),
+    [
+        (None, None, None),
+        ([], None, "attention_dropout, learning_rate for topk-50 and nothing of training for dense"),
+        (["learning_rate"], None, "attention_dropout, learning_rate for topk-50 and learning_rate for dense"),
+        # How sparse it is belongs to the arm.
+        (["learning_rate"], ["learning_rate", "sparsity"], None),
+    ],
+)
+def test_arms_for_which_other_settings_of_training_are_searched_are_not_tuned_alike(tmp_path, dense, sparse, told):
+    given = ({} if tune is None else {"tune": tune} for tune in (dense, sparse))
+    arms = [arm | own for arm, own in zip(ARMS[:2], given, strict=True)]
+    keys = "trials", "learning_rate", "attention_dropout", "sparsity"
+    spec = make_spec(tune={key: TUNE[key] for key in keys}, arms=[*arms, *ARMS[2:], PLACEBO])
+    found = has(analyse(fill_tuned(tmp_path, spec)).cautions, "not tuned alike")
+    assert bool(found) == (told is not None)
+    assert told is None or told in found[0]
+
+
+def test_arms_that_differ_in_more_than_attention_are_told(tmp_path):
+    arms = [ARMS[0], ARMS[1] | {"training": {"weight_decay": 0.3}}, *ARMS[2:]]
+    assert has(
+        analyse(fill(tmp_path / "two", make_spec(arms=arms), EVEN)).cautions, "more than attention (weight_decay)"
+    )
+    # Where only training differs, that is what is asked.
+    arms = [ARMS[0], ARMS[0] | {"name": "topk-50", "training": {"weight_decay": 0.3}}, *ARMS[2:]]
+    assert not has(analyse(fill(tmp_path / "one", make_spec(arms=arms), EVEN)).cautions, "more than attention")
 
 
 def test_a_setting_that_only_one_arm_has_is_no_other_setting(tmp_path):

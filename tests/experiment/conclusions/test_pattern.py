@@ -46,7 +46,11 @@ def compared(arm, baseline, difference=1.0, p=0.002, low=0.3, high=1.7, seeds=10
 def judged(train=FALLS, gap=NARROWS, twin=None, rivals=None):
     twin = twin or compared(TWIN["name"], "dense")
     rivals = [compared("topk-50", "dropout"), compared("topk-50", "more-dropout", 2.0)] if rivals is None else rivals
-    return regularizer_pattern(spec(TWIN, DROPOUT), train, gap, {twin.arm: twin}, rivals)
+    rates = [
+        {"name": name, "training": {"attention_dropout": 0.2 + place / 10}}
+        for place, name in enumerate(dict.fromkeys(item.baseline for item in rivals))
+    ]
+    return regularizer_pattern(spec(TWIN, *rates), train, gap, {twin.arm: twin}, rivals)
 
 
 # Which arms decide
@@ -157,6 +161,30 @@ def test_better_than_one_dropout_is_not_yet_better_than_a_tuned_one():
     worse = judged(rivals=[compared("topk-50", "dropout", -1.0, low=-1.7, high=-0.3)])
     assert worse.beats_dropout.holds is False
     assert "against dropout, which was not tuned: -1.00 points" in worse.beats_dropout.figure
+
+
+@pytest.mark.parametrize(
+    ("settings", "tuned"),
+    [
+        ([{"attention_dropout": 0.2}, {"attention_dropout": 0.3}], True),
+        ([{"attention_dropout": 0.3}, {"attention_dropout": 0.3, "weight_decay": 0.1}], False),
+        ([{"attention_dropout": 0.3}, {"hidden_dropout": 0.3}], False),
+        ([{"attention_dropout": 0.3}, {"attention_dropout": 0.0}], False),
+    ],
+    ids=["two rates", "one rate twice", "one rate each of two dropouts", "one rate and none"],
+)
+def test_a_dropout_is_tuned_by_two_rates_of_one_setting(settings, tuned):
+    arms = [{"name": f"dropout-{place}", "training": own} for place, own in enumerate(settings)]
+    rivals = [compared("topk-50", arm["name"]) for arm in arms]
+    found = regularizer_pattern(spec(*arms), FALLS, NARROWS, {}, rivals)
+    assert found.beats_dropout.holds is (True if tuned else None)
+
+
+def test_a_search_of_one_trial_tunes_nothing():
+    tune = {"trials": 1, "learning_rate": [1e-5, 1e-4], "attention_dropout": [0.2, 0.3]}
+    searching = make_spec(arms=[{"name": "dense", "tune": ["learning_rate"]}, *ARMS[1:], {"name": "x"}], tune=tune)
+    found = regularizer_pattern(searching, FALLS, NARROWS, {}, [compared("topk-50", "x")])
+    assert found.beats_dropout.holds is None
 
 
 def test_better_than_one_dropout_that_was_searched_is_better_than_a_tuned_one():

@@ -14,6 +14,7 @@ from crisp_attention.experiment.conclusions.pattern import Clause, RegularizerPa
 from crisp_attention.experiment.conclusions.verdict import Verdict, judge
 from crisp_attention.experiment.specification.spec import ExperimentSpec
 from crisp_attention.experiment.statistics import (
+    EQUIVALENCE_EXAMPLES,
     MIN_SEEDS,
     Interval,
     Pair,
@@ -21,10 +22,11 @@ from crisp_attention.experiment.statistics import (
     linear_trends,
     look_at,
     paired,
+    seeds_needed,
 )
 from fragments import words
 
-EXAMPLES = 400
+EXAMPLES = 600
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -99,8 +101,8 @@ def test_the_headline_of_a_verdict_is_one_sentence_with_both_names():
 
 
 def test_significance_alone_is_not_enough_where_other_sentences_could_tell_otherwise():
-    """All seeds agree on one example: p is small, but the interval over examples holds 0."""
-    found = compare([1] * 8, spread_over=False)
+    """All seeds agree on two examples: p is small, but the interval over examples holds 0."""
+    found = compare([2] * 8, spread_over=False)
     assert found.p_value < 0.05
     assert found.interval.low <= 0
     # All seeds agree to the last example, but the interval over examples reaches beyond the margin.
@@ -114,6 +116,44 @@ def test_equivalence_needs_both_the_seeds_and_the_examples_to_be_within_the_marg
     assert judge(found, "topk-50", "dense", 8).word == "equivalent"
     for changes in ({"p_equivalence": 0.06}, {"interval": Interval(-0.6, 0.3)}, {"interval": Interval(-0.4, 0.5)}):
         assert judge(dataclasses.replace(found, **changes), "topk-50", "dense", 8).word == "inconclusive"
+
+
+def test_too_few_examples_cannot_show_equivalence_however_alike_the_arms():
+    """No resampling knows of kinds of examples that are not there."""
+    few, enough = (compare([0] * 8, examples=count) for count in (EQUIVALENCE_EXAMPLES - 1, EQUIVALENCE_EXAMPLES))
+    assert few.interval == enough.interval == Interval(0.0, 0.0)
+    assert judge(enough, "topk-50", "dense", 8).word == "equivalent"
+    verdict = judge(few, "topk-50", "dense", 8)
+    assert verdict.word == "inconclusive"
+    assert "599 examples are too few to call the arms equivalent" in text_of(verdict)
+    assert "too few to call" not in text_of(judge(compare(SPREAD, examples=500), "topk-50", "dense", 8))
+
+
+@pytest.mark.parametrize(
+    ("counts", "word", "favoured", "sentence"),
+    [
+        (1, "helps", (4, 0), "topk-50 is better than dense where both finish, and more runs of topk-50 do not"),
+        (-1, "hurts", (0, 4), "topk-50 is worse than dense where both finish, and more runs of dense do not"),
+        (0, "equivalent", (1, 0), "these data do not tell topk-50 from dense"),
+        (0, "equivalent", (0, 1), "these data do not tell topk-50 from dense"),
+    ],
+)
+def test_no_verdict_lives_on_runs_that_the_other_side_lost(counts, word, favoured, sentence):
+    """Means are over runs that finish, which favours an arm whose bad runs do not."""
+    found = compare([counts * size for size in (20, 22, 25, 19, 30, 24)])
+    one_sided = judge(found, "topk-50", "dense", 10, troubled=favoured)
+    assert one_sided.word == "inconclusive"
+    assert one_sided.headline == f"Inconclusive: {sentence}."
+    lost = f"6 of 10 planned pairs have finished; diverged or failed: {favoured[0]} of topk-50, {favoured[1]} of dense."
+    assert lost in text_of(one_sided)
+    for troubled in ((0, 0), (2, 2), *((favoured[::-1],) if counts else ())):
+        assert judge(found, "topk-50", "dense", 10, troubled=troubled).word == word
+
+
+def test_what_seeds_alone_show_is_told_as_that():
+    found = dataclasses.replace(compare([-6, -2, -4, -3, -5, -1, -2, -8]), p_value=0.008, interval=Interval(-1.6, 0.2))
+    headline = judge(found, "topk-50", "dense", 8).headline
+    assert headline == "Inconclusive: topk-50 is worse than dense on these examples, which is not shown for others."
 
 
 def test_an_interval_alone_is_not_enough_either():
@@ -190,34 +230,51 @@ def advised(verdict):
     return [int(number) for number in found]
 
 
-def test_an_inconclusive_result_comes_with_how_many_seeds_would_do():
-    verdict = verdict_on([4, -6, 8, -3, 5, -7])
+def test_an_inconclusive_result_says_how_many_seeds_would_do_and_does_not_ask_for_them():
+    """Seeds that are added once the result is known are a look that was not planned."""
+    found = compare([4, -6, 8, -3, 5, -7])
+    verdict = judge(found, "topk-50", "dense", 6)
     assert verdict.word == "inconclusive"
-    assert len(advised(verdict)) == 1
-    assert f"about {advised(verdict)[0]} seeds would detect a difference of 1 point with 80% power" in text_of(verdict)
-    assert "finished runs are kept" in text_of(verdict)
+    needed = seeds_needed(1.0, found.spread)
+    assert needed > 6
+    assert f"about {needed} seeds would detect a difference of 1 point with 80% power" in text_of(verdict)
+    assert "a study of their own: these seeds have been looked at" in text_of(verdict)
+    assert advised(verdict) == []
+
+
+def test_where_enough_seeds_were_planned_and_lost_no_more_are_asked_for():
+    verdict = judge(compare([40, 41, 42]), "topk-50", "dense", 10, troubled=(7, 0))
+    assert verdict.word == "no verdict"
+    assert advised(verdict) == []
 
 
 def test_without_a_spread_no_number_of_seeds_is_made_up():
     assert advised(verdict_on([1] * 6, spread_over=False)) == []
 
 
-def test_advice_never_asks_for_fewer_seeds_than_there_are():
+def estimated(verdict):
+    found = re.search(r"about (\d+) seeds would detect", text_of(verdict))
+    return found and int(found[1])
+
+
+def test_fewer_seeds_than_there_are_are_never_called_for():
     counts = [1, 5, -2, 4, -1, 6, 0, 5, -3, 4]
     found = verdict_on(counts)
     assert found.word == "inconclusive"
-    assert all(seeds > len(counts) for seeds in advised(found))
+    assert estimated(found) is None
+    assert estimated(verdict_on([3 * count for count in counts])) > len(counts)
 
 
-def test_advice_never_asks_for_more_seeds_than_an_experiment_may_have():
+def test_more_seeds_than_an_experiment_may_have_are_out_of_reach():
     most = next(item.le for item in ExperimentSpec.model_fields["seeds"].metadata if hasattr(item, "le"))
-    verdict = verdict_on([9, -8, 4], examples=20, baseline=10)
-    assert all(seeds <= most for seeds in advised(verdict))
+    verdict = verdict_on([9, -8, 4, -9, 8, -5], examples=20, baseline=10)
+    assert estimated(verdict) > most
+    assert "That is out of reach" in text_of(verdict)
 
 
 def test_two_seeds_that_nearly_agree_can_be_put_into_words():
     """Differences of 35 and 36 examples of 400, a spread of 0.18 points."""
-    assert verdict_on([35, 36]).word == "no verdict"
+    assert verdict_on([35, 36], examples=400).word == "no verdict"
 
 
 @pytest.mark.parametrize("seeds", [3, 10])
@@ -293,6 +350,22 @@ def test_the_placebo_is_told_either_way():
     assert f"(p = {same.p_value:.3g}): identical arms are not told apart, as it should be." in told
     other = dataclasses.replace(compare(BETTER), arm="again")
     assert "identical arms should not, so read the verdict with the caution below." in told_with(placebo=other)
+
+
+def test_a_placebo_that_moves_as_far_as_what_was_shown_reassures_nobody():
+    gain = compare(BETTER).difference
+    far, near = (
+        dataclasses.replace(compare(SPREAD), arm="again", difference=difference, p_value=0.3)
+        for difference in (-gain, gain - 0.1)
+    )
+    told = told_with(placebo=far)
+    assert "not told apart, yet as far apart as the two arms that are. Seeds alone make such differences." in told
+    assert "as it should be" not in told
+    assert "as it should be" in told_with(placebo=near)
+    # Beside arms that are not told apart either, it says nothing.
+    assert "as it should be" in told_with(SPREAD, placebo=far)
+    few = dataclasses.replace(far, seeds=MIN_SEEDS - 1)
+    assert "too few pairs to tell even different arms apart." in told_with(placebo=few)
 
 
 def trend_of(by_seed, examples=50):

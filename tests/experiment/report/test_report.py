@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.axes import Axes
 
 from crisp_attention.experiment import report
 from crisp_attention.experiment.conclusions.analysis import analyse
-from crisp_attention.experiment.report import breadth, secondary, tables
+from crisp_attention.experiment.report import breadth, plots, secondary, tables
 from crisp_attention.experiment.report.provenance import spec_as_toml
 from crisp_attention.experiment.results.examples import Examples
 from crisp_attention.experiment.results.store import Store
@@ -263,6 +264,22 @@ def test_arms_that_differ_by_more_than_sparsity_share_no_line(tmp_path):
     picture = (tmp_path / "figures" / "by-sparsity.svg").read_text(encoding="utf-8")
     assert {"topk", "percentile-80", "naive-50"} <= set(re.findall(r">([\w-]+)</text>", picture))
     assert ">percentile</text>" not in picture
+
+
+def test_the_line_to_compare_with_is_the_baseline_alone(tmp_path, monkeypatch):
+    """Another dense arm, of another dropout, is no baseline."""
+    drawn, original = [], Axes.axhline
+
+    def watched(axes, y, **settings):
+        drawn.append((settings.get("label"), y))
+        return original(axes, y, **settings)
+
+    monkeypatch.setattr(Axes, "axhline", watched)
+    other = {"name": "dropout", "training": {"attention_dropout": 0.3}}
+    outcome = draws({"dense": 0.8, "topk-50": 0.85, "percentile-80": 0.5, "dropout": 0.3})
+    found = analyse(fill(tmp_path, make_spec(seeds=2, arms=[*ARMS, other]), outcome))
+    plots.by_sparsity(found)
+    assert drawn == [("dense (mean)", pytest.approx(found.arm("dense").accuracies.mean()))]
 
 
 def test_provenance_lists_whatever_differs_between_runs(tmp_path):

@@ -148,6 +148,7 @@ def analyse(store: Store) -> Analysis:
             pattern=pattern,
             explored=spec.data.validation_share is not None,
             awaited=0 if look else sum(index not in _done(arm, baseline) for index in range(seeds)),
+            troubled=(_troubled(arm, seeds), _troubled(baseline, seeds)),
         ),
         cautions=cautions(spec, by_condition, seeds_asked, placebo, look, tuning),
         seeds_asked=tuple(seeds_asked),
@@ -196,6 +197,11 @@ def _complete(arm: ArmResult, baseline: ArmResult) -> int:
 def _done(arm: ArmResult, baseline: ArmResult) -> set[int]:
     """The seeds that are done in both arms, finished or not."""
     return {*arm.records, *arm.troubled} & {*baseline.records, *baseline.troubled}
+
+
+def _troubled(arm: ArmResult, seeds: int) -> int:
+    """How many of the first `seeds` runs diverged or failed."""
+    return sum(index < seeds for index in arm.troubled)
 
 
 def pair_of(arm: ArmResult, baseline: ArmResult, seeds: int, evaluation: str | None = None) -> Pair | None:

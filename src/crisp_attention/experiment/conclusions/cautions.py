@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from crisp_attention.experiment import statistics
 from crisp_attention.experiment.conclusions.outputs import ArmResult, named
 from crisp_attention.experiment.conclusions.pattern import is_placebo
 from crisp_attention.experiment.results.tuning import Tuning
+from crisp_attention.experiment.specification.sections import TrainingSpec
 from crisp_attention.experiment.specification.spec import ExperimentSpec
 from crisp_attention.experiment.specification.tune import Value, told
 from crisp_attention.experiment.statistics import Contrast, Look
@@ -38,35 +39,39 @@ def cautions(
         tuning: What was searched and found before the runs; None if nothing is searched, or not found yet.
     """
     arms = [arm for results in by_condition.values() for arm in results]
-    baseline = named(by_condition[spec.primary_condition], spec.primary.baseline)
+    primary = spec.primary.arm, spec.primary.baseline
     found = (
-        _little_learned(baseline),
+        _little_learned([named(by_condition[spec.primary_condition], name) for name in primary]),
         _seeds_changed(spec, seeds_asked),
         _beyond_the_look(look),
         _trouble(arms),
         _missing(arms),
         _no_placebo(spec),
         _placebo_differs(placebo),
-        _one_arm_tuned(spec),
+        _tuned_unequally(spec),
+        _trained_unlike(spec),
         _other_settings(spec, tuning),
         _environments(arms),
     )
     return tuple(sentence for sentence in found if sentence is not None)
 
 
-def _little_learned(baseline: ArmResult) -> str | None:
+def _little_learned(arms: Sequence[ArmResult]) -> str | None:
     """Below the most frequent class's share a model may still tell classes apart: balanced accuracy says whether."""
-    if not baseline.records:
+    outputs = [own for arm in arms for own in arm.outputs.values()]
+    if not outputs:
         return None
-    counts = np.bincount(next(iter(baseline.outputs.values())).labels)
-    frequent, right = 100 * float(counts.max() / counts.sum()), float(baseline.accuracies.mean())
-    if right > frequent:
+    counts = np.bincount(outputs[0].labels)
+    frequent = float(counts.max() / counts.sum())
+    poor = {arm.name: [own for own in arm.outputs.values() if own.correct.mean() <= frequent] for arm in arms}
+    if not any(poor.values()):
         return None
+    runs = " and ".join(f"{len(poor[arm.name])} of {len(arm.outputs)} runs of {arm.name}" for arm in arms)
+    balanced = np.mean([own.balanced_accuracy for found in poor.values() for own in found])
     return (
-        f"{baseline.name} classifies {right:.1f}% correctly, no more than naming the most frequent class each time "
-        f"would ({frequent:.1f}%). Its balanced accuracy is {baseline.balanced_accuracies.mean():.1f}%, "
-        f"{100 / np.count_nonzero(counts):.1f}% without having learned anything. Where little is learned, arms differ "
-        "little."
+        f"{runs} classify no more examples correctly than naming the most frequent class each time would "
+        f"({100 * frequent:.1f}%). The mean of their accuracies by class is {100 * balanced:.1f}%; "
+        f"{100 / np.count_nonzero(counts):.1f}% is what a model has that learned nothing."
     )
 
 
@@ -109,16 +114,41 @@ def _placebo_differs(placebo: Contrast | None) -> str | None:
         return None
     return (
         f"The A/A arm {placebo.arm} differs from {placebo.baseline} ({placebo.difference:+.2f} points, "
-        f"p = {placebo.p_value:.3g}) although only its seeds are others. Chance alone does this in one of "
-        f"{1 / placebo.alpha:.0f} experiments. Until it is repeated with yet other seeds, differences of that size "
+        f"p = {placebo.p_value:.3g}) although only its seeds are others. Chance alone does this at one of "
+        f"{1 / placebo.alpha:.0f} looks. Until it is repeated with yet other seeds, differences of that size "
         "mean nothing here."
     )
 
 
-def _one_arm_tuned(spec: ExperimentSpec) -> str | None:
-    if bool(spec.searched(spec.arm(spec.primary.arm))) == bool(spec.searched(spec.arm(spec.primary.baseline))):
+def _tuned_unequally(spec: ExperimentSpec) -> str | None:
+    """What is searched of attention belongs to the arm; what is searched of training must be the same for both."""
+    arm, baseline = (
+        {name for name in spec.searched(spec.arm(name_of)) if name in TrainingSpec.model_fields}
+        for name_of in (spec.primary.arm, spec.primary.baseline)
+    )
+    if arm == baseline:
         return None
-    return "Only one of the two arms of the primary contrast was tuned: their budgets are not equal."
+    return (
+        f"The search has {_list(arm)} for {spec.primary.arm} and {_list(baseline)} for {spec.primary.baseline}: the "
+        "two arms of the primary contrast were not tuned alike."
+    )
+
+
+def _list(names: Collection[str]) -> str:
+    return ", ".join(sorted(names)) or "nothing of training"
+
+
+def _trained_unlike(spec: ExperimentSpec) -> str | None:
+    """Where attention is not all that two arms differ in, their difference is not attention's alone."""
+    arm, baseline = spec.arm(spec.primary.arm), spec.arm(spec.primary.baseline)
+    own, other = (spec.training_of(side).model_dump() for side in (arm, baseline))
+    differing = [name for name in own if own[name] != other[name]]
+    if not differing or arm.attention == baseline.attention:
+        return None
+    return (
+        f"{arm.name} and {baseline.name} differ in more than attention ({', '.join(differing)}): their difference may "
+        "be that of these settings."
+    )
 
 
 def _other_settings(spec: ExperimentSpec, tuning: Tuning | None) -> str | None:

@@ -37,7 +37,8 @@ class OutcomeContrast:
         seeds: Pairs compared, S.
         examples: Evaluation examples, N.
         mean_arm, mean_baseline: Over these seeds.
-        differences: Arm minus baseline by seed, `S` values. In every outcome, less is better.
+        differences: Arm minus baseline by seed, `S` values. Less is better in all but the gap, which narrows
+            also where both accuracies fall.
         difference: Their mean.
         interval: Student's t over seeds; None for one seed.
         crossed: Crossed bootstrap over seeds and examples, for what has a value by example (nll, brier); else None.

@@ -41,6 +41,11 @@ class Outputs:
     confidence_scaled: Array
     further: Mapping[str, Array]
 
+    @property
+    def balanced_accuracy(self) -> float:
+        """Mean accuracy over the classes, a share: the same for every answer that ignores its input."""
+        return float(np.mean([self.correct[self.labels == label].mean() for label in np.unique(self.labels)]))
+
 
 @dataclass(frozen=True)
 class ArmResult:
@@ -91,11 +96,6 @@ class ArmResult:
     def accuracies(self) -> Array:
         """Test accuracy by seed, points, `[S]`."""
         return np.array([100 * score.accuracy for score in self.test])
-
-    @cached_property
-    def balanced_accuracies(self) -> Array:
-        """Mean accuracy over the classes by seed, points, `[S]`: the same for every answer that ignores its input."""
-        return np.array([_balanced_accuracy(self.outputs[index]) for index in self.indexes])
 
     @property
     def train_accuracies(self) -> Array:
@@ -236,11 +236,6 @@ def shared(arm: ArmResult, baseline: ArmResult, seeds: int) -> list[int]:
 
 def _correct(logits: Array, labels: Array) -> Array:
     return np.asarray(logits.argmax(axis=1) == labels)
-
-
-def _balanced_accuracy(outputs: Outputs) -> float:
-    classes = np.unique(outputs.labels)
-    return 100 * float(np.mean([outputs.correct[outputs.labels == label].mean() for label in classes]))
 
 
 def _calibration_error(outputs: Outputs, *, scaled: bool) -> float:

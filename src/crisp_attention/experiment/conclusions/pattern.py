@@ -99,8 +99,12 @@ def regularizer_pattern(
         arm,
         _fall(f"accuracy on training examples falls below that of {baseline}", train),
         _fall(f"the gap between train and test accuracy is narrower than that of {baseline}", gap),
-        _keeps(f"trained sparse and evaluated dense it is not worse than {baseline}", against_baseline, twins),
-        _beats(against_dropout, _dropout_searched(spec)),
+        _keeps(
+            f"trained sparse and evaluated dense it is not {EQUIVALENCE_MARGIN:g} points worse than {baseline}",
+            against_baseline,
+            twins,
+        ),
+        _beats(against_dropout, _dropout_tuned(spec)),
     )
 
 
@@ -133,6 +137,18 @@ def dropout_arms(spec: ExperimentSpec) -> list[str]:
 
 def _dropout_searched(spec: ExperimentSpec) -> set[str]:
     return {arm.name for arm in spec.arms if not spec.searched(arm).keys().isdisjoint(_DROPOUTS)}
+
+
+def _dropout_tuned(spec: ExperimentSpec) -> set[str]:
+    """Those of `dropout_arms` whose dropout was chosen among several: by a search, or as the best of several arms."""
+    names = dropout_arms(spec)
+    tuned = _dropout_searched(spec) if spec.tune is not None and spec.tune.trials > 1 else set()
+    for setting in _DROPOUTS:
+        # None at all is no rate to choose.
+        rates = {name: rate for name in names if (rate := getattr(spec.arm(name).training, setting))}
+        if len(set(rates.values())) > 1:
+            tuned |= rates.keys()
+    return tuned & set(names)
 
 
 def is_placebo(spec: ExperimentSpec, arm: ArmSpec) -> bool:
@@ -185,13 +201,13 @@ def _keeps(statement: str, contrasts: Mapping[str, Contrast], twins: Sequence[st
     return Clause(statement, found.interval.low > -EQUIVALENCE_MARGIN, found.difference, figure)
 
 
-def _beats(contrasts: Sequence[Contrast], searched: AbstractSet[str]) -> Clause:
+def _beats(contrasts: Sequence[Contrast], tuned: AbstractSet[str]) -> Clause:
     statement = "it is better than tuned dropout"
     if not contrasts:
         return Clause(statement, None, None, "no dense arm sets a dropout of its own")
     # The best of several on the evaluation split itself: that favours dropout, never the arm.
     found = min(contrasts, key=lambda item: item.difference)
-    untuned = len(contrasts) == 1 and found.baseline not in searched
+    untuned = found.baseline not in tuned
     rival = f"{found.baseline}, which was not tuned" if untuned else found.baseline
     figure = f"against {rival}: {found.difference:+.2f} points, p = {found.p_value:.3g}"
     if found.seeds < least_seeds(found.alpha):

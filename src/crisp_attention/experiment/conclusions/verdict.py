@@ -9,6 +9,7 @@ from typing import Literal
 from crisp_attention.experiment.conclusions.pattern import Clause, RegularizerPattern
 from crisp_attention.experiment.specification.spec import MAX_SEEDS
 from crisp_attention.experiment.statistics import (
+    EQUIVALENCE_EXAMPLES,
     EQUIVALENCE_MARGIN,
     Contrast,
     Interaction,
@@ -67,6 +68,7 @@ def judge(
     pattern: RegularizerPattern | None = None,
     explored: bool = False,
     awaited: int = 0,
+    troubled: tuple[int, int] = (0, 0),
 ) -> Verdict:
     """Put a contrast into words.
 
@@ -83,6 +85,8 @@ def judge(
         explored: Whether the examples are a part of the training split.
         awaited: How many of the planned pairs are not done yet. A verdict before the end would be a look at the data
             that was not planned; runs that diverged or failed are not waited for.
+        troubled: Runs of the arm and of the baseline that diverged or failed. A verdict on the others would favour
+            the side that has more of them.
     """
     where = f" at {condition}" if condition else ""
     if look is not None and not look.number:
@@ -108,14 +112,16 @@ def judge(
         return Verdict(
             "no verdict",
             f"No verdict: {seeds} {'are' if contrast.seeds > 1 else 'is'} too few.",
-            (f"{difference}: an observation, not a finding.", *_what_would(contrast, look)),
+            (f"{difference}: an observation, not a finding.", *_what_would(contrast, planned, look)),
         )
     details = [f"{difference}{_within(contrast)}.", f"Sign-flip permutation test: p = {contrast.p_value:.3g}."]
     if look is not None:
         details.append(_which_look(look))
     if contrast.seeds < planned:
-        details.append(f"Only {contrast.seeds} of {planned} planned pairs have finished.")
-    word = _word(contrast)
+        details.append(
+            f"Only {contrast.seeds} of {planned} planned pairs have finished{_lost(arm, baseline, troubled)}."
+        )
+    word = _word(contrast, troubled)
     if word == "inconclusive" and contrast.detectable:
         details.append(
             f"This design could have detected a difference of {contrast.detectable:.2f} points or more "
@@ -124,13 +130,18 @@ def judge(
             f"{contrast.interval.low:+.2f} to {contrast.interval.high:+.2f}."
         )
         details += _seeds_for(contrast, look)
+    if word == "inconclusive" and _close(contrast) and contrast.examples < EQUIVALENCE_EXAMPLES:
+        details.append(
+            f"{contrast.examples} examples are too few to call the arms equivalent, however alike they answer: that "
+            f"takes {EQUIVALENCE_EXAMPLES}."
+        )
     if word == "equivalent":
         details.append(
             f"Two one-sided tests place the difference within {EQUIVALENCE_MARGIN:g} points either way "
             f"(p = {contrast.p_equivalence:.3g})."
         )
     if placebo is not None:
-        details.append(_aa(placebo))
+        details.append(_aa(placebo, contrast if word in ("helps", "hurts") else None))
     if interaction is not None:
         details.append(_trend(interaction))
     if pattern is not None:
@@ -144,9 +155,26 @@ def judge(
         "helps": f"{arm} helps: better than {baseline}{where}.",
         "hurts": f"{arm} hurts: worse than {baseline}{where}.",
         "equivalent": f"{arm} and {baseline} are equivalent to within {EQUIVALENCE_MARGIN:g} points{where}.",
-        "inconclusive": f"Inconclusive: these data do not tell {arm} from {baseline}{where}.",
+        "inconclusive": f"Inconclusive: {_open(contrast, troubled)}{where}.",
     }
     return Verdict(word, headlines[word], tuple(details))
+
+
+def _open(contrast: Contrast, troubled: tuple[int, int]) -> str:
+    """What is left open, and what is not."""
+    if contrast.p_value >= contrast.alpha:
+        return f"these data do not tell {contrast.arm} from {contrast.baseline}"
+    found = f"{contrast.arm} is {'better' if contrast.difference > 0 else 'worse'} than {contrast.baseline}"
+    if contrast.interval.low <= 0 <= contrast.interval.high:
+        return f"{found} on these examples, which is not shown for others"
+    more = contrast.arm if troubled[0] > troubled[1] else contrast.baseline
+    return f"{found} where both finish, and more runs of {more} do not"
+
+
+def _lost(arm: str, baseline: str, troubled: tuple[int, int]) -> str:
+    if not any(troubled):
+        return ""
+    return f"; diverged or failed: {troubled[0]} of {arm}, {troubled[1]} of {baseline}"
 
 
 def _within(found: Contrast | Interaction) -> str:
@@ -159,25 +187,32 @@ def _within(found: Contrast | Interaction) -> str:
     )
 
 
-def _word(contrast: Contrast) -> Word:
+def _word(contrast: Contrast, troubled: tuple[int, int]) -> Word:
+    of_arm, of_baseline = troubled
     if contrast.p_value < contrast.alpha and contrast.interval.low > 0:
-        return "helps"
+        return "helps" if of_arm <= of_baseline else "inconclusive"
     if contrast.p_value < contrast.alpha and contrast.interval.high < 0:
-        return "hurts"
+        return "hurts" if of_arm >= of_baseline else "inconclusive"
+    alike = _close(contrast) and contrast.examples >= EQUIVALENCE_EXAMPLES and of_arm == of_baseline
+    return "equivalent" if alike else "inconclusive"
+
+
+def _close(contrast: Contrast) -> bool:
+    """Whether both the seeds and the examples place the difference within the margin."""
     # TOST knows the spread over seeds only; other sentences must not be able to tell the arms apart either.
     within = contrast.interval.low > -EQUIVALENCE_MARGIN and contrast.interval.high < EQUIVALENCE_MARGIN
-    if within and contrast.p_equivalence is not None and contrast.p_equivalence < contrast.alpha:
-        return "equivalent"
-    return "inconclusive"
+    return within and contrast.p_equivalence is not None and contrast.p_equivalence < contrast.alpha
 
 
-def _what_would(contrast: Contrast, look: Look | None) -> tuple[str, ...]:
+def _what_would(contrast: Contrast, planned: int, look: Look | None) -> tuple[str, ...]:
     floor = (
         f"With {contrast.seeds} seed{'s' if contrast.seeds > 1 else ''} the sign-flip test cannot go below "
         f"p = {smallest_p(contrast.seeds):.3g}, whatever the data, and an interval over so few would be too narrow."
     )
     if look is not None:
         return floor, _which_look(look)
+    if planned >= USUAL_SEEDS:
+        return (floor,)
     return (
         floor,
         f"{least_seeds(contrast.alpha)} seeds are the least that can carry a verdict, {USUAL_SEEDS} are usual: "
@@ -203,17 +238,22 @@ def _seeds_for(contrast: Contrast, look: Look | None) -> tuple[str, ...]:
         return (f"{estimate} That is out of reach: more examples, or a larger effect, would be needed.",)
     if wanted <= contrast.seeds:
         return ()
-    # Looks were planned: more seeds than these are not to be had without a new plan.
-    return (estimate if look else f"{estimate} Ask for them with --seeds {wanted}; finished runs are kept.",)
+    # More seeds once a result is known would be a look that was not planned, and p assumes that there is none.
+    return (estimate if look else f"{estimate} They would be a study of their own: these seeds have been looked at.",)
 
 
-def _aa(placebo: Contrast) -> str:
+def _aa(placebo: Contrast, shown: Contrast | None) -> str:
+    """What the placebo says beside a difference that was shown, if one was."""
     found = (
         f"Placebo: {placebo.arm}, which is {placebo.baseline} with other seeds, differs from it by "
         f"{placebo.difference:+.2f} points (p = {placebo.p_value:.3g})"
     )
     if placebo.p_value < placebo.alpha:
         return f"{found}: identical arms should not, so read the verdict with the caution below."
+    if placebo.seeds < least_seeds(placebo.alpha):
+        return f"{found}: too few pairs to tell even different arms apart."
+    if shown is not None and abs(placebo.difference) >= abs(shown.difference):
+        return f"{found}: not told apart, yet as far apart as the two arms that are. Seeds alone make such differences."
     return f"{found}: identical arms are not told apart, as it should be."
 
 

@@ -80,16 +80,17 @@ def by_sparsity(analysis: Analysis) -> Drawing | None:
         # Only what is trained as it is evaluated: a line is to differ by sparsity alone.
         if config is not None and arm.spec.evaluate is None:
             others = {name: value for name, value in config.changes().items() if name not in config.strength}
-            kinds.setdefault((config.rule, repr((others, arm.spec.padding, arm.spec.training))), []).append(arm)
+            training = arm.spec.training, analysis.tuning and analysis.tuning.values.get(arm.name)
+            kinds.setdefault((config.rule, repr((others, arm.spec.padding, training))), []).append(arm)
     rules = {_label(rule, own, [kind[0] for kind in kinds]): own for (rule, _), own in kinds.items()}
-    dense = [arm for arm in arms if not arm.spec.attention.removes and arm.spec.evaluate is None]
+    baseline = next((arm for arm in arms if arm.name == analysis.spec.primary.baseline), None)
     levels = [100 * (arm.realised("test") or 0) for own in rules.values() for arm in own]
     if not levels or max(levels) - min(levels) < _APART:
         return None
     with canvas(3.6) as (figure, axes):
-        if dense:
-            mean = float(np.mean(np.concatenate([arm.accuracies for arm in dense])))
-            axes.axhline(mean, color=colour("soft"), linewidth=1, linestyle=(0, (4, 3)), label="dense (mean)")
+        if baseline is not None and not baseline.spec.attention.removes and baseline.spec.evaluate is None:
+            mean, label = float(baseline.accuracies.mean()), f"{baseline.name} (mean)"
+            axes.axhline(mean, color=colour("soft"), linewidth=1, linestyle=(0, (4, 3)), label=label)
         for number, (rule, own) in enumerate(rules.items()):
             own.sort(key=lambda arm: arm.realised("test") or 0)
             for arm in own:

@@ -27,9 +27,11 @@ def notes(analysis: Analysis) -> tuple[str, ...]:
         f"of {epochs} epoch{'s' if epochs > 1 else ''} with "
         f"{f'each of the seeds {seeds[0]} to {seeds[-1]}' if many else f'seed {seeds[0]}'}. A trial trained on "
         f"{found.train_examples} examples of the training split and was judged by its loss after the last epoch on the "
-        f"other {found.validation_examples}, held out by document or text{', in the mean over its seeds' * many}.",
+        f"other {found.validation_examples}, held out by document, text or image"
+        f"{', in the mean over its seeds' * many}.",
         "The evaluation split was not used. Arms that are trained alike share a search; all runs then trained on the "
-        f"whole training split. Optuna {found.optuna} proposed the trials (TPE).",
+        f"whole training split{' of their condition' if spec.vary else ''}. Optuna {found.optuna} proposed the trials "
+        "(TPE).",
     ]
     if spec.tune.pruning:
         sentences.append(

@@ -91,7 +91,7 @@ class Store:
         """The files that say what the study is: its specification, and what was tuned."""
         return [path for path in (self.folder / _STUDY, self.folder / _TUNING) if path.exists()]
 
-    def open(self, spec: ExperimentSpec, prints: Fingerprints) -> None:
+    def open(self, spec: ExperimentSpec, prints: Fingerprints, source: Store | None = None) -> None:
         """Create the directory, or go on in it.
 
         Asking for another number of seeds is allowed and remembered: the report says so.
@@ -99,6 +99,8 @@ class Store:
         Args:
             spec: The experiment.
             prints: Of its model and data.
+            source: Another run directory, to take over runs from. If it is of the same experiment, what was asked for
+                there was asked for here.
 
         Raises:
             RecordError: As `require`.
@@ -109,9 +111,12 @@ class Store:
         with self.writing():
             self._lay_out()
             with exclusively(self.folder / "locks" / "study.lock", _PATIENCE):
-                if self.begun:
-                    asked = self._read_study()["seeds_asked"]
-                    study["seeds_asked"] = asked if asked[-1] == spec.seeds else [*asked, spec.seeds]
+                asked = self._read_study()["seeds_asked"] if self.begun else []
+                if source is not None and source.begun:
+                    there = source._read_study()
+                    before = there["seeds_asked"] if there["identity"] == study["identity"] else []
+                    asked = asked if asked[: len(before)] == before else [*before, *asked]
+                study["seeds_asked"] = asked if asked[-1:] == [spec.seeds] else [*asked, spec.seeds]
                 write_atomically(self.folder / _STUDY, _to_json(study))
         self._sweep()
 

@@ -23,6 +23,7 @@ from crisp_attention.experiment.statistics.interaction import (
     slopes_by_example,
 )
 from crisp_attention.experiment.statistics.paired import (
+    EQUIVALENCE_EXAMPLES,
     EQUIVALENCE_MARGIN,
     Array,
     Contrast,
@@ -56,6 +57,7 @@ from crisp_attention.experiment.statistics.power import (
 __all__ = [
     "ALPHA",
     "BINS",
+    "EQUIVALENCE_EXAMPLES",
     "EQUIVALENCE_MARGIN",
     "MIN_SEEDS",
     "POWER",

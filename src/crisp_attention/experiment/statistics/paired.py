@@ -22,6 +22,10 @@ Array = np.ndarray[Any, Any]
 EQUIVALENCE_MARGIN = 0.5
 """Points within which two arms count as equivalent."""
 
+EQUIVALENCE_EXAMPLES = 600
+"""Fewest examples that can show this. With fewer, kinds of examples that make up that share may all be missing, and no
+bootstrap knows of them: none seen of N leaves room for a share of 3 / N (rule of three)."""
+
 _EXACT_SEEDS = 16
 _POWER_Z = float(stats.norm.ppf(POWER))
 _FLIPS = 99_999
