@@ -261,7 +261,8 @@ def test_a_run_in_trouble_is_done_and_stays_out(tmp_path):
 
     found = analyse(fill_runs(tmp_path, spec, some))
     assert (found.look.number, found.primary.seeds) == (2, 9)
-    assert "Only 9 of 10 planned pairs have finished; diverged or failed: 0 of topk-50, 1 of dense." in found.verdict.details
+    told = "Only 9 of 10 planned pairs have finished; diverged or failed: 0 of topk-50, 1 of dense."
+    assert told in found.verdict.details
 
 
 # The pattern
