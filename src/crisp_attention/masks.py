@@ -60,7 +60,9 @@ def read_pairs(
 def padding_from_pairs(valid: Tensor, queries: int) -> Tensor | None:
     """Which queries of a self-attention call are not padding, from its pair mask.
 
-    A position that no query may attend to is padding. Queries are the last of the keys' positions.
+    A position that no query may attend to is padding. Where there are fewer queries than keys and all of them see the
+    same, as behind a prefix, they are the last of the keys' positions. Otherwise their places are not known, as a cache
+    may have room behind the text: there a query that may attend to nothing is padding.
 
     Args:
         valid: Bool `[B, 1 | H, Q, K]`.
@@ -72,7 +74,15 @@ def padding_from_pairs(valid: Tensor, queries: int) -> Tensor | None:
     keys = valid.shape[-1]
     if queries > keys:
         return None
-    return valid.any(dim=1).any(dim=1)[:, keys - queries :]
+    seen = valid.any(dim=1)
+    by_place = seen.any(dim=1)[:, keys - queries :]
+    if queries == keys:
+        return by_place
+    by_sight = seen.any(dim=2)
+    if queries == 1:
+        return by_sight
+    alike = (seen == seen[:, :1]).flatten(1).all(dim=1, keepdim=True)
+    return torch.where(alike, by_place, by_sight)
 
 
 def split_mask(mask: Tensor) -> tuple[Tensor, Tensor | None]:

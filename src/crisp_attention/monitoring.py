@@ -106,7 +106,8 @@ class SparsityMonitor:
 def accumulate(sums: dict[Key, Tensor], key: Key, value: Tensor) -> None:
     """Add to one of several sums, which begin with their first value."""
     seen = sums.get(key)
-    sums[key] = value if seen is None else seen + value
+    # Replicas of a model on several devices share what they count in.
+    sums[key] = value if seen is None else seen + value.to(seen.device)
 
 
 def _read(sums: dict[tuple[bool, str], Tensor], training: bool) -> dict[str, tuple[float, float]]:

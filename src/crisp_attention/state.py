@@ -192,6 +192,11 @@ class LayerState:
             return config.sparsity
         return self._sparsity if torch.compiler.is_compiling() else float(self._sparsity)
 
+    def request(self, config: SparsityConfig, training: bool) -> float | Tensor | None:
+        """The share of pairs that these settings ask to remove at this moment; None if the rule is not told one."""
+        # The sparsity of 'temperature' sets an entropy; no pair is removed.
+        return None if config.rule == "temperature" else self.sparsity(config, training)
+
     def attend(
         self,
         q: Tensor,

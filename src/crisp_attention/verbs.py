@@ -15,7 +15,6 @@ from transformers import PreTrainedModel
 
 from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError, UnsupportedModelError
-from crisp_attention.huggingface import check as transformers_check
 from crisp_attention.huggingface import model as transformers_model
 from crisp_attention.huggingface.check import CheckReport
 from crisp_attention.huggingface.inputs import Inputs
@@ -41,7 +40,7 @@ class Home:
     excludes: bool
 
 
-TRANSFORMERS = Home(transformers_model.sparsify, transformers_model.densify, transformers_check.check, excludes=False)
+TRANSFORMERS = Home(transformers_model.sparsify, transformers_model.densify, transformers_model.check, excludes=False)
 PLAIN = Home(plain_model.sparsify, plain_model.densify, plain_model.check, excludes=True)
 
 

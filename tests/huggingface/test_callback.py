@@ -305,7 +305,7 @@ def test_models_within_others_are_found(bert, tiny_folders, tmp_path):
     run = trainer(wrapped, tmp_path, remove_unused_columns=False)
     run.train()
     assert logged(run, "requested_sparsity") == pytest.approx([0.0, 0.2, 0.4, 0.6])
-    assert now(bert) == now(second) == [0.8, 0.8]
+    assert now(bert, training=False) == now(second, training=False) == [0.8, 0.8]
     with pytest.raises(crisp.ConfigurationError, match="This Linear is not sparsified"):
         crisp.set_progress(torch.nn.Linear(2, 2), 0.25)
 
@@ -318,3 +318,13 @@ def test_without_a_handler_later_callbacks_and_the_history_still_get_the_values(
     assert "realised_sparsity" not in early.logs[0]
     assert "realised_sparsity" in late.logs[0]
     assert len(logged(run, "realised_sparsity")) == 4
+
+
+def test_after_a_training_the_next_one_drives_the_schedule_or_is_refused(bert, tmp_path):
+    """What has annealed to dense would train on dense in silence."""
+    crisp.sparsify(bert, sparsity=0.5, schedule={"kind": "anneal"})
+    trainer(bert, tmp_path).train()
+    with pytest.raises(crisp.ConfigurationError, match="nothing tells it how far training has come"):
+        bert.train()(torch.tensor([[5, 6, 7]]))
+    bert.eval()(torch.tensor([[5, 6, 7]]))
+    trainer(bert, tmp_path).train()

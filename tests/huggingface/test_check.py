@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from transformers import ViTConfig, ViTModel
+from transformers import BartConfig, BartModel, ViTConfig, ViTModel
 
 import crisp_attention as crisp
 from fragments import words
@@ -108,3 +108,49 @@ def test_inputs_can_be_given(bert):
     report = crisp.check(bert, {"input_ids": torch.arange(5, 15)[None]})
     assert report.layers[0].realised == 0.5
     assert report.ok
+
+
+def test_a_model_that_was_only_loaded_is_checked_as_any_other(bert, tmp_path):
+    """It said "ok" of no layer at all."""
+    crisp.sparsify(bert, sparsity=0.5).save_pretrained(tmp_path)
+    loaded = type(bert).from_pretrained(tmp_path)
+    report = crisp.check(loaded)
+    assert report == crisp.check(bert)
+    assert len(report.layers) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "requested"),
+    [
+        ({"sparsity": 0.5, "heads": [0]}, 0.5),
+        ({"sparsity": 0.5, "rule": "temperature"}, None),
+        ({"sparsity": 0.5, "schedule": {"kind": "linear"}}, 0.5),
+    ],
+    ids=str,
+)
+def test_requested_and_realised_speak_of_the_same_pairs(bert, settings, requested):
+    for layer in crisp.check(crisp.sparsify(bert, **settings)).layers:
+        assert layer.requested == requested
+        assert layer.realised == pytest.approx(requested or 0.0, abs=0.06)
+
+
+def test_requested_is_what_a_schedule_asks_for_now(bert):
+    crisp.sparsify(bert, sparsity=0.8, schedule={"kind": "linear"})
+    for progress in (0.0, 0.5):
+        crisp.set_progress(bert, progress)
+        for layer in crisp.check(bert).layers:
+            assert layer.requested == pytest.approx(0.8 * progress)
+            assert layer.realised == pytest.approx(layer.requested, abs=0.06)
+
+
+def test_two_texts_of_one_length_are_two_sequences_all_the_same():
+    """In cross-attention a rule over all queries would tell a decoder of its later tokens."""
+    sizes = {f"{side}_{name}": 2 for side in ("encoder", "decoder") for name in ("layers", "attention_heads")}
+    model = BartModel(BartConfig(vocab_size=50, d_model=16, encoder_ffn_dim=16, decoder_ffn_dim=16, **sizes)).eval()
+    ids = torch.arange(5, 15).expand(2, 10)
+    inputs = {"input_ids": ids, "decoder_input_ids": ids}
+    # In calling order: the encoder's two layers, then self- and cross-attention by turns.
+    assert crisp.check(crisp.sparsify(model, sparsity=0.5, inputs=inputs), inputs).layers[3].cross
+    crisp.densify(model)
+    with pytest.raises(crisp.ConfigurationError, match="of a causal model"):
+        crisp.sparsify(model, sparsity=0.5, rule="percentile", layers=[3, 5], inputs=inputs)

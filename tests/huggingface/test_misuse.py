@@ -13,9 +13,11 @@ from transformers import (
     BertModel,
     CLIPConfig,
     CLIPModel,
+    DynamicCache,
     EncoderDecoderModel,
     LlamaConfig,
     LlamaForCausalLM,
+    StaticCache,
     SwinConfig,
     SwinModel,
 )
@@ -229,3 +231,40 @@ def test_looking_at_a_dense_model_between_forward_and_backward_is_allowed(traina
     trainable.train()
     loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in trainable.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_model_under_autocast_is_no_other_model(bert, seed):
+    """Rounding to half precision is not something that crisp attention does not know of."""
+    torch.manual_seed(seed)
+    for parameter in bert.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert crisp.check(crisp.sparsify(bert.eval(), sparsity=0.5)).ok
+
+
+def test_sparsify_seeds_no_stream_but_the_one_that_it_puts_back(bert, monkeypatch):
+    """Of a GPU it would put none back: every seed would drop the same weights there."""
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: pytest.fail("seeded every device"))
+    before = torch.random.get_rng_state()
+    crisp.sparsify(bert, sparsity=0.5)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"rule": "block_topk", "query_block": 1, "key_block": 2}, {"rule": "topk"}], ids=str
+)
+def test_a_cache_with_room_behind_the_text_changes_nothing(settings):
+    """Queries are not the last of its places."""
+    torch.manual_seed(0)
+    sizes = SMALL | {"vocab_size": 50, "num_key_value_heads": 4}
+    model = crisp.sparsify(LlamaForCausalLM(LlamaConfig(**sizes)).eval(), sparsity=0.5, **settings)
+    found = []
+    for cache in (DynamicCache(config=model.config), StaticCache(config=model.config, max_cache_len=40)):
+        with torch.no_grad(), crisp.monitor(model) as monitor:
+            first = model(IDS, past_key_values=cache, use_cache=True)
+            then = model(IDS[:, :1], past_key_values=first.past_key_values, use_cache=True)
+        found.append((first.logits, then.logits, monitor.mean(training=False)))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert found[0][2] > 0.3

@@ -141,6 +141,24 @@ def test_open_blocks_stay_in_force_when_settings_change():
     assert monitor.mean(False) == 0.75
 
 
+def test_what_copies_state_into_state_of_the_same_sizes_can():
+    """As averages of weights and distributed checkpoints do."""
+    model = crisp.sparsify(Classifier(), sparsity=0.5, schedule={"kind": "linear"})
+    twin = crisp.sparsify(Classifier(), sparsity=0.5, schedule={"kind": "linear"})
+    crisp.set_progress(model, 1 / 3)
+    state = twin.state_dict()
+    for name, value in model.state_dict().items():
+        state[name].copy_(value)
+    twin.load_state_dict(state)
+    crisp.set_progress(model, 0.0)
+    twin.load_state_dict(model.state_dict())
+    # Without the padding it reads as well.
+    written = {name: value for name, value in model.state_dict().items() if name.endswith("crisp_attention")}
+    short = {name: torch.tensor(list(bytes(value.tolist()).rstrip())) for name, value in written.items()}
+    assert all(len(short[name]) < len(value) for name, value in written.items())
+    twin.load_state_dict(model.state_dict() | short)
+
+
 def test_a_failed_sparsify_keeps_the_progress_of_training():
     model = crisp.sparsify(Classifier(), sparsity=0.5, schedule={"kind": "linear"})
     crisp.set_progress(model, 0.5)

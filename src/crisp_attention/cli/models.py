@@ -46,7 +46,7 @@ def check(
 
     from crisp_attention.experiment.display import show_audit
     from crisp_attention.huggingface.audit import audit
-    from crisp_attention.huggingface.check import check as probe
+    from crisp_attention.huggingface.model import check as probe
     from crisp_attention.huggingface.model import sparsify
 
     logging.set_verbosity_error()

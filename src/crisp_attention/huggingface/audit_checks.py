@@ -130,7 +130,7 @@ def gradients(trial: Trial, stock: Stock) -> CheckOutcome:
     def measure() -> float | None:
         learner = copy.deepcopy(trial.model).train()  # training moves statistics that are no parameters
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)
             result = learner(**trial.inputs)
         terms = [tensor.square().mean() for _, tensor in floating(result) if tensor.requires_grad]
         if not terms:

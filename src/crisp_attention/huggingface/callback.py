@@ -122,10 +122,12 @@ class SparsityCallback(TrainerCallback, ExportableState):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Stand where the weights that remain were trained."""
+        """Stand where the weights that remain were trained, and let go of the schedule."""
         _detach(self._recorders)
         restored = args.load_best_model_at_end and state.best_model_checkpoint is not None
         _stand(kwargs["model"], (restored and state.best_global_step) or state.global_step, state)
+        for own in model_states(kwargs["model"]):
+            own.driven = False  # whoever trains it next has to
 
     def _compare_with_checkpoint(self, state: TrainerState) -> None:
         """Warn where training is resumed with other settings than it had."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -22,9 +22,9 @@ from transformers import PreTrainedModel
 
 from crisp_attention.backends import Detail
 from crisp_attention.config import SparsityConfig
-from crisp_attention.errors import ConfigurationError, UnsupportedModelError
+from crisp_attention.errors import UnsupportedModelError
 from crisp_attention.huggingface.inputs import Inputs, working_inputs
-from crisp_attention.huggingface.persistence import SETTINGS, default_implementations, read_settings
+from crisp_attention.huggingface.persistence import default_implementations
 from crisp_attention.masks import hides_future
 from crisp_attention.operator import AttentionOutput
 from crisp_attention.representation import bullets, card, paragraph, table
@@ -41,7 +41,7 @@ class AttentionCall:
     Attributes:
         layer: Name of the module that called.
         shape: (B, H, Q, K).
-        realised: Realised sparsity over valid pairs.
+        realised: Realised sparsity over valid pairs, of the heads that the layer's settings make sparse.
         causal: Whether the pair mask hides later keys from earlier queries.
         padding_seen: Whether the pair mask hides at least one key from every query of an example.
         backend: What computed it, and why, as half a sentence.
@@ -54,11 +54,6 @@ class AttentionCall:
     padding_seen: bool
     backend: str
 
-    @property
-    def cross(self) -> bool:
-        """Whether queries and keys differ in number, as those of two sequences do in a probe."""
-        return self.shape[2] != self.shape[3]
-
 
 @dataclass(frozen=True)
 class LayerReport:
@@ -68,8 +63,8 @@ class LayerReport:
         index: Its place as the layers run, which `layers` and `layer_sparsity` count by.
         name: The module's name.
         heads: Query heads.
-        requested: Share of pairs to remove in its sparse heads; 0 where it is dense, None where the
-            rule sets none.
+        requested: Share of pairs to remove in its sparse heads at this moment, which a schedule moves; 0 where it is
+            dense, None where the rule sets none.
         realised: Share of pairs removed in those heads.
         causal: Whether later keys are hidden from earlier queries.
         cross: Whether queries and keys come from two different sequences.
@@ -174,6 +169,7 @@ class Probe:
         problems: Sentences, one a defect; empty if every attention layer can be served.
         idle: Attention modules that did not run on these inputs, so that nothing is known of them.
         dense: Pooling heads that stay dense.
+        cross: Layers whose queries and keys come from two different sequences.
         inputs: Keyword arguments of the forward pass.
     """
 
@@ -181,25 +177,24 @@ class Probe:
     problems: tuple[str, ...]
     idle: tuple[str, ...]
     dense: tuple[str, ...]
+    cross: frozenset[str]
     inputs: Inputs
 
 
-def check(model: PreTrainedModel, inputs: Inputs | None = None) -> CheckReport:
-    """As `crisp_attention.check`; see there.
+def report_on(model: PreTrainedModel, inputs: Inputs | None = None) -> CheckReport:
+    """What `crisp_attention.check` finds in a model whose layers are attached.
 
     Two forward passes: one that finds the attention layers, one that measures what each removes.
     """
-    if getattr(model.config, SETTINGS, None) is None:
-        raise ConfigurationError(f"This {type(model).__name__} is not sparsified. Call crisp_attention.sparsify.")
     found = layers(model)
-    config = next((state.model.config for state in found.values()), None) or read_settings(model.config)[0]
+    shared = next(iter(found.values())).model
     try:
-        seen = probe(model, inputs, next((state.model.restore for state in found.values()), None))
+        seen = probe(model, inputs, shared.restore)
     finally:
         for name, state in found.items():
             attach(model.get_submodule(name), state)
     reports = layer_reports(model, measure(model, seen.inputs))
-    return CheckReport(type(model).__name__, config, reports, seen.problems, seen.dense, seen.idle)
+    return CheckReport(type(model).__name__, shared.config, reports, seen.problems, seen.dense, seen.idle)
 
 
 def layer_reports(model: nn.Module, calls: tuple[AttentionCall, ...]) -> tuple[LayerReport, ...]:
@@ -214,7 +209,7 @@ def layer_reports(model: nn.Module, calls: tuple[AttentionCall, ...]) -> tuple[L
                 index=state.index,
                 name=name,
                 heads=own[0].shape[1],
-                requested=0.0 if state.config is None else state.config.sparsity,
+                requested=0.0 if state.config is None else _number(state.request(state.config, training=False)),
                 realised=sum(call.realised for call in own) / len(own),
                 causal=any(call.causal for call in own),
                 cross=state.cross,
@@ -222,6 +217,10 @@ def layer_reports(model: nn.Module, calls: tuple[AttentionCall, ...]) -> tuple[L
             )
         )
     return tuple(reports)
+
+
+def _number(share: float | Tensor | None) -> float | None:
+    return None if share is None else float(share)
 
 
 def probe(model: PreTrainedModel, inputs: Inputs | None, restore: Implementations | None = None) -> Probe:
@@ -246,12 +245,20 @@ def probe(model: PreTrainedModel, inputs: Inputs | None, restore: Implementation
                 ran.clear()
 
             if inputs is None:
-                inputs = working_inputs(model, before_each=forget)
+                inputs, apart = working_inputs(model, before_each=forget), None
             else:
                 model(**inputs)
+                apart = _told_apart(inputs)
+            calls = list(recorder.calls)
+            if apart is not None:
+                # Texts of one length do not tell two sequences apart, and these inputs may have such.
+                with contextlib.suppress(Exception):
+                    model(**apart)
     finally:
         detach(model)
-    called = {call.layer for call in recorder.calls}
+    # Queries and keys differ in number only where they are those of two sequences.
+    cross = frozenset(call.layer for call in recorder.calls if call.shape[2] != call.shape[3])
+    called = {call.layer for call in calls}
     problems = []
     if not called:
         problems.append("no layer called the attention interface.")
@@ -260,11 +267,24 @@ def probe(model: PreTrainedModel, inputs: Inputs | None, restore: Implementation
     untouched = [name for name in alone if name not in pooling]
     if called and untouched:
         problems.append(f"these attention layers compute on their own and stay dense: {', '.join(untouched)}.")
-    blind = [call.layer for call in recorder.calls if not call.padding_seen and _is_padded(call, inputs)]
+    blind = [call.layer for call in calls if not call.padding_seen and _is_padded(call, inputs)]
     if blind:
         problems.append(f"the padding mask does not reach: {', '.join(dict.fromkeys(blind))}.")
     idle = [name for name in _attention_modules(model) if name not in ran and not _related(name, called)]
-    return Probe(tuple(recorder.calls), tuple(problems), tuple(idle), tuple(pooling), inputs)
+    return Probe(tuple(calls), tuple(problems), tuple(idle), tuple(pooling), cross, inputs)
+
+
+def _told_apart(inputs: Inputs) -> Inputs | None:
+    """The same inputs with one token less in one of two sequences; None if they are not those of two."""
+    for side in ("decoder_", "encoder_"):
+        shorter = {
+            name: value[:, :-1]
+            for name, value in inputs.items()
+            if name.startswith(side) and isinstance(value, Tensor) and value.dim() in (2, 3) and value.shape[1] > 1
+        }
+        if shorter:
+            return {name: value for name, value in {**inputs, **shorter}.items() if name != "labels"}
+    return None
 
 
 def measure(model: nn.Module, inputs: Inputs) -> tuple[AttentionCall, ...]:
@@ -274,7 +294,7 @@ def measure(model: nn.Module, inputs: Inputs) -> tuple[AttentionCall, ...]:
         model: A model with its layers attached.
         inputs: Keyword arguments of its forward pass.
     """
-    recorder = _Recorder()
+    recorder = _Recorder(layers(model))
     shared = shared_states(model)
     watching = [state.monitors for state in shared]
     for state in shared:
@@ -315,11 +335,14 @@ class _Recorder:
 
     detail = Detail.SUMMARY
 
-    def __init__(self) -> None:
+    def __init__(self, layers: Mapping[str, LayerState] | None = None) -> None:
         self.calls: list[AttentionCall] = []
+        self._configs = {name: state.config for name, state in (layers or {}).items()}
 
     def record(self, layer: str, training: bool, out: AttentionOutput) -> None:
-        kept, valid = (count.sum().item() for count in out.counts)
+        config = self._configs.get(layer)
+        heads = slice(None) if config is None or config.heads is None else list(config.heads)
+        kept, valid = (count[:, heads].sum().item() for count in out.counts)
         seen = out.pairs.valid
         self.calls.append(
             AttentionCall(

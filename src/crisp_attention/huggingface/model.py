@@ -9,13 +9,14 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from crisp_attention.backends import require_known
+from crisp_attention.backends import Detail, require_known
 from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError, UnsupportedModelError
-from crisp_attention.huggingface.check import measure, probe, require_own_draws
+from crisp_attention.huggingface.check import CheckReport, measure, probe, report_on, require_own_draws
 from crisp_attention.huggingface.inputs import Inputs
 from crisp_attention.huggingface.persistence import (
     IMPLEMENTATION,
@@ -28,9 +29,10 @@ from crisp_attention.huggingface.persistence import (
     require_own_config,
     unmark_config,
 )
-from crisp_attention.huggingface.trial import TOLERANCE, Trial
+from crisp_attention.huggingface.trial import HALF_TOLERANCE, TOLERANCE, Trial
 from crisp_attention.masks import causal_refusal
 from crisp_attention.monitoring import Monitor, SparsityMonitor
+from crisp_attention.operator import AttentionOutput
 from crisp_attention.schedule import require_progress
 from crisp_attention.settings import given
 from crisp_attention.state import (
@@ -109,6 +111,14 @@ def densify(model: Model) -> Model:
         return model
     _remove(model, next(iter(found.values())).model.restore if found else None)
     return model
+
+
+def check(model: PreTrainedModel, inputs: Inputs | None = None) -> CheckReport:
+    """As `crisp_attention.check`; see there."""
+    if getattr(model.config, SETTINGS, None) is None:
+        raise ConfigurationError(f"This {type(model).__name__} is not sparsified. Call crisp_attention.sparsify.")
+    _adopt(model, inputs)
+    return report_on(model, inputs)
 
 
 @contextlib.contextmanager
@@ -221,16 +231,21 @@ def model_states(model: nn.Module) -> list[ModelState]:
         ConfigurationError: If there is none.
     """
     for marked in _marked_models(model):
-        attached = layers(marked).values()
-        if not attached or any(layer.model.untried for layer in attached):
-            settings, progress = read_settings(marked.config)
-            sparsify(marked, settings)
-            if progress is not None:
-                _remember(marked, progress)
+        _adopt(marked)
     states = shared_states(model)
     if not states:
         raise ConfigurationError(f"This {type(model).__name__} is not sparsified. Call crisp_attention.sparsify.")
     return states
+
+
+def _adopt(model: PreTrainedModel, inputs: Inputs | None = None) -> None:
+    """Give a model that was only loaded as "crisp" its state; one that has it stays as it is."""
+    attached = layers(model).values()
+    if not attached or any(layer.model.untried for layer in attached):
+        settings, progress = read_settings(model.config)
+        sparsify(model, settings, inputs=inputs)
+        if progress is not None:
+            _remember(model, progress)
 
 
 def _marked_models(model: nn.Module) -> list[PreTrainedModel]:
@@ -294,7 +309,7 @@ def _attach_layers(
             index,
             len(names),
             shared,
-            cross=any(call.cross for call in own),
+            cross=name in found.cross,
             stock=stock.get(id(getattr(model.get_submodule(name), "config", model.config))),
         )
         # In cross-attention the queries are the decoder's, which must not learn of its later ones either.
@@ -324,11 +339,12 @@ def _require_dense_equality(model: PreTrainedModel, inputs: Inputs) -> None:
     its attention implementation; only its outputs show it.
     """
     trial = Trial(model, dict(inputs))
-    with dense(model), watching(model, SparsityMonitor()):
+    precisions = _Precisions()
+    with dense(model), watching(model, precisions):
         ours = trial.run()
     # Looser than an audit: a deep network adds up the rounding of its layers.
-    coarse = model.dtype not in TOLERANCE
-    limit = trial.tolerance if coarse else 10 * trial.tolerance
+    coarse = not {model.dtype, *precisions.seen} <= TOLERANCE.keys()
+    limit = HALF_TOLERANCE if coarse else 10 * trial.tolerance
     now = implementations(model)
     _set_implementations(next(iter(layers(model).values())).model.restore or default_implementations(model))
     try:
@@ -342,6 +358,18 @@ def _require_dense_equality(model: PreTrainedModel, inputs: Inputs) -> None:
             f"{type(model).__name__} with every score kept differs from the stock model (by {figure:.1e} of its "
             "outputs' scale): its attention does something that crisp attention does not know of."
         )
+
+
+class _Precisions:
+    """Sees in what precision attention is computed: autocast chooses another than the model's."""
+
+    detail = Detail.OUTPUT
+
+    def __init__(self) -> None:
+        self.seen: set[torch.dtype] = set()
+
+    def record(self, layer: str, training: bool, out: AttentionOutput) -> None:
+        self.seen.add(out.output.dtype)
 
 
 def _set_implementations(wanted: Implementations) -> None:

@@ -167,9 +167,7 @@ def explain(tally: Tally) -> tuple[str, str]:
 
 def _request(state: LayerState) -> float | Tensor | None:
     """The share of pairs that a layer is to remove in training at this moment; None if the rule is not told."""
-    config = state.config
-    # The sparsity of 'temperature' sets an entropy; no pair is removed.
-    if config is None or config.sparsity is None or config.rule == "temperature":
+    if state.config is None or state.request(state.config, training=True) is None:
         return None
     active = state.active(training=True)
-    return 0.0 if active is None else state.sparsity(active, training=True)
+    return 0.0 if active is None else state.request(active, training=True)

@@ -18,7 +18,10 @@ from crisp_attention.operator import AttentionOutput
 from crisp_attention.rules.selection import keep_count
 
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4}
-"""Largest difference, relative to an output's scale, that rounding explains; 0.05 in half precision."""
+"""Largest difference, relative to an output's scale, that rounding explains."""
+
+HALF_TOLERANCE = 0.05
+"""The same in half precision."""
 
 _MASKS = ("attention_mask", "input_features_mask", "feature_attention_mask", "padding_mask")
 _DECODER_MASKS = ("decoder_attention_mask",)
@@ -106,7 +109,7 @@ class Trial:
     @property
     def tolerance(self) -> float:
         """What rounding may explain, in the model's precision."""
-        return TOLERANCE.get(self.model.dtype, 0.05)
+        return TOLERANCE.get(self.model.dtype, HALF_TOLERANCE)
 
     @property
     def batch(self) -> int:
@@ -117,7 +120,8 @@ class Trial:
     def run(self, inputs: Mapping[str, Any] | None = None) -> Outputs:
         """Outputs by name, random state the same each time; no gradients."""
         with evaluation(self.model):
-            torch.manual_seed(0)
+            # Of the CPU alone: `evaluation` puts back no other stream.
+            torch.default_generator.manual_seed(0)
             return outputs_of(self.model(**(self.inputs if inputs is None else inputs)))
 
     def unpadded(self, outputs: Outputs, inputs: Mapping[str, Any]) -> list[Outputs]:

@@ -14,6 +14,9 @@ from crisp_attention.huggingface.persistence import SETTINGS
 from crisp_attention.settings import require_share
 from crisp_attention.state import LayerState, attached
 
+_BLOCK = 512
+"""Written settings take a multiple of so many bytes."""
+
 
 class SparseModule(nn.Module):
     """Base of the attention modules that `sparsify` serves outside of Transformers.
@@ -95,8 +98,10 @@ def as_stock(module: SparseModule, dropout_p: float) -> bool:
 def _encode(layer: LayerState) -> Tensor:
     settings = None if layer.config is None else layer.config.to_dict()
     written = json.dumps({"settings": settings, "progress": layer.model.progress}, sort_keys=True)
-    # A tensor, so that formats which hold nothing else can hold it.
-    return torch.tensor(list(written.encode()), dtype=torch.uint8)
+    content = written.encode()
+    # A tensor, so that formats which hold nothing else can hold it; of a length that progress does not change, so that
+    # what copies state into state of the same sizes can.
+    return torch.tensor(list(content.ljust(-(-len(content) // _BLOCK) * _BLOCK)), dtype=torch.uint8)
 
 
 def _take_over(written: Tensor, layer: LayerState) -> None:
