@@ -52,7 +52,7 @@ SMOKE: dict[str, tuple[str, list[tuple[list[str], str]]]] = {
     "ray": ("import contextlib, crisp_attention.experiment.execution.choice as e\n"
             "from crisp_attention.experiment.specification.resources import ResourcesSpec\n"
             "with contextlib.closing(e.choose('ray', ResourcesSpec())) as ray:\n"
-            "    assert ray.divide(None, 1).place == 'on Ray (1 node)'", []),
+            "    assert ray.divide(None, 1, 1).place == 'on Ray (1 node)'", []),
     "timm": ("import timm, torch, crisp_attention as c\nm = timm.create_model('vit_tiny_patch16_224')\n"
              "c.sparsify(m, sparsity=0.5)\nassert c.check(m, inputs={'x': torch.randn(1, 3, 224, 224)}).ok", []),
     "tune": ("import optuna", [

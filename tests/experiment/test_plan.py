@@ -86,7 +86,7 @@ def test_what_is_done_tells_how_long_the_rest_takes(spec, tmp_path, instant):
     prints = tiny_study.prints_of(checkpoint, loaded)
     store = Store(folder)
     store.open(spec, prints)
-    threads = choose("local", spec.resources).divide(1, 8).threads
+    threads = choose("local", spec.resources).divide(1, 8, 8).threads
     for run in expand(spec, prints):
         if run.index == 0 and run.arm != "percentile-80":
             store.save(*finished(run, RIGHT, provenance=provenance(threads=threads)))

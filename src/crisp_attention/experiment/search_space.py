@@ -154,7 +154,7 @@ def cost(question: Question, jobs: int | None) -> Cost:
     ]
     timed = spec.model_copy(update={"arms": tuple(arms), "tune": None, "seeds": 1})
     executor = choose("local", spec.resources)
-    searching, running = (executor.divide(jobs, runs) for runs in (2, len(spec.arms) * spec.seeds))
+    searching, running = (executor.divide(jobs, runs, runs) for runs in (2, len(spec.arms) * spec.seeds))
     started = time.perf_counter()
     bench.model(spec.training)
     loading = time.perf_counter() - started

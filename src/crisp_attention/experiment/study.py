@@ -222,6 +222,9 @@ def prepare(
     prints = Fingerprints(checkpoint.fingerprint, *found.prints())
     store.require(spec, prints)
     tuned = store.tuning(spec)
+    if tuned is None and other is not None and other.holds(spec, prints):
+        # Searched anew, when results can be seen, it would be another choice.
+        tuned = other.tuning(spec)
     search = None
     if spec.tune is not None and tuned is None:
         carved = dataset.carve(found.conditions[spec.primary_condition], spec.tune.share)
@@ -236,7 +239,7 @@ def prepare(
         work = work._replace(runs=runs, pending=pending)
     idle = [task.run.config.run_id for task in work.pending if not store.in_training(task.run.config.run_id)]
     begun = sum(map(store.has_checkpoint, idle))
-    division = executor.divide(jobs, len(work.pending))
+    division = executor.divide(jobs, len(work.pending), len(workload.own(spec, work.runs, shard)))
     seconds: dict[Cell, float] = {}
     examples, cut = None, None
     if work.pending:
@@ -302,7 +305,11 @@ def carry_out(plan: Plan, display: Display) -> tuple[Analysis, Path]:
     if plan.tuning is not None:
         plan = _tune(plan, plan.tuning, store, display)
     if plan.source is not None:
-        store.take_over(plan.taken, plan.source)
+        for run_id in plan.taken:
+            lease = store.lock(run_id)
+            if lease is not None:  # else another process is taking it over, too
+                store.take_over([run_id], plan.source)
+                lease.release()
     while plan.pending:
         elsewhere = _train(plan, store, display)
         # Whoever was training these may have ended since, or be on a machine that is gone.

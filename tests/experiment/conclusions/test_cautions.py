@@ -105,6 +105,11 @@ def test_runs_in_trouble_and_runs_not_done_are_told_in_numbers(tmp_path):
     assert has(result.cautions, "3 of 24 runs are not done yet")
 
 
+def test_random_masks_are_told_to_be_the_same_at_every_seed(tmp_path):
+    arms = [*ARMS[:2], {"name": "random-50", "sparsity": 0.5, "rule": "random"}]
+    assert has(analyse(fill(tmp_path, make_spec(arms=arms), EVEN)).cautions, "same at every seed (random-50)")
+
+
 def test_a_changed_number_of_seeds_is_told(tmp_path):
     store = fill(tmp_path, make_spec(seeds=6), EVEN)
     assert not has(analyse(store).cautions, "seeds was changed")
@@ -125,6 +130,18 @@ def test_seeds_that_were_asked_for_elsewhere_count_where_the_runs_are_taken_over
     other = Store(tmp_path / "other")
     other.open(make_spec(seeds=8, arms=ARMS[:2]), PRINTS, source)
     assert other.study()[2] == [8]
+
+
+def test_what_a_search_found_elsewhere_stands_where_its_runs_are_taken_over(tmp_path):
+    """Searched anew it would be another choice, made when results can be seen."""
+    spec = make_spec(tune=TUNE, arms=[*ARMS, PLACEBO])
+    source = fill_tuned(tmp_path / "first", spec)
+    store = Store(tmp_path / "second")
+    store.open(spec, PRINTS, source)
+    assert store.tuning(spec) == source.tuning(spec)
+    other = Store(tmp_path / "other")
+    other.open(make_spec(tune=TUNE, arms=ARMS), PRINTS, source)
+    assert other.tuning(make_spec(tune=TUNE, arms=ARMS)) is None
 
 
 def test_growing_from_too_few_seeds_is_no_look(tmp_path):

@@ -134,6 +134,15 @@ def test_texts_in_both_of_the_sources_splits_are_counted_in_a_note(tmp_path):
     )
 
 
+def test_a_test_file_without_the_second_texts_is_told(tmp_path):
+    """It would be evaluated on the first ones alone."""
+    pairs = [(text, f"other {text}", label) for text, label in ROWS]
+    train = write(tmp_path, "train.csv", pairs, ("question1", "question2", "label"))
+    test = write(tmp_path, "test.csv", pairs, ("question1", "question_2", "label"))
+    with pytest.raises(DataError, match=r"training split holds pairs of texts, the evaluation split single texts"):
+        load_file(train, test=test)
+
+
 def test_an_empty_test_file_is_told(tmp_path):
     with pytest.raises(DataError, match="evaluation split is empty"):
         load_file(write(tmp_path, "train.csv", ROWS), test=write(tmp_path, "test.csv", [("a", ""), ("b", "")]))
@@ -381,6 +390,20 @@ def test_another_source_is_evaluated_with_classes_matched_by_name(tmp_path):
     for text, label in zip(split.texts, split.labels, strict=True):
         assert found.classes[label] == ("good" if int(text.split()[1]) % 2 else "bad")
     assert set(split.texts) <= set(load_file(other).test.texts)
+
+
+def test_training_examples_in_a_further_evaluation_are_counted_in_a_note(tmp_path):
+    file = write(tmp_path, "films.csv", ROWS)
+    other = write(tmp_path, "books.csv", [*ROWS[:10], *((f"book {n}", str(n % 2)) for n in range(30)), ("none", "")])
+    test = write(tmp_path, "test.csv", [(f"new {n}", str(n % 2)) for n in range(8)])
+    spec = make_spec(data={"source": file, "test": test}, evaluations=[{"name": "books", "source": other}])
+    found = dataset_module.load_experiment(spec)
+    split, train = found.evaluations["books"], found.conditions[""].train
+    known = sum(text in train.texts for text in split.texts)
+    assert known
+    notes = found.conditions[""].notes
+    assert f"{known} of {len(split)} texts of evaluation 'books' are training examples, too." in notes
+    assert "Evaluation 'books': 1 of 41 rows of books.csv were dropped: empty text or label." in notes
 
 
 def test_another_source_keeps_none_of_the_settings_that_are_the_first_ones_own(tmp_path):

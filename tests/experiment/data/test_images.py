@@ -168,3 +168,25 @@ def test_the_images_of_a_hub_data_set(monkeypatch):
     )
     with pytest.raises(DataError, match="evaluation split of 3 examples has one class only"):
         load(DataSpec(source="org/pictures"))
+
+
+def images_of_the_hub(monkeypatch, *files):
+    """A hub data set of ten images of stripes and those given."""
+    import datasets
+
+    contents = [*(stripes(number, number % 2 == 1) for number in range(10)), *files]
+    rows = {"img": [{"bytes": content, "path": None} for content in contents], "label": [0, 1] * 5 + [0] * len(files)}
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.Value("int64")})
+    found = datasets.DatasetDict(train=datasets.Dataset.from_dict(rows, features=features))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *names: found)
+
+
+def test_images_of_the_hub_that_would_be_cut_off_or_fail_later_are_refused(monkeypatch):
+    deep = io.BytesIO()
+    Image.fromarray(np.zeros((8, 8), dtype=np.uint16)).save(deep, format="png")
+    images_of_the_hub(monkeypatch, deep.getvalue())
+    with pytest.raises(DataError, match="org/pictures/train, image 11 has more than 8 bits a colour"):
+        load(DataSpec(source="org/pictures"))
+    images_of_the_hub(monkeypatch, b"none")
+    with pytest.raises(DataError, match="org/pictures/train, image 11 is no image that Pillow can read"):
+        load(DataSpec(source="org/pictures"))

@@ -50,7 +50,7 @@ def test_quotes_in_a_csv_quote(tmp_path):
     assert everything(load_file(file)) == sorted([(text, None, label) for text, label in rows], key=str)
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
 def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path, suffix):
     file = tmp_path / f"films{suffix}"
     write(tmp_path, file.name, ROWS)
@@ -386,6 +386,20 @@ def hub(monkeypatch):
 def columns(count, start=0):
     numbers = range(start, start + count)
     return {"sentence": [f"text {n}" for n in numbers], "label": [n % 2 for n in numbers], "idx": list(numbers)}
+
+
+@pytest.mark.parametrize("kind", ["trec", "digits", "file", "folder", "images"])
+@pytest.mark.parametrize("setting", ["subset", "text", "text_pair", "label"])
+def test_what_says_nothing_of_a_source_is_refused(tmp_path, kind, setting):
+    if kind == "folder":
+        glue_folder(tmp_path)
+    if kind == "images":
+        (tmp_path / "train" / "a").mkdir(parents=True)
+    source = write(tmp_path, "films.csv", ROWS) if kind == "file" else kind if kind in PACKAGED else str(tmp_path)
+    names_a_column = setting != "subset" and kind in ("file", "folder")
+    message = "has no .* column 'nosuch'" if names_a_column else f"{setting} = 'nosuch' .*{re.escape(repr(source))}"
+    with pytest.raises(DataError, match=message):
+        load(DataSpec(source=source, **{setting: "nosuch"}))
 
 
 def test_sst2_is_glues(hub):

@@ -48,21 +48,21 @@ def test_a_cluster_that_does_not_answer_is_named(silent_port, monkeypatch):
             monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{silent_port}")
             executor = choose("ray", PLAIN)
         with pytest.raises(crisp.ConfigurationError, match=rf"No Ray cluster answers at .*127\.0\.0\.1:{silent_port} "):
-            executor.divide(None, 3)
+            executor.divide(None, 3, 3)
         executor.close()
 
 
 @pytest.mark.parametrize("address", ["ray://", "ray://head", "ray://head:port", "ray://:10001"])
 def test_what_is_no_address_is_refused(address):
     with pytest.raises(crisp.ConfigurationError, match=f"HOST:PORT, as ray://head:10001; got '{address}'"):
-        choose(address, PLAIN).divide(None, 3)
+        choose(address, PLAIN).divide(None, 3, 3)
 
 
 def test_ray_is_not_reached_for_where_nothing_is_to_do(silent_port):
-    division = choose(f"ray://127.0.0.1:{silent_port}", ResourcesSpec(cpus=3)).divide(None, 0)
+    division = choose(f"ray://127.0.0.1:{silent_port}", ResourcesSpec(cpus=3)).divide(None, 0, 0)
     assert division.threads == 3
 
 
 def test_no_runs_side_by_side_are_refused_before_ray_is_reached_for(silent_port):
     with pytest.raises(crisp.ConfigurationError, match="--jobs must be at least 1, got 0"):
-        choose(f"ray://127.0.0.1:{silent_port}", PLAIN).divide(0, 3)
+        choose(f"ray://127.0.0.1:{silent_port}", PLAIN).divide(0, 3, 3)

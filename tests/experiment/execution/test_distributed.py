@@ -58,7 +58,7 @@ def leading(rank_0_of_3, monkeypatch):
 
 def test_runs_side_by_side_and_processes_together_exclude_each_other(leading):
     with pytest.raises(crisp.ConfigurationError, match=r"--jobs 2 asks .* a launcher has started 3 processes"):
-        choose("local", ResourcesSpec()).divide(2, 5)
+        choose("local", ResourcesSpec()).divide(2, 5, 5)
 
 
 def test_a_cluster_and_processes_together_exclude_each_other(rank_0_of_3):
@@ -68,19 +68,19 @@ def test_a_cluster_and_processes_together_exclude_each_other(rank_0_of_3):
 
 def test_a_study_that_every_process_would_do_is_refused(rank_0_of_3):
     with pytest.raises(crisp.ConfigurationError, match=r"each of which would do the whole study"):
-        choose("local", ResourcesSpec()).divide(None, 5)
+        choose("local", ResourcesSpec()).divide(None, 5, 5)
 
 
 @pytest.mark.parametrize("setting", [("ACCELERATE_MIXED_PRECISION", "bf16"), ("ACCELERATE_USE_FSDP", "true")])
 def test_what_a_launcher_would_change_in_silence_is_refused(leading, monkeypatch, setting):
     monkeypatch.setenv(*setting)
     with pytest.raises(crisp.ConfigurationError, match="=".join(setting)):
-        choose("local", ResourcesSpec()).divide(None, 5)
+        choose("local", ResourcesSpec()).divide(None, 5, 5)
 
 
 def test_cores_are_shared_by_the_processes_of_this_machine(leading, monkeypatch):
     monkeypatch.setattr(distributed, "available_cores", lambda: 8)
-    assert choose("local", ResourcesSpec()).divide(None, 5) == Division(jobs=1, threads=2, processes=3)
+    assert choose("local", ResourcesSpec()).divide(None, 5, 5) == Division(jobs=1, threads=2, processes=3)
 
 
 # Two processes

@@ -35,7 +35,15 @@ from crisp_attention.experiment.training import model
 )
 def test_cores_are_split_between_workers(monkeypatch, cores, jobs, pending, cpus, expected):
     monkeypatch.setattr(local, "available_cores", lambda: cores)
-    division = LocalExecutor(ResourcesSpec(cpus=cpus)).divide(jobs, pending)
+    division = LocalExecutor(ResourcesSpec(cpus=cpus)).divide(jobs, pending, pending)
+    assert (division.jobs, division.threads) == expected
+
+
+@pytest.mark.parametrize(("pending", "expected"), [(30, (8, 2)), (3, (3, 2)), (1, (1, 2)), (0, (1, 2))])
+def test_what_is_left_of_a_study_has_the_threads_that_all_of_it_had(monkeypatch, pending, expected):
+    """With others it would end in other bits, and leave its checkpoint behind."""
+    monkeypatch.setattr(local, "available_cores", lambda: 16)
+    division = LocalExecutor(ResourcesSpec()).divide(8, pending, 30)
     assert (division.jobs, division.threads) == expected
 
 
@@ -43,17 +51,17 @@ def test_cores_are_split_between_workers(monkeypatch, cores, jobs, pending, cpus
 def test_more_workers_than_cores_are_refused(monkeypatch, jobs):
     monkeypatch.setattr(local, "available_cores", lambda: 2)
     with pytest.raises(crisp.ConfigurationError, match=f"between 1 and 2, for the 2 cores of this machine; got {jobs}"):
-        LocalExecutor(ResourcesSpec()).divide(jobs, 5)
+        LocalExecutor(ResourcesSpec()).divide(jobs, 5, 5)
 
 
 def test_runs_that_ask_for_more_than_the_machine_has_are_refused(monkeypatch):
     monkeypatch.setattr(local, "available_cores", lambda: 4)
     with pytest.raises(crisp.ConfigurationError, match=r"resources\.cpus = 5, but this machine has 4 cores"):
-        LocalExecutor(ResourcesSpec(cpus=5)).divide(None, 5)
+        LocalExecutor(ResourcesSpec(cpus=5)).divide(None, 5, 5)
     with pytest.raises(
         crisp.ConfigurationError, match="between 1 and 2, for the 4 cores of this machine, 2 a run; got 3"
     ):
-        LocalExecutor(ResourcesSpec(cpus=2)).divide(3, 5)
+        LocalExecutor(ResourcesSpec(cpus=2)).divide(3, 5, 5)
 
 
 SCRIPT = """

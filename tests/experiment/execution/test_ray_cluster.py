@@ -95,10 +95,10 @@ def test_a_node_that_is_killed_and_a_run_that_raises_change_no_result(cluster, e
     first = experiment.runs[0]
     broken = dataclasses.replace(first, config=dataclasses.replace(first.config, attention={"rule": "no such"}))
     executor = choose("ray", ResourcesSpec(cpus=1))
-    division = executor.divide(None, 5)
+    division = executor.divide(None, 5, 5)
     assert (division.jobs, division.threads, division.place) == (2, 1, "on Ray (2 nodes)")
     with pytest.raises(crisp.ConfigurationError, match=r"1 CPUs and 1 GPUs .* the most are 1 CPUs and 0 GPUs"):
-        choose("ray", ResourcesSpec(gpus=1)).divide(None, 5)
+        choose("ray", ResourcesSpec(gpus=1)).divide(None, 5, 5)
     ended, notes, under_way = [], [], set()
 
     def receive(run, event):

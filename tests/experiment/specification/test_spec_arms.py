@@ -179,6 +179,9 @@ def test_what_an_arm_cannot_do_is_refused(arm, message):
     [
         ({"train_examples": [100, 500, 2000]}, ["train_examples=100", "train_examples=500", "train_examples=2000"]),
         ({"label_noise": [0, 0.1, 0.25]}, ["label_noise=0", "label_noise=0.1", "label_noise=0.25"]),
+        # Six digits are not always enough.
+        ({"label_noise": [0.1, 0.1000001]}, ["label_noise=0.1", "label_noise=0.1000001"]),
+        ({"train_examples": [1000, 1234567]}, ["train_examples=1000", "train_examples=1234567"]),
     ],
 )
 def test_every_arm_is_run_at_each_value_of_what_varies(vary, names):
@@ -191,7 +194,7 @@ def test_every_arm_is_run_at_each_value_of_what_varies(vary, names):
     assert make_spec(vary=vary, primary={"arm": "topk-50", "condition": names[0]}).primary_condition == names[0]
     prints = Fingerprints(MODEL, {name: str(number) for number, name in enumerate(names)})
     runs = list(expand(spec, prints))
-    assert len({run.config.run_id for run in runs}) == len(runs) == 2 * 3 * 3
+    assert len({run.config.run_id for run in runs}) == len(runs) == 2 * 3 * len(names)
     assert [(run.index, run.condition) for run in runs[::3]] == [(index, name) for index in (0, 1) for name in names]
     assert parse(json.loads(json.dumps(to_plain(spec))), "again") == spec
 

@@ -75,6 +75,7 @@ def test_the_fingerprint_does_not_depend_on_where_a_model_came_from(checkpoint, 
         ("tokenizer.model", "pieces"),
         ("added_tokens.json", '{"[NEW]": 9}'),
         ("special_tokens_map.json", '{"pad_token": "[P]"}'),
+        ("processor_config.json", '{"image_processor": {"image_mean": [0.9]}}'),
     ],
 )
 def test_any_change_of_weights_configuration_or_tokenizer_changes_the_fingerprint(checkpoint, name, content):
@@ -83,6 +84,15 @@ def test_any_change_of_weights_configuration_or_tokenizer_changes_the_fingerprin
     before = fingerprint(checkpoint)
     (checkpoint / name).write_text(content, encoding="utf-8")
     assert fingerprint(checkpoint) != before
+
+
+def test_a_processor_that_says_nothing_of_images_changes_no_fingerprint(checkpoint):
+    before = fingerprint(checkpoint)
+    (checkpoint / "processor_config.json").write_text('{"processor_class": "X"}', encoding="utf-8")
+    assert fingerprint(checkpoint) == before
+    (checkpoint / "processor_config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(ConfigurationError, match=r"processor_config\.json is damaged"):
+        fingerprint(checkpoint)
 
 
 def test_moving_bytes_from_one_file_to_the_next_changes_the_fingerprint(checkpoint):

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainingArguments
 
 import crisp_attention as crisp
 import tiny_study
 from crisp_attention.experiment.data import dataset
 from crisp_attention.experiment.specification.runs import expand
+from crisp_attention.experiment.specification.sections import TrainingSpec
 from crisp_attention.experiment.training import model, train
+from crisp_attention.experiment.training.ranks import Ranks
 from crisp_attention.experiment.training.workbench import preflight, quiet_transformers
 
 pytestmark = pytest.mark.slow
@@ -112,6 +117,26 @@ def test_arms_share_weights_order_and_dropout_per_seed(workplace, monkeypatch):
     assert len(dense) > 30
     for calls in seen.values():
         assert calls == dense
+
+
+@pytest.mark.parametrize("kind", ["multi_label_classification", "regression"])
+def test_a_checkpoint_of_another_kind_of_task_is_trained_for_this_one(tiny_folders, csv_file, tmp_path, kind):
+    folder = shutil.copytree(tiny_folders["bert"], tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | {"problem_type": kind}), encoding="utf-8")
+    spec = tiny_study.spec(folder, csv_file, seeds=1)
+    checkpoint, loaded = model.resolve(spec.model), dataset.load(spec.data)
+    bench = tiny_study.bench_of(checkpoint, loaded)
+    record, _, _ = run(bench, find(list(expand(spec, tiny_study.prints_of(checkpoint, loaded))), "dense"))
+    assert record.status == "finished"
+
+
+def test_a_run_takes_one_device_whatever_the_machine_has(tmp_path, monkeypatch):
+    """The Trainer would spread a batch over several GPUs, or choose a device that lacks float64."""
+    monkeypatch.setattr(TrainingArguments, "n_gpu", 4)
+    found = train._arguments(TrainingSpec(), 0, str(tmp_path), {}, Ranks())
+    assert found.__dict__["_n_gpu"] == 1
+    assert found.device.type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def test_another_seed_is_another_run(workplace):

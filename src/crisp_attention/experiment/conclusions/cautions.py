@@ -46,6 +46,7 @@ def cautions(
         _beyond_the_look(look),
         _trouble(arms),
         _missing(arms),
+        _same_masks(spec),
         _no_placebo(spec),
         _placebo_differs(placebo),
         _tuned_unequally(spec),
@@ -101,6 +102,16 @@ def _trouble(arms: Sequence[ArmResult]) -> str | None:
 def _missing(arms: Sequence[ArmResult]) -> str | None:
     missing = sum(arm.missing for arm in arms)
     return f"{missing} of {sum(arm.planned for arm in arms)} runs are not done yet." if missing else None
+
+
+def _same_masks(spec: ExperimentSpec) -> str | None:
+    """A random rule draws by layer and step, from a stream that the seed of a run has no part in."""
+    names = [arm.name for arm in spec.arms if "random" in (arm.attention.rule, arm.evaluate and arm.evaluate.rule)]
+    if not names:
+        return None
+    return (
+        f"Random masks are the same at every seed ({', '.join(names)}): no interval covers the luck of their one draw."
+    )
 
 
 def _no_placebo(spec: ExperimentSpec) -> str | None:

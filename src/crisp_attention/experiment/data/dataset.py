@@ -179,10 +179,23 @@ def load_experiment(spec: ExperimentSpec, announce: Callable[[str], None] = lamb
     """
     conditions = _load_conditions(spec.conditions(), announce)
     first = next(iter(conditions.values()))
-    return ExperimentData(
-        conditions,
-        {item.name: _evaluation(item, spec.data, first, announce) for item in spec.evaluations},
-    )
+    evaluations, told = {}, []
+    for item in spec.evaluations:
+        evaluations[item.name], notes = _evaluation(item, spec.data, first, announce)
+        told += notes
+    return ExperimentData({name: _noted(own, evaluations, told) for name, own in conditions.items()}, evaluations)
+
+
+def _noted(dataset: Dataset, evaluations: Mapping[str, Split], told: Sequence[str]) -> Dataset:
+    """A data set with what is to be known of its further evaluations."""
+    trained = set(dataset.train.identities())
+    overlaps = {name: sum(key in trained for key in split.identities()) for name, split in evaluations.items()}
+    notes = [
+        f"{count} of {len(evaluations[name])} {dataset.test.kind}s of evaluation {name!r} are training examples, too."
+        for name, count in overlaps.items()
+        if count
+    ]
+    return dataclasses.replace(dataset, notes=(*dataset.notes, *told, *notes))
 
 
 def fit_limits(spec: ExperimentSpec, announce: Callable[[str], None] = lambda _: None) -> ExperimentSpec:
@@ -255,6 +268,11 @@ def _load_conditions(conditions: Mapping[str, DataSpec], announce: Callable[[str
     notes = list(table.notes)
     if table.test is not None:
         train, test = whole, _split(table.test, classes)
+        if _form(train) != _form(test):
+            raise DataError(
+                f"{spec.source}: the training split holds {_form(train)}, the evaluation split {_form(test)}. Their "
+                "columns must have the same names."
+            )
         shared = set(train.identities()) & set(test.identities())
         if shared:
             notes.append(f"{len(shared)} {whole.kind}s occur in both of the source's own splits; they were left in.")
@@ -287,14 +305,16 @@ def _load_conditions(conditions: Mapping[str, DataSpec], announce: Callable[[str
     return found
 
 
-def _evaluation(item: EvaluationSpec, spec: DataSpec, dataset: Dataset, announce: Callable[[str], None]) -> Split:
-    """What a further evaluation evaluates, its labels as indices into the data set's classes."""
+def _evaluation(
+    item: EvaluationSpec, spec: DataSpec, dataset: Dataset, announce: Callable[[str], None]
+) -> tuple[Split, list[str]]:
+    """What a further evaluation evaluates, its labels as indices into the data set's classes, and notes on it."""
     if item.typos is not None:
         if dataset.test.kind != "text":
             raise DataError(f"evaluation {item.name!r}: typos need texts; the examples of {dataset.name} are images.")
         texts = tuple(mistype(text, item.typos) for text in dataset.test.texts)
         pairs = dataset.test.pairs and tuple(mistype(text, item.typos) for text in dataset.test.pairs)
-        return Split(texts, pairs, dataset.test.labels)
+        return Split(texts, pairs, dataset.test.labels), []
     columns = {"text": item.text, "text_pair": item.text_pair, "label": item.label, "subset": None, "test": None}
     own = {"source": item.source, "test_examples": item.test_examples, "train_examples": None, "label_noise": 0.0}
     other = load(spec.model_copy(update={**columns, **own}), announce)
@@ -307,7 +327,8 @@ def _evaluation(item: EvaluationSpec, spec: DataSpec, dataset: Dataset, announce
             f"lacks {', '.join(unknown[:5])}; training has {', '.join(dataset.classes)}. Classes are matched by name."
         )
     index = np.array([dataset.classes.index(name) for name in other.classes])
-    return dataclasses.replace(other.test, labels=index[other.test.labels])
+    notes = [f"Evaluation {item.name!r}: {note}" for note in other.notes]
+    return dataclasses.replace(other.test, labels=index[other.test.labels]), notes
 
 
 def _form(split: Split) -> str:

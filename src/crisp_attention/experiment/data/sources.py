@@ -80,6 +80,7 @@ def read(spec: DataSpec, announce: Callable[[str], None]) -> Table:
     path = Path(os.path.expanduser(spec.source))
     if spec.test is not None and (spec.source in PACKAGED or not path.is_file()):
         raise DataError(f"test = {spec.test!r} goes with a data file; {spec.source!r} is not one.")
+    _refuse_idle_settings(spec, path)
     if spec.source == "digits":
         pictures, labels = images.digits()
         return Table(labels, images=pictures)
@@ -95,6 +96,19 @@ def read(spec: DataSpec, announce: Callable[[str], None]) -> Table:
     if path.suffix or spec.source.startswith((".", "/", "~")) or spec.source.count("/") > 1:
         raise DataError(f"No such data file or folder: {spec.source}.")
     return _read_hub(spec, announce)
+
+
+def _refuse_idle_settings(spec: DataSpec, path: Path) -> None:
+    """Refuse what says nothing of a source of this kind, rather than pass over it."""
+    if spec.source not in PACKAGED and not path.exists():  # on the hub, if anywhere
+        return
+    if spec.subset is not None:
+        raise DataError(f"subset = {spec.subset!r} goes with a data set of the hub; {spec.source!r} is not one.")
+    if spec.source not in PACKAGED and not (path / "train").is_dir():
+        return
+    for name in ("text", "text_pair", "label"):
+        if (value := getattr(spec, name)) is not None:
+            raise DataError(f"{name} = {value!r} names a column, and {spec.source!r} has none to choose from.")
 
 
 def _read_packaged(spec: DataSpec, path: Path) -> Table:
@@ -162,7 +176,7 @@ def _read_file(path: Path) -> pd.DataFrame:
             quoting=csv.QUOTE_NONE,
             encoding="utf-8",
         ),
-        ".jsonl": lambda file: pd.read_json(file, lines=True, dtype=False, encoding="utf-8"),
+        ".jsonl": lambda file: pd.read_json(file, lines=True, dtype=False, encoding="utf-8-sig"),
         ".parquet": pd.read_parquet,
     }
     reader = readers.get(path.suffix.lower())
@@ -265,12 +279,15 @@ def _hub_images(rows: Any, spec: DataSpec, origin: str) -> Table:
 
     column = next(name for name, kind in rows.features.items() if isinstance(kind, datasets.Image))
     label = _column(spec.label, _LABEL_NAMES, [name for name in rows.column_names if name != column], "label", origin)
-    pictures, labels, dropped = [], [], 0
+    pictures: list[bytes] = []
+    labels, dropped = [], 0
     for row in rows.select_columns([column, label]).cast_column(column, datasets.Image(decode=False)):
         if row[column] is None or row[label] is None or str(row[label]) == _SECRET:
             dropped += 1
             continue
-        pictures.append(row[column]["bytes"] or Path(row[column]["path"]).read_bytes())
+        content = row[column]["bytes"] or Path(row[column]["path"]).read_bytes()
+        images.require_image(content, f"{origin}, image {len(pictures) + dropped + 1}")
+        pictures.append(content)
         labels.append(str(row[label]))
     note = f"{dropped} of {len(rows)} rows of {Path(origin).name} were dropped: no image, or no label."
     return Table(labels, images=pictures, notes=(note,) * bool(dropped))

@@ -26,7 +26,15 @@ from crisp_attention.experiment.data.dataset import ExperimentData
 from crisp_attention.experiment.execution.executor import Division
 from crisp_attention.experiment.execution.local import available_cores
 from crisp_attention.experiment.execution.team import ANSWER, LostError, Team
-from crisp_attention.experiment.execution.worker import Event, Task, perform, print_to, set_up, tell_or_leave
+from crisp_attention.experiment.execution.worker import (
+    UNSERVED,
+    Event,
+    Task,
+    perform,
+    print_to,
+    set_up,
+    tell_or_leave,
+)
 from crisp_attention.experiment.results.provenance import Launch, launch
 from crisp_attention.experiment.results.store import Store
 from crisp_attention.experiment.specification.resources import ResourcesSpec
@@ -42,12 +50,6 @@ if TYPE_CHECKING:
     from crisp_attention.experiment.training.workbench import Workbench
 
 T = TypeVar("T")
-
-_UNSERVED = {
-    "ACCELERATE_MIXED_PRECISION": "Runs are trained in float32",
-    "ACCELERATE_USE_DEEPSPEED": "Each process holds the whole model",
-    "ACCELERATE_USE_FSDP": "Each process holds the whole model",
-}
 
 
 def require_share(batch_size: int) -> None:
@@ -101,26 +103,27 @@ class LaunchedExecutor:
     def __init__(self, resources: ResourcesSpec) -> None:
         self._threads = resources.cpus
 
-    def divide(self, jobs: int | None, pending: int) -> Division:
+    def divide(self, jobs: int | None, pending: int, runs: int) -> Division:
         """Share the cores of this machine among its processes.
 
         Args:
             jobs: Must be None: a run takes all processes.
             pending: Runs to do.
+            runs: With those that are done.
 
         Raises:
             ConfigurationError: If runs are to be trained side by side, the launcher asks for what is not served, or
                 the study does not go on within `launched`.
         """
         own = _require_team().own
+        for name, why in UNSERVED.items():
+            if os.environ.get(name, "no").lower() not in ("no", "false", "0", ""):
+                raise ConfigurationError(f"{why}, but the launcher sets {name}={os.environ[name]}. Leave that out.")
         if jobs is not None:
             raise ConfigurationError(
                 f"--jobs {jobs} asks for runs side by side, but a launcher has started {own.size} processes, "
                 "which train one run after another together. Leave --jobs out, or start without the launcher."
             )
-        for name, why in _UNSERVED.items():
-            if os.environ.get(name, "no").lower() not in ("no", "false", "0", ""):
-                raise ConfigurationError(f"{why}, but the launcher sets {name}={os.environ[name]}. Leave that out.")
         return Division(1, self._threads or max(1, available_cores() // own.local_size), processes=own.size)
 
     def execute(

@@ -36,12 +36,13 @@ class Division:
 class Executor(Protocol):
     """Does runs. Nothing is started or reached before it is asked to divide or execute."""
 
-    def divide(self, jobs: int | None, pending: int) -> Division:
+    def divide(self, jobs: int | None, pending: int, runs: int) -> Division:
         """How many runs will go side by side, and with how many threads.
 
         Args:
             jobs: How many were asked for at most, or None.
             pending: Runs to do.
+            runs: With those that are done: how many threads each has must not depend on when it is done.
 
         Raises:
             ConfigurationError: If there is no place for so many, or for one.

@@ -65,12 +65,13 @@ class LocalExecutor:
     def __init__(self, resources: ResourcesSpec) -> None:
         self._threads = resources.cpus
 
-    def divide(self, jobs: int | None, pending: int) -> Division:
+    def divide(self, jobs: int | None, pending: int, runs: int) -> Division:
         """Share the cores among workers: one worker a core by default, no more than there are runs.
 
         Args:
             jobs: Workers asked for, or None.
             pending: Runs to do.
+            runs: With those that are done.
 
         Raises:
             ConfigurationError: If a run asks for more cores than there are, or jobs is below 1 or above what the cores
@@ -86,8 +87,9 @@ class LocalExecutor:
             raise ConfigurationError(
                 f"--jobs must be between 1 and {most}, for the {cores} cores of this machine{share}; got {jobs}."
             )
-        workers = max(1, min(jobs or most, pending))
-        return Division(workers, self._threads or max(1, cores // workers))
+        workers = max(1, min(jobs or most, runs))
+        # What is left of a study is done as all of it was: other threads add up in another order.
+        return Division(max(1, min(workers, pending)), self._threads or max(1, cores // workers))
 
     def execute(
         self,

@@ -58,12 +58,13 @@ class RayExecutor:
         self._cpus, self._gpus = resources.cpus or 1, resources.gpus
         self._connected = False
 
-    def divide(self, jobs: int | None, pending: int) -> Division:
+    def divide(self, jobs: int | None, pending: int, runs: int) -> Division:
         """As many runs side by side as the nodes have place for; connects if something is pending.
 
         Args:
             jobs: How many were asked for at most, or None.
             pending: Runs to do.
+            runs: With those that are done.
 
         Raises:
             ConfigurationError: If the cluster cannot be reached, or none of its nodes has what a run gets.

@@ -121,7 +121,7 @@ def plan(
         record = trials.load(path.stem)
         if record is not None and _ends(record, spec.tune):
             done[record.arm] = done.get(record.arm, 0) + 1
-    todo = TuningPlan(spec, own, data, checkpoint, done, executor.divide(jobs, len(own)), executor, storage)
+    todo = TuningPlan(spec, own, data, checkpoint, done, executor.divide(jobs, len(own), len(own)), executor, storage)
     todo.ledger.require()
     return todo
 

@@ -92,6 +92,14 @@ class Event:
     result: str = ""
 
 
+UNSERVED = {
+    "ACCELERATE_MIXED_PRECISION": "Runs are trained in float32",
+    "ACCELERATE_DYNAMO_BACKEND": "Runs are not compiled",
+    "ACCELERATE_USE_DEEPSPEED": "Each process holds the whole model",
+    "ACCELERATE_USE_FSDP": "Each process holds the whole model",
+}
+"""What Accelerate takes from the environment and no run is trained with, and why not."""
+
 Tell = Callable[[Event], None]
 """Told of progress and notes while a run is in training."""
 
@@ -126,6 +134,9 @@ def set_up(checkpoint: Checkpoint, data: ExperimentData, threads: int) -> Workbe
     """What all runs of a study need in a process that trains them; its threads, memory and silence are settled too."""
     # Accelerate reads the threads from there, and chooses a number of its own where there is none.
     os.environ.update(environment(threads))
+    # A launcher, or a training in the same session before, may have left these; runs are what their records say.
+    for name in UNSERVED:
+        os.environ.pop(name, None)
     keep_memory()
     import torch
 

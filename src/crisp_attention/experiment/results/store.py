@@ -100,7 +100,7 @@ class Store:
             spec: The experiment.
             prints: Of its model and data.
             source: Another run directory, to take over runs from. If it is of the same experiment, what was asked for
-                there was asked for here.
+                and found there was asked for and found here.
 
         Raises:
             RecordError: As `require`.
@@ -112,10 +112,11 @@ class Store:
             self._lay_out()
             with exclusively(self.folder / "locks" / "study.lock", _PATIENCE):
                 asked = self._read_study()["seeds_asked"] if self.begun else []
-                if source is not None and source.begun:
-                    there = source._read_study()
-                    before = there["seeds_asked"] if there["identity"] == study["identity"] else []
+                if source is not None and source.holds(spec, prints):
+                    before = source._read_study()["seeds_asked"]
                     asked = asked if asked[: len(before)] == before else [*before, *asked]
+                    if (found := source.tuning(spec)) is not None and self.tuning(spec) is None:
+                        self.save_tuning(found)
                 study["seeds_asked"] = asked if asked[-1:] == [spec.seeds] else [*asked, spec.seeds]
                 write_atomically(self.folder / _STUDY, _to_json(study))
         self._sweep()
@@ -184,6 +185,15 @@ class Store:
             RecordError: If there is no readable study.
         """
         return str(self._read_study()["identity"])
+
+    def holds(self, spec: ExperimentSpec, prints: Fingerprints) -> bool:
+        """Whether it is of this experiment, perhaps with other numbers of seeds.
+
+        Args:
+            spec: The experiment.
+            prints: Of its model and data.
+        """
+        return self.begun and self.identity() == describe(spec, prints)["identity"]
 
     def tuning(self, spec: ExperimentSpec) -> Tuning | None:
         """What was tried and found for the arms; None if nothing is searched, or not found yet.

@@ -114,7 +114,7 @@ class ExperimentSpec(Section):
         if self.vary is None:
             return {"": self.data}
         key = self.vary.key
-        return {f"{key}={value:g}": self.data.model_copy(update={key: value}) for value in self.vary.values}
+        return {f"{key}={_short(value)}": self.data.model_copy(update={key: value}) for value in self.vary.values}
 
     @property
     def primary_condition(self) -> str:
@@ -289,3 +289,9 @@ def _known_keys(location: tuple[str | int, ...]) -> list[str]:
     if section is ArmSpec:
         known = [key for key in known if key != "attention"] + list(ATTENTION_FIELDS)
     return known
+
+
+def _short(value: float) -> str:
+    """A number in as few digits as tell it from any other."""
+    short = f"{value:g}"
+    return short if float(short) == value and "e" not in short else repr(value)

@@ -180,6 +180,7 @@ def _checksums(folder: Path, *, flush: bool = False) -> dict[str, str]:
             continue
         with path.open("rb") as stream:
             found[path.name] = hashlib.file_digest(stream, "sha256").hexdigest()
-            if flush:
+        if flush:
+            with path.open("r+b") as stream:  # Windows flushes only what is open for writing
                 os.fsync(stream.fileno())
     return found

@@ -164,12 +164,25 @@ def _fingerprint(folder: Path) -> str:
     for key in ("_name_or_path", "transformers_version"):
         config.pop(key, None)
     digest.update(json.dumps(config, sort_keys=True).encode())
+    if pictures := _nested_image_processor(folder):
+        digest.update(json.dumps(pictures, sort_keys=True).encode())
     for file in sorted({file for pattern in _DECIDING for file in folder.glob(pattern)}):
         if file.is_file():
             digest.update(file.name.encode())
             with file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
+
+
+def _nested_image_processor(folder: Path) -> object:
+    """What a processor of texts and images says of images, which Transformers prefers to the processor of images."""
+    try:
+        content = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{folder / 'processor_config.json'} is damaged: {error}") from None
+    return content.get("image_processor") if isinstance(content, dict) else None
 
 
 def _from_hub(name: str, announce: Callable[[str], None]) -> Path:

@@ -246,11 +246,11 @@ def _probe(train: Split, count: int) -> Split:
 def _arguments(
     training: TrainingSpec, seed: int, folder: str, tracked: Mapping[str, Any], ranks: Ranks
 ) -> TrainingArguments:
-    # Without being told, Accelerate does not notice processes that have no GPU.
-    cpu = ranks.size > 1 and not torch.cuda.is_available()
-    return TrainingArguments(
+    # Without being told, Accelerate does not notice processes that have no GPU, and takes others than CUDA's.
+    cpu = not torch.cuda.is_available()
+    arguments = TrainingArguments(
         use_cpu=cpu,
-        ddp_backend="gloo" if cpu else None,
+        ddp_backend="gloo" if cpu and ranks.size > 1 else None,
         output_dir=folder,
         seed=seed,
         num_train_epochs=training.epochs,
@@ -270,3 +270,6 @@ def _arguments(
         remove_unused_columns=False,
         **tracked,
     )
+    # A run trains on one device: of several the Trainer would make one for batches that it divides itself.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments

@@ -201,6 +201,8 @@ def _load(checkpoint: Checkpoint, data: ExperimentData, training: TrainingSpec) 
             num_labels=len(data.classes),
             id2label=dict(enumerate(data.classes)),
             label2id={name: index for index, name in enumerate(data.classes)},
+            # A checkpoint may come from another kind of task, whose loss it would ask for.
+            problem_type="single_label_classification",
         )
     _set_dropout(config, training, checkpoint.name)
     with _suited(checkpoint, data):
