@@ -43,3 +43,28 @@ def test_nobody_looks_at_numbers_that_a_transform_follows():
     masks[1, 0, 0] = -torch.inf
     hidden = torch.func.vmap(lambda mask: split_mask(mask)[1])(masks)
     assert hidden.sum().item() == 17
+
+
+CAUSAL = torch.ones(4, 4, dtype=torch.bool).tril()
+
+
+def causal_behind(prefix, text):
+    """Pairs `[1, 1, Q, K]` of a causal text, padded where `text` is False, behind a prefix that all see."""
+    text = torch.tensor(text)
+    return torch.cat([torch.ones(4, prefix, dtype=torch.bool), CAUSAL & text], dim=1)[None, None]
+
+
+def test_padding_behind_a_prefix_is_known_by_its_place():
+    """A padded query of a causal text sees the text before it."""
+    valid = torch.cat([causal_behind(2, [True, True, False, False]), causal_behind(2, [True] * 4)])
+    assert padding_from_pairs(valid, 4).tolist() == [[True, True, False, False], [True] * 4]
+    both_ways = valid.any(dim=2, keepdim=True).expand(2, 1, 4, 6)
+    assert padding_from_pairs(both_ways[:1], 4).tolist() == [[True, True, False, False]]
+
+
+def test_with_room_behind_the_text_padding_is_known_by_what_it_sees():
+    room = torch.zeros(1, 1, 4, 5, dtype=torch.bool)
+    padded = CAUSAL & torch.tensor([False, True, True, True])  # at its left
+    valid = torch.cat([padded[None, None], room], dim=3)
+    assert padding_from_pairs(valid, 4).tolist() == [[False, True, True, True]]
+    assert padding_from_pairs(valid[:, :, 3:], 1).tolist() == [[True]]

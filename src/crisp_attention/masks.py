@@ -60,9 +60,9 @@ def read_pairs(
 def padding_from_pairs(valid: Tensor, queries: int) -> Tensor | None:
     """Which queries of a self-attention call are not padding, from its pair mask.
 
-    A position that no query may attend to is padding. Where there are fewer queries than keys and all of them see the
-    same, as behind a prefix, they are the last of the keys' positions. Otherwise their places are not known, as a cache
-    may have room behind the text: there a query that may attend to nothing is padding.
+    A position that no query may attend to is padding. Queries are the last of the keys' positions, unless nobody sees
+    the last one and they do not all see the same, as where a cache has room behind the text: their places are not
+    known then, and a query that may attend to nothing is padding.
 
     Args:
         valid: Bool `[B, 1 | H, Q, K]`.
@@ -78,11 +78,10 @@ def padding_from_pairs(valid: Tensor, queries: int) -> Tensor | None:
     by_place = seen.any(dim=1)[:, keys - queries :]
     if queries == keys:
         return by_place
-    by_sight = seen.any(dim=2)
-    if queries == 1:
-        return by_sight
-    alike = (seen == seen[:, :1]).flatten(1).all(dim=1, keepdim=True)
-    return torch.where(alike, by_place, by_sight)
+    room = ~seen[:, :, -1].any()
+    if queries > 1:
+        room = room & (seen != seen[:, :1]).flatten(1).any(dim=1, keepdim=True)
+    return torch.where(room, seen.any(dim=2), by_place)
 
 
 def split_mask(mask: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -136,8 +136,8 @@ def check(model: nn.Module, inputs: Inputs | None = None) -> CheckReport:
     """Probe a sparsified model with a small batch.
 
     Runs forward passes in evaluation mode without gradients, as if sparse in every mode; modes and
-    random state are put back. On short probes the realised sparsity differs from the requested one
-    by rounding and `min_keep`.
+    random state are put back. A model that was only loaded is made ready first, as `load` does. On
+    short probes the realised sparsity differs from the requested one by rounding and `min_keep`.
 
     Args:
         model: A sparsified model.
@@ -149,7 +149,8 @@ def check(model: nn.Module, inputs: Inputs | None = None) -> CheckReport:
 
     Raises:
         ConfigurationError: If the model is not sparsified.
-        UnsupportedModelError: If no default inputs are known for the model.
+        UnsupportedModelError: If no default inputs are known for the model, or one that was only
+            loaded cannot be served.
     """
     within = unwrap(model)
     return home_of(within).check(within, inputs)

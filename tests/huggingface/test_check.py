@@ -143,12 +143,13 @@ def test_requested_is_what_a_schedule_asks_for_now(bert):
             assert layer.realised == pytest.approx(layer.requested, abs=0.06)
 
 
-def test_two_texts_of_one_length_are_two_sequences_all_the_same():
+@pytest.mark.parametrize("given", [True, False])
+def test_two_texts_of_one_length_are_two_sequences_all_the_same(given):
     """In cross-attention a rule over all queries would tell a decoder of its later tokens."""
     sizes = {f"{side}_{name}": 2 for side in ("encoder", "decoder") for name in ("layers", "attention_heads")}
     model = BartModel(BartConfig(vocab_size=50, d_model=16, encoder_ffn_dim=16, decoder_ffn_dim=16, **sizes)).eval()
     ids = torch.arange(5, 15).expand(2, 10)
-    inputs = {"input_ids": ids, "decoder_input_ids": ids}
+    inputs = {"input_ids": ids, "decoder_input_ids": ids} if given else {"input_ids": ids}
     # In calling order: the encoder's two layers, then self- and cross-attention by turns.
     assert crisp.check(crisp.sparsify(model, sparsity=0.5, inputs=inputs), inputs).layers[3].cross
     crisp.densify(model)

@@ -224,7 +224,7 @@ def prepare(
     tuned = store.tuning(spec)
     if tuned is None and other is not None and other.holds(spec, prints):
         # Searched anew, when results can be seen, it would be another choice.
-        tuned = other.tuning(spec)
+        tuned = other.tuning(spec, "Give that number of trials, or leave out --from.")
     search = None
     if spec.tune is not None and tuned is None:
         carved = dataset.carve(found.conditions[spec.primary_condition], spec.tune.share)

@@ -248,7 +248,7 @@ def probe(model: PreTrainedModel, inputs: Inputs | None, restore: Implementation
                 inputs, apart = working_inputs(model, before_each=forget), None
             else:
                 model(**inputs)
-                apart = _told_apart(inputs)
+                apart = _told_apart(model, inputs)
             calls = list(recorder.calls)
             if apart is not None:
                 # Texts of one length do not tell two sequences apart, and these inputs may have such.
@@ -274,8 +274,12 @@ def probe(model: PreTrainedModel, inputs: Inputs | None, restore: Implementation
     return Probe(tuple(calls), tuple(problems), tuple(idle), tuple(pooling), cross, inputs)
 
 
-def _told_apart(inputs: Inputs) -> Inputs | None:
+def _told_apart(model: PreTrainedModel, inputs: Inputs) -> Inputs | None:
     """The same inputs with one token less in one of two sequences; None if they are not those of two."""
+    ids = inputs.get("labels", inputs.get("input_ids"))
+    if getattr(model.config, "is_encoder_decoder", False) and isinstance(ids, Tensor) and ids.dim() == 2:
+        # Where the decoder's text is not given, it is made of these.
+        inputs = {"decoder_input_ids": ids.clamp(min=0), **inputs}
     for side in ("decoder_", "encoder_"):
         shorter = {
             name: value[:, :-1]
@@ -337,7 +341,7 @@ class _Recorder:
 
     def __init__(self, layers: Mapping[str, LayerState] | None = None) -> None:
         self.calls: list[AttentionCall] = []
-        self._configs = {name: state.config for name, state in (layers or {}).items()}
+        self._configs = {state.name: state.config for state in (layers or {}).values()}
 
     def record(self, layer: str, training: bool, out: AttentionOutput) -> None:
         config = self._configs.get(layer)

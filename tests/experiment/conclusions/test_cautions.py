@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from crisp_attention.errors import RecordError
 from crisp_attention.experiment.conclusions.analysis import analyse
 from crisp_attention.experiment.results.store import Store
 from record_builders import (
@@ -107,7 +108,10 @@ def test_runs_in_trouble_and_runs_not_done_are_told_in_numbers(tmp_path):
 
 def test_random_masks_are_told_to_be_the_same_at_every_seed(tmp_path):
     arms = [*ARMS[:2], {"name": "random-50", "sparsity": 0.5, "rule": "random"}]
-    assert has(analyse(fill(tmp_path, make_spec(arms=arms), EVEN)).cautions, "same at every seed (random-50)")
+    assert has(analyse(fill(tmp_path / "always", make_spec(arms=arms), EVEN)).cautions, "every seed (random-50)")
+    # In training each step and example has a draw of its own.
+    arms[-1]["apply"] = "train"
+    assert not has(analyse(fill(tmp_path / "train", make_spec(arms=arms), EVEN)).cautions, "every seed")
 
 
 def test_a_changed_number_of_seeds_is_told(tmp_path):
@@ -139,6 +143,13 @@ def test_what_a_search_found_elsewhere_stands_where_its_runs_are_taken_over(tmp_
     store = Store(tmp_path / "second")
     store.open(spec, PRINTS, source)
     assert store.tuning(spec) == source.tuning(spec)
+    # Of another number of trials nothing can stand; one that has its own asks for no other.
+    more = make_spec(tune=TUNE | {"trials": TUNE["trials"] + 1}, arms=[*ARMS, PLACEBO])
+    with pytest.raises(RecordError, match=r"choose anew when results can be seen\. Leave it out"):
+        source.tuning(more, "Leave it out")
+    own = fill_tuned(tmp_path / "own", more)
+    own.open(more, PRINTS, source)
+    assert own.tuning(more).trials == more.tune.trials
     other = Store(tmp_path / "other")
     other.open(make_spec(tune=TUNE, arms=ARMS), PRINTS, source)
     assert other.tuning(make_spec(tune=TUNE, arms=ARMS)) is None
@@ -213,8 +224,9 @@ def test_learning_rates_that_no_search_tells_apart_and_equal_settings_need_no_wo
     ("dense", "sparse", "told"),
     [
         (None, None, None),
-        ([], None, "attention_dropout, learning_rate for topk-50 and nothing of training for dense"),
-        (["learning_rate"], None, "attention_dropout, learning_rate for topk-50 and learning_rate for dense"),
+        ([], None, "attention_dropout, learning_rate, sparsity for topk-50 and nothing for dense"),
+        (["learning_rate"], None, "attention_dropout, learning_rate, sparsity for topk-50 and learning_rate for dense"),
+        ([], ["sparsity"], "sparsity for topk-50 and nothing for dense"),
         # How sparse it is belongs to the arm.
         (["learning_rate"], ["learning_rate", "sparsity"], None),
     ],

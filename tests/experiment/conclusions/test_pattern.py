@@ -170,8 +170,9 @@ def test_better_than_one_dropout_is_not_yet_better_than_a_tuned_one():
         ([{"attention_dropout": 0.3}, {"attention_dropout": 0.3, "weight_decay": 0.1}], False),
         ([{"attention_dropout": 0.3}, {"hidden_dropout": 0.3}], False),
         ([{"attention_dropout": 0.3}, {"attention_dropout": 0.0}], False),
+        ([{"attention_dropout": 0.0}, {"attention_dropout": 0.1}, {"attention_dropout": 0.3}], True),
     ],
-    ids=["two rates", "one rate twice", "one rate each of two dropouts", "one rate and none"],
+    ids=["two rates", "one rate twice", "one rate each of two dropouts", "one rate and none", "none and two rates"],
 )
 def test_a_dropout_is_tuned_by_two_rates_of_one_setting(settings, tuned):
     arms = [{"name": f"dropout-{place}", "training": own} for place, own in enumerate(settings)]

@@ -144,6 +144,7 @@ def test_no_verdict_lives_on_runs_that_the_other_side_lost(counts, word, favoure
     one_sided = judge(found, "topk-50", "dense", 10, troubled=favoured)
     assert one_sided.word == "inconclusive"
     assert one_sided.headline == f"Inconclusive: {sentence}."
+    assert ("is not said where one of the two lost more runs" in text_of(one_sided)) == (not counts)
     lost = f"6 of 10 planned pairs have finished; diverged or failed: {favoured[0]} of topk-50, {favoured[1]} of dense."
     assert lost in text_of(one_sided)
     for troubled in ((0, 0), (2, 2), *((favoured[::-1],) if counts else ())):
@@ -362,6 +363,8 @@ def test_a_placebo_that_moves_as_far_as_what_was_shown_reassures_nobody():
     assert "not told apart, yet as far apart as the two arms that are. Seeds alone make such differences." in told
     assert "as it should be" not in told
     assert "as it should be" in told_with(placebo=near)
+    seeds_only = dataclasses.replace(compare(BETTER), interval=Interval(-0.1, 7.0))
+    assert "Seeds alone make such differences." in text_of(judge(seeds_only, "topk-50", "dense", 8, placebo=far))
     # Beside arms that are not told apart either, it says nothing.
     assert "as it should be" in told_with(SPREAD, placebo=far)
     few = dataclasses.replace(far, seeds=MIN_SEEDS - 1)

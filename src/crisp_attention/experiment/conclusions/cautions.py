@@ -9,12 +9,14 @@ import numpy as np
 
 from crisp_attention.experiment import statistics
 from crisp_attention.experiment.conclusions.outputs import ArmResult, named
-from crisp_attention.experiment.conclusions.pattern import is_placebo
+from crisp_attention.experiment.conclusions.pattern import dense, is_placebo
 from crisp_attention.experiment.results.tuning import Tuning
 from crisp_attention.experiment.specification.sections import TrainingSpec
 from crisp_attention.experiment.specification.spec import ExperimentSpec
 from crisp_attention.experiment.specification.tune import Value, told
 from crisp_attention.experiment.statistics import Contrast, Look
+
+_OF_TRAINING = frozenset(TrainingSpec.model_fields)
 
 _NEAR = 0.1
 """Numbers that were found for two arms and differ by less than this share of the larger count as the same."""
@@ -105,12 +107,17 @@ def _missing(arms: Sequence[ArmResult]) -> str | None:
 
 
 def _same_masks(spec: ExperimentSpec) -> str | None:
-    """A random rule draws by layer and step, from a stream that the seed of a run has no part in."""
-    names = [arm.name for arm in spec.arms if "random" in (arm.attention.rule, arm.evaluate and arm.evaluate.rule)]
+    """A random rule draws by layer (in training by step), from a stream that the seed of a run has no part in."""
+    names = [
+        arm.name
+        for arm in spec.arms
+        if not dense(arm, training=False) and (arm.evaluate or arm.attention).rule == "random"
+    ]
     if not names:
         return None
     return (
-        f"Random masks are the same at every seed ({', '.join(names)}): no interval covers the luck of their one draw."
+        f"Random masks in evaluation are the same at every seed ({', '.join(names)}): no interval covers the luck of "
+        "their one draw."
     )
 
 
@@ -133,20 +140,18 @@ def _placebo_differs(placebo: Contrast | None) -> str | None:
 
 def _tuned_unequally(spec: ExperimentSpec) -> str | None:
     """What is searched of attention belongs to the arm; what is searched of training must be the same for both."""
-    arm, baseline = (
-        {name for name in spec.searched(spec.arm(name_of)) if name in TrainingSpec.model_fields}
-        for name_of in (spec.primary.arm, spec.primary.baseline)
-    )
-    if arm == baseline:
+    names = spec.primary.arm, spec.primary.baseline
+    arm, baseline = (set(spec.searched(spec.arm(name))) for name in names)
+    if arm & _OF_TRAINING == baseline & _OF_TRAINING and bool(arm) == bool(baseline):
         return None
     return (
-        f"The search has {_list(arm)} for {spec.primary.arm} and {_list(baseline)} for {spec.primary.baseline}: the "
-        "two arms of the primary contrast were not tuned alike."
+        f"The search has {_list(arm)} for {names[0]} and {_list(baseline)} for {names[1]}: the two arms of the primary "
+        "contrast were not tuned alike."
     )
 
 
 def _list(names: Collection[str]) -> str:
-    return ", ".join(sorted(names)) or "nothing of training"
+    return ", ".join(sorted(names)) or "nothing"
 
 
 def _trained_unlike(spec: ExperimentSpec) -> str | None:

@@ -144,9 +144,10 @@ def _dropout_tuned(spec: ExperimentSpec) -> set[str]:
     names = dropout_arms(spec)
     tuned = _dropout_searched(spec) if spec.tune is not None and spec.tune.trials > 1 else set()
     for setting in _DROPOUTS:
-        # None at all is no rate to choose.
-        rates = {name: rate for name in names if (rate := getattr(spec.arm(name).training, setting))}
-        if len(set(rates.values())) > 1:
+        rates = {name: getattr(spec.arm(name).training, setting) for name in names}
+        rates = {name: rate for name, rate in rates.items() if rate is not None}
+        # No dropout at all is no rate to choose among, though it may be what is chosen.
+        if len(set(rates.values()) - {0.0}) > 1:
             tuned |= rates.keys()
     return tuned & set(names)
 

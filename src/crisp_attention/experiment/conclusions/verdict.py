@@ -135,13 +135,15 @@ def judge(
             f"{contrast.examples} examples are too few to call the arms equivalent, however alike they answer: that "
             f"takes {EQUIVALENCE_EXAMPLES}."
         )
+    elif word == "inconclusive" and _close(contrast):
+        details.append("That they are equivalent is not said where one of the two lost more runs than the other.")
     if word == "equivalent":
         details.append(
             f"Two one-sided tests place the difference within {EQUIVALENCE_MARGIN:g} points either way "
             f"(p = {contrast.p_equivalence:.3g})."
         )
     if placebo is not None:
-        details.append(_aa(placebo, contrast if word in ("helps", "hurts") else None))
+        details.append(_aa(placebo, contrast if contrast.p_value < contrast.alpha else None))
     if interaction is not None:
         details.append(_trend(interaction))
     if pattern is not None:

@@ -97,6 +97,7 @@ UNSERVED = {
     "ACCELERATE_DYNAMO_BACKEND": "Runs are not compiled",
     "ACCELERATE_USE_DEEPSPEED": "Each process holds the whole model",
     "ACCELERATE_USE_FSDP": "Each process holds the whole model",
+    "ACCELERATE_USE_MEGATRON_LM": "Each process holds the whole model",
 }
 """What Accelerate takes from the environment and no run is trained with, and why not."""
 

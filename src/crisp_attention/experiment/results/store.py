@@ -115,7 +115,7 @@ class Store:
                 if source is not None and source.holds(spec, prints):
                     before = source._read_study()["seeds_asked"]
                     asked = asked if asked[: len(before)] == before else [*before, *asked]
-                    if (found := source.tuning(spec)) is not None and self.tuning(spec) is None:
+                    if self.tuning(spec) is None and (found := source.tuning(spec)) is not None:
                         self.save_tuning(found)
                 study["seeds_asked"] = asked if asked[-1:] == [spec.seeds] else [*asked, spec.seeds]
                 write_atomically(self.folder / _STUDY, _to_json(study))
@@ -195,11 +195,12 @@ class Store:
         """
         return self.begun and self.identity() == describe(spec, prints)["identity"]
 
-    def tuning(self, spec: ExperimentSpec) -> Tuning | None:
+    def tuning(self, spec: ExperimentSpec, hint: str = HINT) -> Tuning | None:
         """What was tried and found for the arms; None if nothing is searched, or not found yet.
 
         Args:
             spec: The experiment.
+            hint: What can be done where another number of trials found it.
 
         Raises:
             RecordError: If the file is damaged, or holds what another number of trials found.
@@ -218,7 +219,7 @@ class Store:
         if tuning.trials != spec.tune.trials:
             raise RecordError(
                 f"{self.folder} holds runs with what {tuning.trials} trials of each arm found; tune.trials = "
-                f"{spec.tune.trials} would choose anew when results can be seen. {HINT}"
+                f"{spec.tune.trials} would choose anew when results can be seen. {hint}"
             )
         return tuning
 

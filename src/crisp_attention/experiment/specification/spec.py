@@ -294,4 +294,4 @@ def _known_keys(location: tuple[str | int, ...]) -> list[str]:
 def _short(value: float) -> str:
     """A number in as few digits as tell it from any other."""
     short = f"{value:g}"
-    return short if float(short) == value and "e" not in short else repr(value)
+    return short if float(short) == value else repr(value)

@@ -246,8 +246,9 @@ def _probe(train: Split, count: int) -> Split:
 def _arguments(
     training: TrainingSpec, seed: int, folder: str, tracked: Mapping[str, Any], ranks: Ranks
 ) -> TrainingArguments:
-    # Without being told, Accelerate does not notice processes that have no GPU, and takes others than CUDA's.
-    cpu = not torch.cuda.is_available()
+    # Without being told, Accelerate does not notice processes that have no GPU, and takes devices other than CUDA's.
+    # Told where that is not needed, it would take any variable of a launcher for one of its own.
+    cpu = not torch.cuda.is_available() and (ranks.size > 1 or torch.accelerator.is_available())
     arguments = TrainingArguments(
         use_cpu=cpu,
         ddp_backend="gloo" if cpu and ranks.size > 1 else None,
