@@ -215,10 +215,7 @@ def load(auto_class: type[Any], path: str | os.PathLike[str], *, inputs: Inputs 
             f"never has them: they are the base model's). Load it with {auto_class.__name__}.from_pretrained and call "
             "crisp_attention.sparsify with the settings that it was trained with."
         )
-    settings, progress = read_settings(model.config)
-    sparsify(model, settings, inputs=inputs)
-    if progress is not None:
-        _remember(model, progress)
+    _adopt(model, inputs)
     return model
 
 

@@ -188,6 +188,8 @@ def load_experiment(spec: ExperimentSpec, announce: Callable[[str], None] = lamb
 
 def _noted(dataset: Dataset, evaluations: Mapping[str, Split], told: Sequence[str]) -> Dataset:
     """A data set with what is to be known of its further evaluations."""
+    if not evaluations:
+        return dataset
     trained = set(dataset.train.identities())
     overlaps = {name: sum(key in trained for key in split.identities()) for name, split in evaluations.items()}
     notes = [
