@@ -192,6 +192,11 @@ class LayerState:
             return config.sparsity
         return self._sparsity if torch.compiler.is_compiling() else float(self._sparsity)
 
+    @property
+    def heads(self) -> slice | list[int]:
+        """Index of the heads that its settings make sparse, where they make any; of all where they name none."""
+        return slice(None) if self.config is None or self.config.heads is None else list(self.config.heads)
+
     def request(self, config: SparsityConfig, training: bool) -> float | Tensor | None:
         """The share of pairs that these settings ask to remove at this moment; None if the rule is not told one."""
         # The sparsity of 'temperature' sets an entropy; no pair is removed.

@@ -341,11 +341,10 @@ class _Recorder:
 
     def __init__(self, layers: Mapping[str, LayerState] | None = None) -> None:
         self.calls: list[AttentionCall] = []
-        self._configs = {state.name: state.config for state in (layers or {}).values()}
+        self._layers = {state.name: state for state in (layers or {}).values()}
 
     def record(self, layer: str, training: bool, out: AttentionOutput) -> None:
-        config = self._configs.get(layer)
-        heads = slice(None) if config is None or config.heads is None else list(config.heads)
+        heads = self._layers[layer].heads if layer in self._layers else slice(None)
         kept, valid = (count[:, heads].sum().item() for count in out.counts)
         seen = out.pairs.valid
         self.calls.append(

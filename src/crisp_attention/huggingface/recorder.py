@@ -71,7 +71,7 @@ class StepRecorder:
         state = self._layers.get(layer)
         if not training or state is None or state.config is None:
             return
-        heads = slice(None) if state.config.heads is None else list(state.config.heads)
+        heads = state.heads
         counts = out.counts
         kept, pairs = (count[:, heads].sum().double() for count in counts)
         batch, queries = counts.kept.shape[0], out.pairs.shape[2]
