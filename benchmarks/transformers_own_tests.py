@@ -48,6 +48,7 @@ from transformers import (
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from crisp_attention.backends.call import Detail
 from crisp_attention.config import SparsityConfig
 from crisp_attention.huggingface.interface import crisp_attention_forward, crisp_mask
 from crisp_attention.operator import AttentionOutput
@@ -62,6 +63,7 @@ _BATCH, _LENGTH, _VOCABULARY = 13, 7, 99
 class _Watched:
     """A monitor keeps the operator on its own path; it counts the calls that it saw."""
 
+    detail = Detail.OUTPUT
     calls = 0
 
     def record(self, layer: str, training: bool, out: AttentionOutput) -> None:

@@ -7,19 +7,16 @@ there is typed by hand.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 
 import numpy as np
 from evidence import FILE, evidence, picture
 from published import analysis_of, contrast_between, pair_between
-from scipy.stats import t as student
-from tables import markdown
+from tables import markdown, speed
 from wrong_labels import wrong_labels
 
 from crisp_attention.experiment import statistics
@@ -27,7 +24,7 @@ from crisp_attention.experiment.conclusions.analysis import Analysis, ArmResult
 from crisp_attention.experiment.conclusions.pattern import is_placebo
 from crisp_attention.experiment.report.tables import accuracy, interval, of_enough, p, share, signed
 from crisp_attention.experiment.specification.tune import told
-from crisp_attention.experiment.statistics import Contrast
+from crisp_attention.experiment.statistics import Contrast, PooledDifference
 
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", ROOT / "docs" / "findings.md")
@@ -137,12 +134,8 @@ def against(name: str, arm: str, other: str) -> str:
 def overall(*names: str) -> str:
     """A row an arm: its mean difference over studies that have the same arms on other data, in the primary condition.
 
-    Every data set weighs alike. The test flips the signs of all paired differences, adjusted over all arms but the
-    placebo; the interval adds up the crossed standard errors of the data sets, which share no examples, and of their
-    seeds only the numbers, by the t distribution over these seeds. That is an analysis of variance, and narrower than
-    the bootstrap of single studies, which errs on the wide side. Both are for these data sets with the settings that
-    their arms have; the interval over data sets, by the t distribution, is for others, too. The placebo is the baseline
-    with other seeds, so it would have been as good a baseline.
+    By `statistics.pooled`, p adjusted over all arms but the placebo. The placebo is the baseline with other seeds, so
+    it would have been as good a baseline.
     """
     return _over_studies(names, _differences, "difference, points")
 
@@ -182,8 +175,8 @@ def _over_studies(names: Sequence[str], by_example: Callable[[Analysis, str, str
     arms = [arm.name for arm in spec.arms if arm.name != spec.primary.baseline]
     placebo = next(arm.name for arm in spec.arms if is_placebo(spec, arm))
 
-    def over(arm: str, other: str) -> _Overall:
-        return _Overall.of([by_example(analysis, arm, other) for analysis in analyses])
+    def over(arm: str, other: str) -> PooledDifference:
+        return statistics.pooled([by_example(analysis, arm, other) for analysis in analyses], np.random.default_rng(0))
 
     found = {arm: over(arm, spec.primary.baseline) for arm in arms}
     asked = [arm for arm in arms if arm != placebo]
@@ -204,39 +197,6 @@ def _over_studies(names: Sequence[str], by_example: Callable[[Analysis, str, str
             ]
         )
     return markdown(["arm", "seeds", figure, *_OVERALL, f"from {placebo}"], rows, prose=("arm",))
-
-
-@dataclass(frozen=True)
-class _Overall:
-    """An arm's mean difference over several studies, in points."""
-
-    seeds: int
-    difference: float
-    interval: statistics.Interval
-    p_value: float
-    over_studies: statistics.Interval | None
-
-    @classmethod
-    def of(cls, by_example: Sequence[np.ndarray]) -> _Overall:
-        """From a table `[seeds, examples]` a study of what an arm got right and the other did not, and the reverse."""
-        by_seed = [100 * table.mean(axis=1) for table in by_example]
-        by_study = [float(differences.mean()) for differences in by_seed]
-        difference = fmean(by_study)
-        error = 100 * math.hypot(*map(statistics.crossed_error, by_example)) / len(by_example)
-        width = error * float(student.ppf(1 - statistics.ALPHA / 2, sum(len(own) - 1 for own in by_seed)))
-        weighed = np.concatenate([differences / len(differences) for differences in by_seed])
-        over_studies = None
-        if len(by_study) > 1:
-            critical = student.ppf(1 - statistics.ALPHA / 2, len(by_study) - 1)
-            wider = float(critical) * stdev(by_study) / math.sqrt(len(by_study))
-            over_studies = statistics.Interval(difference - wider, difference + wider)
-        return cls(
-            seeds=sum(map(len, by_example)),
-            difference=difference,
-            interval=statistics.Interval(difference - width, difference + width),
-            p_value=float(statistics.sign_flip_p(weighed[None], np.random.default_rng(0))[0]),
-            over_studies=over_studies,
-        )
 
 
 def write(text: str) -> str:
@@ -265,6 +225,7 @@ _KINDS: dict[str, Callable[..., str]] = {
     "noise": noise,
     "overall": overall,
     "overall-trend": overall_trend,
+    "speed": speed,
     "training": training,
     "trends": trends,
     "verdict": verdict,

@@ -7,8 +7,8 @@ from functools import cache
 import numpy as np
 from tables import RESULTS
 
-from crisp_attention.experiment import statistics, study
-from crisp_attention.experiment.conclusions.analysis import Analysis, pair_of
+from crisp_attention.experiment import statistics
+from crisp_attention.experiment.conclusions.analysis import Analysis, analyse, pair_of
 from crisp_attention.experiment.conclusions.outputs import named
 from crisp_attention.experiment.results.store import Store
 from crisp_attention.experiment.statistics import Contrast, Pair
@@ -17,7 +17,7 @@ from crisp_attention.experiment.statistics import Contrast, Pair
 @cache
 def analysis_of(name: str) -> Analysis:
     """A published study."""
-    return study.analyse(Store(RESULTS / name))
+    return analyse(Store(RESULTS / name))
 
 
 def pair_between(analysis: Analysis, condition: str, arm: str, other: str) -> Pair:

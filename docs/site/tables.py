@@ -68,6 +68,36 @@ def finetuning() -> str:
     )
 
 
+def speed() -> str:
+    """What kernels cost beside torch's dense attention, and whole fine-tuning beside the usual recipe: a paragraph."""
+    benches = [
+        json.loads(file.read_text(encoding="utf-8"))
+        for file in sorted(RESULTS.glob("benchmarks/attention-cpu/*/bench.json"))
+    ]
+    kernels = [
+        statistics.median(timing["ratios"])
+        for bench in benches
+        for timing in bench["timings"]
+        if timing["variant"] in ("cpu topk", "cpu percentile")
+    ]
+    (sparsity,) = {bench["plan"]["sparsity"] for bench in benches}
+    lengths = [length for bench in benches for length in bench["plan"]["lengths"]]
+    figures = _read("finetuning-throughput.json")["figures"]
+    padded = statistics.median(figures["dense"]["ratios"]["run_glue.py recipe"])
+    sparse = [
+        statistics.median(own["ratios"]["dense"])
+        for arm, own in figures.items()
+        if arm.startswith(("percentile-", "topk-")) and not arm.endswith("bare loop")
+    ]
+    return (
+        f"Attention by the kernels for processors trains in {min(kernels):.2f} to {max(kernels):.2f} times the time of "
+        f"torch's dense attention (`topk` and `percentile` at {sparsity:.0%}, N = {min(lengths)} to {max(lengths)}).\n"
+        f"Whole fine-tuning, dense, processes {padded:.1f} times as many sentences a second as the usual recipe, which "
+        f"pads to 128 tokens,\nand the sparse arms {min(sparse):.2f} to {max(sparse):.2f} times as many as the dense "
+        "one. Medians, each within one run."
+    )
+
+
 def step_profile() -> str:
     """Milliseconds of a fine-tuning step by part."""
     record = _read("step-profile.json")

@@ -15,6 +15,7 @@ from crisp_attention.huggingface.autoregister import install
 
 if TYPE_CHECKING:
     from crisp_attention import experiment as experiment
+    from crisp_attention.checking import CheckReport
     from crisp_attention.config import SparsityConfig
     from crisp_attention.errors import (
         AssetError,
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     )
     from crisp_attention.huggingface.audit import AuditReport, audit
     from crisp_attention.huggingface.callback import SparsityCallback
-    from crisp_attention.huggingface.check import CheckReport
     from crisp_attention.huggingface.model import dense, load, monitor, set_forward_index, set_progress
     from crisp_attention.modules.attention import CrispAttention
     from crisp_attention.monitoring import SparsityMonitor
@@ -42,7 +42,7 @@ _HOMES = {
     "AssetError": "errors",
     "AttentionOutput": "operator",
     "AuditReport": "huggingface.audit",
-    "CheckReport": "huggingface.check",
+    "CheckReport": "checking",
     "ConfigurationError": "errors",
     "CrispAttention": "modules.attention",
     "CrispError": "errors",

@@ -7,7 +7,6 @@ line's help can use it anywhere.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +30,9 @@ from crisp_attention.traits import RULES, RuleTraits
 APPLY = ("always", "eval", "train")
 GRADIENTS = ("selected", "straight_through")
 SCOPES = ("matrix", "pair", "row")
+
+SETTINGS = "crisp_attention"
+"""The name under which a model keeps its settings: in a Transformers model's config, in a module's state."""
 
 
 @dataclass(frozen=True)
@@ -280,10 +282,6 @@ class SparsityConfig:
         """
         return cls(**known_keys(cls, settings, "sparsity setting"))
 
-    def to_json(self) -> str:
-        """Return the settings as canonical JSON (sorted keys)."""
-        return json.dumps(self.to_dict(), sort_keys=True)
-
     def replace(self, **changes: Any) -> SparsityConfig:
         """Return a copy with some settings changed, validated anew; None takes one back."""
         return type(self).from_dict({**self.to_dict(), **changes})
@@ -340,7 +338,7 @@ def _positive(name: str, value: Any) -> float:
 
 
 def _sequence(name: str, value: Any) -> tuple[Any, ...]:
-    if isinstance(value, str) or not isinstance(value, (Sequence, range)) or not value:
+    if isinstance(value, str) or not isinstance(value, Sequence) or not value:
         raise ConfigurationError(f"{name} must be a list with at least one number, got {value!r}.")
     return tuple(value)
 

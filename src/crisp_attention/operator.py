@@ -166,7 +166,8 @@ def attention(
             its last key: over a single key any sparsity realises 0, and a warning says so.
         rule: Which scores survive: any rule of `SparsityConfig`.
         valid: Bool, True = the pair may be attended: `[B, K]` (valid keys), or anything
-            broadcastable to `[B, H, Q, K]`. None if all are.
+            broadcastable to `[B, H, Q, K]`. None if all are. A rule over several rows ranks all valid pairs
+            together, those of packed texts, too, which models refuse.
         query_valid: Bool `[B, Q]`, True = not padding. Padded queries are computed but not counted
             in a percentile or in the realised sparsity. By default it follows from `valid` where
             Q = K: a position that no query may attend to is padding. Give it for cross-attention.

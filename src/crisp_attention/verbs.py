@@ -13,11 +13,10 @@ from typing import Any, TypeVar
 from torch import nn
 from transformers import PreTrainedModel
 
+from crisp_attention.checking import CheckReport, Inputs
 from crisp_attention.config import SparsityConfig
 from crisp_attention.errors import ConfigurationError, UnsupportedModelError
 from crisp_attention.huggingface import model as transformers_model
-from crisp_attention.huggingface.check import CheckReport
-from crisp_attention.huggingface.inputs import Inputs
 from crisp_attention.modules import model as plain_model
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -101,7 +100,8 @@ def sparsify(
             takes other than token ids or images. A plain module is tried out only if they are given.
         exclude: Names of submodules of a plain module that stay dense, with all that they hold.
         backend: What computes sparse attention on this machine; it is not saved. "auto" takes the fastest that is
-            installed and serves a call; a named one ("reference", "cpu") serves or raises. `check` tells which.
+            installed and serves a call; a named one ("reference", "cpu", "triton") serves or raises. `check` tells
+            which.
         **settings: Fields of `SparsityConfig`, in place of `config`.
 
     Returns:

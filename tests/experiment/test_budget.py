@@ -8,10 +8,8 @@ from hypothesis import strategies as st
 
 from crisp_attention.errors import ConfigurationError
 from crisp_attention.experiment.budget import (
-    LEAST_SEEDS,
     LEAST_TRIALS,
     MOST_TRIALS,
-    USUAL_SEEDS,
     Cost,
     Share,
     in_words,
@@ -19,6 +17,8 @@ from crisp_attention.experiment.budget import (
     share,
     usual,
 )
+from crisp_attention.experiment.specification.spec import USUAL_SEEDS
+from crisp_attention.experiment.statistics import MIN_SEEDS
 
 COST = Cost(trial=(20.0, 30.0), run=(40.0, 40.0, 80.0), searching=2, running=2)
 
@@ -44,7 +44,7 @@ def test_durations_in_words_are_never_shorter(seconds):
 
 @given(st.floats(1, 1e5), st.sampled_from([None, 15, 40]), st.sampled_from([None, 2, 8, 20]))
 def test_what_fits_is_within_the_budget_or_an_error_says_what_would(budget, trials, seeds):
-    least = Share(trials or LEAST_TRIALS, seeds or LEAST_SEEDS)
+    least = Share(trials or LEAST_TRIALS, seeds or MIN_SEEDS)
     needed = COST.search(least.trials) + COST.confirmation(least.seeds)
     if needed > budget:
         with pytest.raises(ConfigurationError, match=f"is too small: .* Give --budget {in_words(needed)}, fewer"):
@@ -53,13 +53,13 @@ def test_what_fits_is_within_the_budget_or_an_error_says_what_would(budget, tria
     found = share(budget, COST, trials, seeds)
     assert COST.search(found.trials) + COST.confirmation(found.seeds) <= budget
     assert found.trials == trials if trials else LEAST_TRIALS <= found.trials <= MOST_TRIALS
-    assert found.seeds == seeds if seeds else LEAST_SEEDS <= found.seeds <= USUAL_SEEDS
+    assert found.seeds == seeds if seeds else MIN_SEEDS <= found.seeds <= USUAL_SEEDS
 
 
 def test_more_time_is_more_seeds_and_then_more_trials():
     found = [share(seconds, COST) for seconds in range(900, 9000, 60)]
     assert [item.seeds for item in found] == sorted(item.seeds for item in found)
-    assert (found[0].seeds, found[-1]) == (LEAST_SEEDS, Share(MOST_TRIALS, USUAL_SEEDS))
+    assert (found[0].seeds, found[-1]) == (MIN_SEEDS, Share(MOST_TRIALS, USUAL_SEEDS))
     rest = [item.trials for item in found if item.seeds == USUAL_SEEDS]
     assert rest == sorted(rest)
 

@@ -70,6 +70,54 @@ def test_a_model_that_was_saved_sparse_is_shown_as_it_was(checkpoint, tmp_path, 
     np.testing.assert_allclose(found.layers[1].scores, inspect(checkpoint, TEXT).layers[1].scores, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("own", "shown"),
+    [
+        ({"rule": "window", "window": 3}, {"rule": "window", "window": 3}),
+        ({"rule": "window", "window": 0}, {"rule": "window", "window": 0}),
+        ({"rule": "window", "window": 2, "stride": 4}, {"rule": "window", "window": 2, "stride": 4}),
+        ({"rule": "top_p", "p": 0.6}, {"rule": "top_p", "p": 0.6}),
+        ({"rule": "temperature", "entropy": 0.7}, {"rule": "temperature", "entropy": 0.7}),
+        ({"rule": "nm", "m": 2}, {"rule": "nm", "m": 2}),
+        ({"sparsity": 0.7, "keep_first": 1}, {"sparsity": 0.7, "keep_first": 1}),
+        ({"rule": "bottomk", "heads": [0], "layers": [0]}, {"rule": "bottomk"}),
+        ({"rule": "bottomk", "layer_sparsity": [0.3, 0.6]}, {"rule": "bottomk", "sparsity": 0.6}),
+        ({"rule": "bottomk", "apply": "train", "schedule": {"kind": "linear"}}, {"rule": "bottomk"}),
+    ],
+)
+def test_a_models_own_settings_count_in_every_head(checkpoint, tmp_path, tokenizer_folder, own, shown):
+    from transformers import AutoModel
+
+    model = crisp.sparsify(AutoModel.from_pretrained(checkpoint.folder), **own)
+    found = inspect(save(model, tmp_path, tokenizer_folder), TEXT)
+    level = found.levels[int(found.start)]
+    for layer, keep in zip(found.layers, level.keep, strict=True):
+        np.testing.assert_array_equal(keep, by_operator(layer.scores, **shown)[0])
+
+
+def test_a_models_own_settings_are_named(checkpoint, tmp_path, tokenizer_folder):
+    from transformers import AutoModel
+
+    model = crisp.sparsify(AutoModel.from_pretrained(checkpoint.folder), sparsity=0.6, min_keep=2)
+    saved = save(model, tmp_path, tokenizer_folder)
+    found = inspect(saved, TEXT)
+    assert (found.rule, found.start, found.levels, found.settings) == ("topk", 0.6, (), {"min_keep": 2})
+    assert "layers. With min_keep = 2. Scores" in render_attention(found)
+    assert "layers. Scores" in render_attention(inspect(checkpoint, TEXT))
+
+
+def test_another_sparsity_takes_the_place_of_a_models_own_strength(checkpoint, tmp_path, tokenizer_folder):
+    from transformers import AutoModel
+
+    model = crisp.sparsify(AutoModel.from_pretrained(checkpoint.folder), rule="window", window=3, stride=4)
+    saved = save(model, tmp_path, tokenizer_folder)
+    found = inspect(saved, TEXT, sparsity=0.5)
+    assert found.levels[int(found.start)].label == "sparsity 50%"
+    model = crisp.sparsify(AutoModel.from_pretrained(checkpoint.folder), rule="top_p", p=0.7)
+    with pytest.raises(ConfigurationError, match=r"would ignore sparsity=0\.5"):
+        inspect(save(model, tmp_path, tokenizer_folder), TEXT, sparsity=0.5)
+
+
 @pytest.mark.parametrize("rule", sorted(set(RULES) - {"topk", "percentile"}))
 def test_other_rules_bring_what_the_operator_keeps(checkpoint, rule):
     found = inspect(checkpoint, TEXT, rule=rule)

@@ -12,6 +12,8 @@ from crisp_attention.experiment import budget, recommendation, search_space
 from crisp_attention.experiment.conclusions.analysis import analyse
 from crisp_attention.experiment.recommendation import Wish
 from crisp_attention.experiment.results.store import Store
+from crisp_attention.experiment.specification.spec import USUAL_SEEDS
+from crisp_attention.experiment.specification.tune import USUAL_TRIALS
 from record_builders import EXAMPLES, PLACEBO, PRINTS, made_up_tuning, make_spec
 from record_builders import finished as finished_run
 
@@ -47,7 +49,7 @@ def test_a_budget_decides_once_how_much_is_done(question, tmp_path):
 
 
 def test_what_is_named_is_kept_to(question, tmp_path):
-    assert settle(question, tmp_path)[0] == (budget.USUAL_TRIALS, budget.USUAL_SEEDS)
+    assert settle(question, tmp_path)[0] == (USUAL_TRIALS, USUAL_SEEDS)
     assert settle(question, tmp_path, trials=3, seeds=2)[0] == (3, 2)
     assert settle(question, tmp_path, trials=12, budget="20m")[0][0] == 12
     assert settle(question, tmp_path, seeds=8, budget="20m")[0][1] == 8

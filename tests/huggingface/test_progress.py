@@ -46,6 +46,7 @@ def test_a_schedule_that_nobody_drives_is_refused_in_training(bert):
 def test_a_schedule_of_evaluation_alone_needs_no_driver(bert):
     crisp.sparsify(bert, sparsity=0.8, schedule=LINEAR, apply="eval")
     bert.train()(**batch())
+    assert realised(bert.eval()) == pytest.approx(0.8)
 
 
 def test_a_training_loop_of_ones_own(bert):

@@ -194,7 +194,11 @@ def test_a_symmetric_mask_is_no_causal_one():
     hidden = (torch.arange(8)[:, None] - torch.arange(8)).abs() > 3
     padding = torch.arange(8).expand(2, 8) >= 6
     module = crisp.sparsify(multihead(batch_first=True), sparsity=0.5, rule="percentile")
-    module(x, x, x, attn_mask=hidden, key_padding_mask=padding)
+    with crisp.monitor(module) as seen:
+        both, _ = module(x, x, x, attn_mask=hidden, key_padding_mask=padding)
+    assert seen.mean(training=True) == pytest.approx(0.5, abs=0.02)
+    alone, _ = module(x[:1, :6], x[:1, :6], x[:1, :6], attn_mask=hidden[:6, :6])
+    torch.testing.assert_close(both[:1, :6], alone)
 
 
 def test_matrix_rules_refuse_cross_attention_in_a_batch():

@@ -42,15 +42,14 @@ def check(
     console = Console(stderr=True)
     checkpoint = resolve(model, lambda message: console.print(message, style="dim", markup=False, highlight=False))
     from transformers import AutoModel
-    from transformers.utils import logging
 
     from crisp_attention.experiment.display import show_audit
     from crisp_attention.huggingface.audit import audit
     from crisp_attention.huggingface.model import check as probe
     from crisp_attention.huggingface.model import sparsify
+    from crisp_attention.huggingface.quiet import silence
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    silence()
     network = load(checkpoint, AutoModel, use_safetensors=True)
     report = audit(network)
     if report.checks:

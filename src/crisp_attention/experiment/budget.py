@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 from crisp_attention.errors import ConfigurationError
 from crisp_attention.experiment.outlook import makespan
+from crisp_attention.experiment.specification.spec import USUAL_SEEDS
+from crisp_attention.experiment.specification.tune import USUAL_TRIALS
+from crisp_attention.experiment.statistics import MIN_SEEDS
 
-USUAL_TRIALS, LEAST_TRIALS, MOST_TRIALS = 20, 10, 100
-USUAL_SEEDS, LEAST_SEEDS = 10, 6
+LEAST_TRIALS, MOST_TRIALS = 10, 100
 _START_SECONDS = 15.0
 """What it takes to start workers, once for the search and once for the runs."""
 
@@ -94,7 +96,7 @@ def share(budget: float, cost: Cost, trials: int | None = None, seeds: int | Non
     Raises:
         ConfigurationError: If the budget does not suffice for what is given, or else for the least that makes sense.
     """
-    fewest = Share(trials or LEAST_TRIALS, seeds or LEAST_SEEDS)
+    fewest = Share(trials or LEAST_TRIALS, seeds or MIN_SEEDS)
     needed = cost.search(fewest.trials) + cost.confirmation(fewest.seeds)
     if needed > budget:
         raise ConfigurationError(
@@ -107,6 +109,6 @@ def share(budget: float, cost: Cost, trials: int | None = None, seeds: int | Non
         return max((number for number in fits if getattr(cost, takes)(number) <= seconds), default=fits[0])
 
     for_seeds = budget / 2 if trials is None else budget - cost.search(trials)
-    own_seeds = seeds or most(range(LEAST_SEEDS, USUAL_SEEDS + 1), for_seeds, "confirmation")
+    own_seeds = seeds or most(range(MIN_SEEDS, USUAL_SEEDS + 1), for_seeds, "confirmation")
     rest = budget - cost.confirmation(own_seeds)
     return Share(trials or most(range(LEAST_TRIALS, MOST_TRIALS + 1), rest, "search"), own_seeds)

@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
-from transformers.utils import logging
 
 from crisp_attention.backends import reference
-from crisp_attention.config import SparsityConfig
+from crisp_attention.config import SETTINGS, SparsityConfig
 from crisp_attention.errors import ConfigurationError, UnsupportedModelError
 from crisp_attention.experiment.report.attention import InspectedLayer, Inspection, Level
 from crisp_attention.experiment.training.model import Checkpoint, load
 from crisp_attention.huggingface.model import dense, monitor, sparsify
-from crisp_attention.huggingface.persistence import SETTINGS, read_settings
+from crisp_attention.huggingface.persistence import read_settings
+from crisp_attention.huggingface.quiet import quiet
 from crisp_attention.operator import AttentionOutput
 from crisp_attention.rules import Normalizer, Pairs, select
 from crisp_attention.state import LayerState, attach, layers
@@ -28,8 +28,17 @@ _STRENGTHS: dict[str, tuple[Any, ...]] = {
     "sparsity": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95),
     "p": (0.99, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5),
     "drop": (1, 2, 3, 5, 8),
+    "window": (1, 2, 4, 8, 16, 32, 64),
+    "entropy": (0.25, 0.5, 1.0, 1.5, 2.0, 3.0),
 }
-_LABELS = {"sparsity": "sparsity {:.0%}", "p": "p = {:g}", "drop": "drop {:g}"}
+_MILD_IF_HIGH = ("p", "window", "entropy")
+_LABELS = {
+    "sparsity": "sparsity {:.0%}",
+    "p": "p = {:g}",
+    "drop": "drop {:g}",
+    "window": "window {:g}",
+    "entropy": "entropy {:g} nats",
+}
 
 
 def inspect(
@@ -50,37 +59,52 @@ def inspect(
     """
     if not text.strip():
         raise ConfigurationError("The text is empty; give a sentence in quotes.")
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    network = load(checkpoint, AutoModel, use_safetensors=True).eval()
+    with quiet():
+        network = load(checkpoint, AutoModel, use_safetensors=True).eval()
     if network.main_input_name != "input_ids" or network.config.is_encoder_decoder:
         raise UnsupportedModelError(
             f"crisp inspect shows a text's attention to itself. {type(network).__name__} "
             + ("has two sequences." if network.config.is_encoder_decoder else f"reads {network.main_input_name}.")
         )
-    if rule is None and getattr(network.config, SETTINGS, None) is not None:
-        own, _ = read_settings(network.config)
-        rule, sparsity = own.rule, own.sparsity if sparsity is None else sparsity
-    config = SparsityConfig(rule=rule or "topk", sparsity=sparsity)
-    tokenizer = load(checkpoint, AutoTokenizer)
-    whole = tokenizer(text, pair)["input_ids"]
-    inputs = tokenizer(text, pair, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
-    read = inputs["input_ids"][0].tolist()
-    seen = _scores(sparsify(network, config), inputs)
+    config = _chosen(network, rule, sparsity)
+    with quiet():
+        tokenizer = load(checkpoint, AutoTokenizer)
+        whole = tokenizer(text, pair)["input_ids"]
+        inputs = tokenizer(text, pair, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
+        read = inputs["input_ids"][0].tolist()
+        seen = _scores(sparsify(network, config), inputs)
     return Inspection(
         model=checkpoint.name,
         text=text if pair is None else f"{text} / {pair}",
         tokens=tuple(tokenizer.convert_ids_to_tokens(read)),
         cut=len(whole) - len(read),
         rule=config.rule,
-        settings=config.essence() | {"min_keep": config.min_keep or 1},
+        settings={name: value for name, value in config.changes().items() if name not in ("rule", *config.strength)},
         layers=tuple(
             InspectedLayer(name, scores.masked_fill(~_valid(pairs, scores), -torch.inf)[0].numpy())
             for name, scores, pairs in seen
         ),
-        levels=() if config.rule in _SCRIPTED else _levels(config, [found for _, *found in seen]),
+        levels=() if _scripted(config) else _levels(config, [found for _, *found in seen]),
         start=_start(config),
     )
+
+
+def _chosen(network: Any, rule: str | None, sparsity: float | None) -> SparsityConfig:
+    """What is shown: the rule that was asked for, else the model's own as it is set, in every head of every layer."""
+    if rule is not None or getattr(network.config, SETTINGS, None) is None:
+        return SparsityConfig(rule=rule or "topk", sparsity=sparsity)
+    own, _ = read_settings(network.config)
+    if own.layer_sparsity is not None:
+        own = own.replace(layer_sparsity=None, sparsity=max(own.layer_sparsity), schedule=None)
+    own = own.replace(apply="always", heads=None, layers=None, schedule=None)
+    if sparsity is None:
+        return own
+    return own.replace(**dict.fromkeys((*own.strength, "stride")), sparsity=sparsity)
+
+
+def _scripted(config: SparsityConfig) -> bool:
+    """Whether the page's script works out the survivors of any sparsity, which it does from scores alone."""
+    return config.rule in _SCRIPTED and not config.keep_first and not config.keep_self
 
 
 class _Watched(LayerState):
@@ -116,17 +140,15 @@ def _scores(network: Any, inputs: Any) -> list[tuple[str, Tensor, Pairs]]:
 
 def _strengths(config: SparsityConfig) -> list[Any]:
     """The strengths to choose from, mildest first; a sparsity of 0 is dense attention, which the page shows anyway."""
-    if not config.traits.strengths:
-        return []
-    strength = config.traits.strengths[0]
-    chosen = getattr(config, strength)
-    return sorted({*_STRENGTHS[strength], chosen} - {0.0}, reverse=strength == "p")
+    strength, chosen = next(iter(config.strength.items()))
+    strengths = sorted({*_STRENGTHS[strength], chosen}, reverse=strength in _MILD_IF_HIGH)
+    return [value for value in strengths if value or strength != "sparsity"]
 
 
 def _levels(config: SparsityConfig, seen: list[list[Any]]) -> tuple[Level, ...]:
-    if not config.traits.strengths:
+    if not config.strength:
         return (_level(config, config.rule, seen),)
-    strength = config.traits.strengths[0]
+    strength = next(iter(config.strength))
     return tuple(
         _level(config.replace(**{strength: value}), _LABELS[strength].format(value), seen)
         for value in _strengths(config)
@@ -146,10 +168,11 @@ def _level(config: SparsityConfig, label: str, seen: list[list[Any]]) -> Level:
 
 
 def _start(config: SparsityConfig) -> float:
-    if config.rule in _SCRIPTED:
+    if _scripted(config):
         return float(config.sparsity or 0.0)
-    chosen = getattr(config, config.traits.strengths[0]) if config.traits.strengths else None
-    strengths = _strengths(config)
+    if not config.strength:
+        return 0.0
+    chosen, strengths = next(iter(config.strength.values())), _strengths(config)
     return float(strengths.index(chosen)) if chosen in strengths else 0.0
 
 

@@ -27,8 +27,8 @@ class Outlook:
     To both is added what one run takes, so that the first seconds, which say little, change little.
 
     Args:
-        expected: Seconds that each run was expected to take, by run id; None where nobody knows. What is known of
-            none makes all alike, and nothing is said until one is done.
+        expected: Seconds that each run was expected to take, by run id; None where nobody knows. If no duration
+            is known, all runs count alike, and nothing is said until one is done.
         jobs: Runs side by side.
     """
 

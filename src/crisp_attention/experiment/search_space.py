@@ -108,9 +108,9 @@ def ask(
     spec = parse(content, "crisp tune")
     found = dataset.load_experiment(spec, announce)
     checkpoint = model.resolve(name, announce)
-    from crisp_attention.experiment.training.workbench import Workbench, dropouts, positions_of, quiet_transformers
+    from crisp_attention.experiment.training.workbench import Workbench, dropouts, positions_of, silence_training
 
-    quiet_transformers()
+    silence_training()
     bench = Workbench(checkpoint, found)
     network = bench.model(spec.training)
     longest = min(spec.data.max_length, positions_of(network.config) or math.inf, _reads(bench))

@@ -117,7 +117,7 @@ class Plan:
 
     @property
     def searching(self) -> float | None:
-        """Seconds of it until the search is done, none of it given up; None if nobody can tell."""
+        """Seconds that the search will take if no trial is given up early; None if nobody can tell."""
         if self.tuning is None:
             return 0.0
         cells = [
@@ -244,9 +244,9 @@ def prepare(
     examples, cut = None, None
     if work.pending:
         display.announce("Checking that every arm can be run on this model, and how fast")
-        from crisp_attention.experiment.training.workbench import Workbench, preflight, quiet
+        from crisp_attention.experiment.training.workbench import Workbench, preflight, quiet_training
 
-        with quiet():
+        with quiet_training():
             for probe in probes(spec) if tuned is None else (final,):
                 preflight(checkpoint, found, probe)
             bench = Workbench(checkpoint, found)

@@ -11,22 +11,21 @@ sparse one: the check then says "not applicable" and why.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from transformers import PreTrainedModel
-from transformers.utils import logging
 
+from crisp_attention.checking import Inputs, evaluation
 from crisp_attention.errors import CrispError
 from crisp_attention.huggingface.audit_checks import CHECKS, has_two_ways
 from crisp_attention.huggingface.audit_outcome import CheckOutcome, Stock, make_sparse_again
-from crisp_attention.huggingface.check import evaluation, probe
-from crisp_attention.huggingface.inputs import Inputs, working_inputs
+from crisp_attention.huggingface.inputs import working_inputs
 from crisp_attention.huggingface.model import densify, sparsify
+from crisp_attention.huggingface.probe import probe
+from crisp_attention.huggingface.quiet import quiet
 from crisp_attention.huggingface.trial import Trial
 from crisp_attention.representation import Tone, bullets, card, table
 
@@ -86,7 +85,8 @@ def audit(model: PreTrainedModel, inputs: Inputs | None = None) -> AuditReport:
         The verdict, its reasons and each check's outcome.
     """
     name = type(model).__name__
-    with _quiet():
+    with quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # ours about each check's `sparsify`
         twin = densify(copy.deepcopy(model))
         try:
             if inputs is None and twin._can_set_attn_implementation():
@@ -107,22 +107,6 @@ def audit(model: PreTrainedModel, inputs: Inputs | None = None) -> AuditReport:
     if failed:
         return AuditReport(name, "refused", failed, checks)
     return AuditReport(name, "served with limits" if limits else "served", limits, checks)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Neither Transformers' warnings nor its progress bars, nor ours about each check's `sparsify`."""
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _limits(trial: Trial) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from crisp_attention.config import SparsityConfig
+from crisp_attention.config import SETTINGS, SparsityConfig
 from crisp_attention.errors import ConfigurationError, CrispError
 from crisp_attention.huggingface.audit_invariance import (
     batch_invariance,
@@ -32,7 +32,7 @@ from crisp_attention.huggingface.audit_outcome import (
     watched,
 )
 from crisp_attention.huggingface.model import densify, load, watching
-from crisp_attention.huggingface.persistence import SETTINGS, implementations
+from crisp_attention.huggingface.persistence import implementations
 from crisp_attention.huggingface.trial import CallRecorder, Outputs, Trial, difference, floating, worst
 
 
@@ -54,7 +54,7 @@ def dense_equality(trial: Trial, stock: Stock) -> CheckOutcome:
         densify(trial.model)
     if not recorder.calls:
         return CheckOutcome(name, "failed", None, "no attention call was seen")
-    return judged(name, worst(found), trial, "largest difference from the stock model")
+    return judged(name, worst(found), trial.tolerance, "largest difference from the stock model")
 
 
 def without_masks(trial: Trial) -> tuple[dict[str, Any], Outputs | None]:
@@ -139,7 +139,7 @@ def gradients(trial: Trial, stock: Stock) -> CheckOutcome:
         known = [parameter.grad for parameter in learner.parameters() if parameter.grad is not None]
         return float(sum(int((~torch.isfinite(grad)).sum()) for grad in known)) if known else None
 
-    return relative(name, trial, measure, "gradient entries that are not finite")
+    return relative(name, trial, measure, "gradient entries that are not finite", limit=0.0)
 
 
 def reload(trial: Trial, stock: Stock) -> CheckOutcome:
@@ -171,7 +171,7 @@ def reload(trial: Trial, stock: Stock) -> CheckOutcome:
         stocks = _stock_reload(trial, stock)
         if stocks.outcome == "not applicable":
             return stocks
-    return judged(name, largest, trial, "largest difference after a reload")
+    return judged(name, largest, trial.tolerance, "largest difference after a reload")
 
 
 def _stock_reload(trial: Trial, stock: Stock) -> CheckOutcome:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crisp_attention.checking import evaluation
 from crisp_attention.huggingface.audit_outcome import CheckOutcome, Stock, not_applicable, relative, watched
-from crisp_attention.huggingface.check import evaluation
 from crisp_attention.huggingface.trial import Outputs, Trial, difference, outputs_of, worst
 
 _PADS = 7

@@ -70,12 +70,14 @@ def watched(trial: Trial, sparsity: float) -> tuple[Outputs, list[Call]]:
         densify(trial.model)
 
 
-def relative(name: str, trial: Trial, measure: Callable[[], float | None], detail: str) -> CheckOutcome:
-    """Ask of the sparse model what the dense one holds."""
+def relative(
+    name: str, trial: Trial, measure: Callable[[], float | None], detail: str, limit: float | None = None
+) -> CheckOutcome:
+    """Ask of the sparse model what the dense one holds: at most `limit`, by default the trial's tolerance."""
+    limit = trial.tolerance if limit is None else limit
     stock = attempt(measure)
     if stock is None:
         return not_applicable(name, "the dense model itself does not offer it")
-    limit = 0.0 if name == "finite gradients" else trial.tolerance
     # Ten times as strictly: what a dense model nearly holds, a sparse one need not.
     if stock > limit / 10:
         return not_applicable(name, f"the dense model itself does not hold it ({stock:.1e})")
@@ -84,12 +86,12 @@ def relative(name: str, trial: Trial, measure: Callable[[], float | None], detai
         figure = measure()
     finally:
         densify(trial.model)
-    if figure is not None and figure > trial.tolerance and not _always_holds(trial, measure):
+    if figure is not None and figure > limit and not _always_holds(trial, measure, limit):
         return not_applicable(name, "the dense model itself does not hold it on every input")
-    return judged(name, figure, trial, detail)
+    return judged(name, figure, limit, detail)
 
 
-def _always_holds(trial: Trial, measure: Callable[[], float | None]) -> bool:
+def _always_holds(trial: Trial, measure: Callable[[], float | None], limit: float) -> bool:
     """Whether a dense model holds a property on other texts too.
 
     One that selects keys by scores of its own may break a tie this way or that, text by text.
@@ -101,18 +103,18 @@ def _always_holds(trial: Trial, measure: Callable[[], float | None]) -> bool:
         for text in other_texts(inputs["input_ids"]):
             trial.inputs = {**inputs, "input_ids": text}
             figure = attempt(measure)
-            if figure is not None and figure > trial.tolerance:
+            if figure is not None and figure > limit:
                 return False
     finally:
         trial.inputs = inputs
     return True
 
 
-def judged(name: str, figure: float | None, trial: Trial, detail: str) -> CheckOutcome:
-    """The outcome of a difference that rounding may explain."""
+def judged(name: str, figure: float | None, limit: float, detail: str) -> CheckOutcome:
+    """The outcome of a difference of which rounding may explain `limit`."""
     if figure is None:
         return not_applicable(name, "no output can be compared")
-    return CheckOutcome(name, "ok" if figure <= trial.tolerance else "failed", figure, f"{detail}: {figure:.1e}")
+    return CheckOutcome(name, "ok" if figure <= limit else "failed", figure, f"{detail}: {figure:.1e}")
 
 
 def not_applicable(name: str, why: str) -> CheckOutcome:

@@ -18,9 +18,6 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from crisp_attention.errors import CrispError, UnsupportedModelError
 
-Inputs = Mapping[str, Any]
-"""Keyword arguments of a model's forward pass."""
-
 LENGTH = 16
 # Beside images or sounds: no other count of theirs, so that calls on text are told apart by length.
 MIXED_LENGTH = 19
@@ -169,7 +166,7 @@ def _images(model: PreTrainedModel, parameters: Mapping[str, Any]) -> Iterator[d
         frames = _first(vision, ("num_frames", "frames_per_clip"), 4)
         film = picture[:, None].expand(-1, frames if isinstance(frames, int) else 4, -1, -1, -1).contiguous()
         sizes = {"image_sizes": torch.tensor([[size, size]] * 2)} if "image_sizes" in parameters else {}
-        shapes = [film, picture] if main != "pixel_values" or _is_video(model, vision) else [picture, film]
+        shapes = [film, picture] if main != "pixel_values" or _is_video(vision) else [picture, film]
         for shape in shapes:
             yield {main: shape, **sizes}
         if sizes:
@@ -196,7 +193,7 @@ def _image_sizes(config: Any, vision: Any, patch: int) -> list[int]:
     return list(dict.fromkeys([*known, 4 * patch, 64, 224]))[:3]
 
 
-def _is_video(model: PreTrainedModel, vision: Any) -> bool:
+def _is_video(vision: Any) -> bool:
     return any(hasattr(vision, name) for name in ("num_frames", "frames_per_clip", "tubelet_size"))
 
 

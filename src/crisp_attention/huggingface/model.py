@@ -14,13 +14,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from crisp_attention.backends import Detail, require_known
-from crisp_attention.config import SparsityConfig
+from crisp_attention.checking import CheckReport, Inputs, measure, require_own_draws
+from crisp_attention.config import SETTINGS, SparsityConfig
 from crisp_attention.errors import ConfigurationError, UnsupportedModelError
-from crisp_attention.huggingface.check import CheckReport, measure, probe, report_on, require_own_draws
-from crisp_attention.huggingface.inputs import Inputs
 from crisp_attention.huggingface.persistence import (
     IMPLEMENTATION,
-    SETTINGS,
     configs,
     default_implementations,
     implementations,
@@ -29,6 +27,7 @@ from crisp_attention.huggingface.persistence import (
     require_own_config,
     unmark_config,
 )
+from crisp_attention.huggingface.probe import probe, report_on
 from crisp_attention.huggingface.trial import HALF_TOLERANCE, TOLERANCE, Trial
 from crisp_attention.masks import causal_refusal
 from crisp_attention.monitoring import Monitor, SparsityMonitor

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from crisp_attention.config import SparsityConfig
+from crisp_attention.config import SETTINGS, SparsityConfig
 from crisp_attention.errors import ConfigurationError
 from crisp_attention.settings import require_integer, require_share
 from crisp_attention.state import Implementations, LayerState, ModelState, attach, attached
@@ -19,9 +19,6 @@ from crisp_attention.state import Implementations, LayerState, ModelState, attac
 # Not at run time: whoever imports Transformers registers us, which imports this module.
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-SETTINGS = "crisp_attention"
-"""Attribute of a model's config that holds the settings."""
 
 IMPLEMENTATION = "crisp"
 """The name in Transformers' attention and mask registries."""

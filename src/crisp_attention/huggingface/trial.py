@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from crisp_attention.backends import Detail
+from crisp_attention.checking import evaluation
 from crisp_attention.config import SparsityConfig
-from crisp_attention.huggingface.check import evaluation
 from crisp_attention.masks import hides_future
 from crisp_attention.operator import AttentionOutput
 from crisp_attention.rules.selection import keep_count
@@ -104,7 +104,6 @@ class Trial:
 
     model: PreTrainedModel
     inputs: dict[str, Any]
-    _dense: dict[str, Any] = field(default_factory=dict)
 
     @property
     def tolerance(self) -> float:

@@ -11,17 +11,17 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from crisp_attention.backends import require_known
-from crisp_attention.config import SparsityConfig
-from crisp_attention.errors import ConfigurationError, UnsupportedModelError, nearest
-from crisp_attention.huggingface.check import (
+from crisp_attention.checking import (
     AttentionCall,
     CheckReport,
+    Inputs,
     OwnAttention,
     layer_reports,
     measure,
     require_own_draws,
 )
-from crisp_attention.huggingface.inputs import Inputs
+from crisp_attention.config import SparsityConfig
+from crisp_attention.errors import ConfigurationError, UnsupportedModelError, nearest
 from crisp_attention.modules.attention import require_heads
 from crisp_attention.modules.multihead import SparseMultiheadAttention, guard_nested, unguard_nested
 from crisp_attention.modules.sparse import SparseModule

@@ -8,9 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from crisp_attention.config import SparsityConfig
+from crisp_attention.config import SETTINGS, SparsityConfig
 from crisp_attention.errors import ConfigurationError
-from crisp_attention.huggingface.persistence import SETTINGS
 from crisp_attention.settings import require_share
 from crisp_attention.state import LayerState, attached
 

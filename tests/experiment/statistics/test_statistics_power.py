@@ -42,9 +42,9 @@ def test_a_look_is_the_last_one_that_the_data_have_reached(complete, number, see
 
 def test_a_look_at_five_seeds_can_reach_nothing():
     look = look_at((5, 10, 20), 5)
-    assert look.smallest_p == 0.0625
-    assert look.smallest_p > look.alpha
-    assert look_at((5, 10, 20), 10).smallest_p < look.alpha
+    assert smallest_p(look.seeds) == 0.0625
+    assert smallest_p(look.seeds) > look.alpha
+    assert smallest_p(look_at((5, 10, 20), 10).seeds) < look.alpha
 
 
 @pytest.mark.parametrize(("seeds", "alpha"), [(6, 0.05), (8, 0.05), (8, 0.05 / 3), (10, 0.05)])

@@ -24,10 +24,10 @@ PANEL = 16
 """Keys in a panel: scores are computed for so many at once, and rows of scores are padded to a multiple."""
 
 ROWS = 4
-"""Queries whose scores are computed at once, with as many registers as there are."""
+"""Queries in a tile: their scores are computed at once, which takes all vector registers."""
 
 GROUPS = 4
-"""Groups of as many queries that meet a panel of keys one after another."""
+"""Tiles of `ROWS` queries that meet a panel of keys one after another, while it is in the cache."""
 
 WIDTHS = (16, 32, 48, 64, 96, 128)
 """Head widths with loops of their own; others are padded with zeros to the next."""

@@ -10,7 +10,7 @@ use it on the same tiles (`Plan`) with the same number of warps:
 - fp32 inputs are multiplied as such (`input_precision="ieee"`), never as TF32.
 - Scale and bias are one explicit `fma`: left to the compiler, a product and a sum may or may not be contracted.
 
-Where a threshold has a gap below it, it also lies anywhere in that gap (`threshold.search_kernel`).
+Where a threshold has a gap below it, it also lies anywhere in that gap (`threshold._search_kernel`).
 
 Letters: B batch, H heads, Hkv key/value heads, N tokens (Q queries, K keys), D and Dv head widths.
 """

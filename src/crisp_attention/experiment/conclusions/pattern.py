@@ -168,7 +168,7 @@ def _alike(spec: ExperimentSpec, arm: ArmSpec, other: ArmSpec) -> bool:
 
 
 def _training(spec: ExperimentSpec, arm: ArmSpec) -> object:
-    """How an arm is trained, its attention and seeds apart; arms that are alike in all of it share a search."""
+    """How an arm is trained, its attention and seeds apart."""
     return spec.training_of(arm), _padding(spec, arm), tuple(spec.searched(arm))
 
 

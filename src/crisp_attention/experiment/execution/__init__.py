@@ -1,1 +1,1 @@
-"""Pending runs on worker processes."""
+"""Pending runs and trials of a search, on worker processes, under a launcher, or on a Ray cluster."""

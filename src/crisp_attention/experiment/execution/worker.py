@@ -141,10 +141,10 @@ def set_up(checkpoint: Checkpoint, data: ExperimentData, threads: int) -> Workbe
     keep_memory()
     import torch
 
-    from crisp_attention.experiment.training.workbench import Workbench, quiet_transformers
+    from crisp_attention.experiment.training.workbench import Workbench, silence_training
 
     torch.set_num_threads(threads)
-    quiet_transformers()
+    silence_training()
     return Workbench(checkpoint, data)
 
 

@@ -1,1 +1,1 @@
-"""A study for other tools: one tidy table with a row a run, one with a row a prediction. From the records alone."""
+"""A study for other tools, from the records alone: tables of runs and of predictions, MLflow, a copy to publish."""

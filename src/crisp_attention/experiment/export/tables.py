@@ -63,7 +63,7 @@ RUN_COLUMNS: dict[str, Any] = {
     "git_commit": _WORD,
     "git_dirty": _YES,
 }
-"""Columns of the table of runs that every study has; `run_columns` adds those of its evaluations and packages."""
+"""Columns of the table of runs that every study has; `_run_columns` adds those of its evaluations and packages."""
 
 PREDICTION_COLUMNS: dict[str, Any] = {
     "run_id": _WORD,

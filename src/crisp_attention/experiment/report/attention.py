@@ -51,7 +51,7 @@ class Inspection:
         tokens: T of them, special ones included.
         cut: Tokens that were left out at the end.
         rule: Which scores survive.
-        settings: The rule's settings as the page's script or a reader needs them.
+        settings: Of the rule, which differ from its defaults; without how much it removes.
         layers: In the order in which they run.
         levels: Strengths to choose from; empty if the script works out the survivors of any sparsity.
         start: The sparsity shown first, or the place of the level.

@@ -9,7 +9,14 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from crisp_attention.experiment.conclusions.analysis import Analysis, ArmResult
-from crisp_attention.experiment.statistics import ALPHA, Contrast, Interval, interquartile_mean, least_seeds
+from crisp_attention.experiment.statistics import (
+    ALPHA,
+    EQUIVALENCE_MARGIN,
+    Contrast,
+    Interval,
+    interquartile_mean,
+    least_seeds,
+)
 
 MISSING = "-"
 
@@ -91,8 +98,9 @@ def contrasts(analysis: Analysis) -> Table:
         "Contrasts",
         f"Differences from {analysis.spec.primary.baseline}{where(analysis)} over paired seeds, in points. The first "
         "interval resamples seeds and examples; the second is over seeds alone, on these examples. p: sign-flip test; "
-        "Holm over all contrasts but the primary one; TOST: equivalence within ±0.5 points; detectable: with 80% "
-        "power. Below {least} seeds intervals, TOST and what is detectable would mean nothing and are left out.",
+        f"Holm over all contrasts but the primary one; TOST: equivalence within ±{EQUIVALENCE_MARGIN:g} points; "
+        "detectable: with 80% power. Below {least} seeds intervals, TOST and what is detectable would mean nothing and "
+        "are left out.",
         [(f"{item.arm}{' (primary)' if item is analysis.primary else ''}", item) for item in analysis.contrasts],
     )
 

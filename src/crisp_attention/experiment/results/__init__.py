@@ -1,1 +1,1 @@
-"""What runs leave behind: versioned records in a folder in which nothing is overwritten."""
+"""What runs leave behind: versioned records in a folder. Only a retry replaces one, of a run that failed."""

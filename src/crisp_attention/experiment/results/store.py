@@ -1,4 +1,6 @@
-"""A run directory: the study's identity, one atomic record a run, a lease and a lock a run. Nothing is overwritten.
+"""A run directory: the study's identity, one atomic record a run, a lease and a lock a run.
+
+Nothing is overwritten but the record of a run that failed or diverged, where it is done again.
 
 runs/NAME/
   study.json          the specification, fingerprints, and how many seeds were asked for when

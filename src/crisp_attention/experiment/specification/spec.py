@@ -32,6 +32,7 @@ from crisp_attention.experiment.specification.tracking import UNTRACKED, Trackin
 from crisp_attention.experiment.specification.tune import Space, TuneSpec, fixed
 
 MAX_SEEDS = 1000
+USUAL_SEEDS = 10
 """Most seeds that an experiment may ask for."""
 
 INCIDENTAL = ("name", "description", "choices", "seeds", "resources", "tracking")
@@ -47,7 +48,7 @@ class ExperimentSpec(Section):
         (), strict=False, description="settings that are our choice, not a source's; shown in the report"
     )
     model: str = Field(description="a packaged model, 'tiny-vit' from scratch, a folder with weights, or a hub name")
-    seeds: Annotated[int, Field(ge=1, le=MAX_SEEDS)] = Field(10, description="runs per arm, seeds 0, 1, ...")
+    seeds: Annotated[int, Field(ge=1, le=MAX_SEEDS)] = Field(USUAL_SEEDS, description="runs per arm, seeds 0, 1, ...")
     primary: PrimarySpec
     data: DataSpec
     training: TrainingSpec = TrainingSpec()

@@ -172,10 +172,13 @@ def fixed(attention: SparsityConfig, searched: Mapping[str, Space]) -> SparsityC
     return with_values(attention, {name: space.samples[0] for name, space in searched.items()})
 
 
+USUAL_TRIALS = 20
+
+
 class TuneSpec(Section):
     """The same budget for every arm, on data carved from the training split."""
 
-    trials: Annotated[int, Field(ge=1, le=10_000)] = Field(20, description="trials of each arm, in all")
+    trials: Annotated[int, Field(ge=1, le=10_000)] = Field(USUAL_TRIALS, description="trials of each arm, in all")
     share: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="of the training split, held out to judge them")
     epochs: Annotated[int, Field(ge=1)] | None = Field(None, description="of each trial (default: those of training)")
     seed: Annotated[int, Field(ge=0, lt=2**32 - 10_000)] = Field(

@@ -1,7 +1,8 @@
 """Statistics of paired runs: pure functions, arrays in, numbers out. No torch.
 
 `paired` compares two arms over seeds, `calibration` judges probabilities, `interaction` follows a difference along what
-is varied, `power` says what a design can find. Randomness comes from the `numpy.random.Generator` that is passed in.
+is varied, `pooled` averages one over studies, `power` says what a design can find. Randomness comes from the
+`numpy.random.Generator` that is passed in.
 """
 
 from crisp_attention.experiment.statistics.calibration import (
@@ -41,6 +42,7 @@ from crisp_attention.experiment.statistics.paired import (
     sign_flip_p,
     t_interval,
 )
+from crisp_attention.experiment.statistics.pooled import PooledDifference, pooled
 from crisp_attention.experiment.statistics.power import (
     ALPHA,
     MIN_SEEDS,
@@ -69,6 +71,7 @@ __all__ = [
     "Look",
     "McNemar",
     "Pair",
+    "PooledDifference",
     "ReliabilityBin",
     "brier",
     "calibration_error",
@@ -85,6 +88,7 @@ __all__ = [
     "look_at",
     "mcnemar",
     "nll",
+    "pooled",
     "probability_better",
     "reliability",
     "rescaled",

@@ -79,7 +79,7 @@ class Contrast:
         seed_interval: Student's t over seeds alone: "on these N examples". None for one seed.
         effect_size: d_z, the mean difference in its standard deviations; None where that is 0.
         probability_better: P(arm > baseline) for two independent seeds, ties half.
-        p_equivalence: TOST for a difference within +-0.5 points; None for one seed.
+        p_equivalence: TOST for a difference within `EQUIVALENCE_MARGIN` points either way; None for one seed.
         detectable: Smallest difference that a paired t test over seeds, so on these examples, finds with 80% power;
             None for one seed.
         detectable_verdict: Smallest difference that a verdict finds with 80% power: by the sign-flip test, and with an

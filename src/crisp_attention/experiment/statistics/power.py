@@ -43,11 +43,6 @@ class Look:
         """Seeds that this look is at; 0 before the first."""
         return self.planned[self.number - 1] if self.number else 0
 
-    @property
-    def smallest_p(self) -> float:
-        """What a sign-flip test over so many seeds can reach at best."""
-        return smallest_p(self.seeds)
-
 
 def look_at(planned: Sequence[int], complete: int) -> Look:
     """The last planned look that the data have reached.

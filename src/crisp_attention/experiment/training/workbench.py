@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -31,6 +30,7 @@ from crisp_attention.experiment.specification.spec import ExperimentSpec
 from crisp_attention.experiment.training.evaluation import map_rows
 from crisp_attention.experiment.training.model import Checkpoint
 from crisp_attention.huggingface.model import sparsify
+from crisp_attention.huggingface.quiet import quiet, silence
 
 # Under which names the configurations of architectures hold the two dropouts that an arm may set.
 _DROPOUT_FIELDS = {
@@ -110,27 +110,23 @@ class Workbench:
         return _load(self.checkpoint, self.data, training)
 
 
-def quiet_transformers() -> None:
+def silence_training() -> None:
     """Leave the screen to our own progress display."""
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    silence()
     logging.getLogger("accelerate").setLevel(logging.ERROR)
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """As `quiet_transformers` within; a notebook that called us is as talkative afterwards as before."""
+def quiet_training() -> Iterator[None]:
+    """As `silence_training` within; a notebook that called us is as talkative afterwards as before."""
     accelerate = logging.getLogger("accelerate")
-    verbosity, level = transformers.utils.logging.get_verbosity(), accelerate.level
-    bars = transformers.utils.logging.is_progress_bar_enabled()
-    quiet_transformers()
+    level = accelerate.level
     try:
-        yield
+        with quiet():
+            silence_training()
+            yield
     finally:
-        transformers.utils.logging.set_verbosity(verbosity)
         accelerate.setLevel(level)
-        if bars:
-            transformers.utils.logging.enable_progress_bar()
 
 
 def positions_of(config: Any) -> int | None:
