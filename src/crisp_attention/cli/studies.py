@@ -221,5 +221,5 @@ def _run(
     if part is not None:
         if study.unfinished(folder, part):
             raise typer.Exit(1)
-    elif any(arm.troubled or arm.missing for arm in analysis.arms):
+    elif any(arm.troubled or arm.missing for arms in analysis.by_condition.values() for arm in arms):
         raise typer.Exit(1)

@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel
 
 from crisp_attention.backends import reference
 from crisp_attention.config import SETTINGS, SparsityConfig
 from crisp_attention.errors import ConfigurationError, UnsupportedModelError
 from crisp_attention.experiment.report.attention import InspectedLayer, Inspection, Level
-from crisp_attention.experiment.training.model import Checkpoint, load
+from crisp_attention.experiment.training.model import Checkpoint, load, load_tokenizer
 from crisp_attention.huggingface.model import dense, monitor, sparsify
 from crisp_attention.huggingface.persistence import read_settings
 from crisp_attention.huggingface.quiet import quiet
@@ -68,7 +68,7 @@ def inspect(
         )
     config = _chosen(network, rule, sparsity)
     with quiet():
-        tokenizer = load(checkpoint, AutoTokenizer)
+        tokenizer = load_tokenizer(checkpoint)
         whole = tokenizer(text, pair)["input_ids"]
         inputs = tokenizer(text, pair, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
         read = inputs["input_ids"][0].tolist()

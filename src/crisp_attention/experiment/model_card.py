@@ -61,8 +61,8 @@ def card(analysis: Analysis, record: Record, why: str, settings: dict[str, Any] 
         "",
         "## Accuracy",
         "",
-        f"This model: {score.correct} of {score.total} evaluation examples, which neither training nor the choice of "
-        "settings saw; the verdict, which decides between the arms, is by them. By arm, over seeds, in %:",
+        f"This model: {score.correct} of {score.total} evaluation examples, of a split that neither training nor the "
+        "choice of settings used; the verdict, which decides between the arms, is by them. By arm, over seeds, in %:",
         "",
         "| arm | seeds | lowest | mean | highest |",
         "| --- | ---: | ---: | ---: | ---: |",

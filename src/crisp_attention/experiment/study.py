@@ -305,6 +305,8 @@ def carry_out(plan: Plan, display: Display) -> tuple[Analysis, Path]:
     if plan.tuning is not None:
         plan = _tune(plan, plan.tuning, store, display)
     if plan.source is not None:
+        if plan.taken and not plan.source.holds(plan.spec, plan.prints):
+            store.note_taken_over(plan.taken, plan.source)
         for run_id in plan.taken:
             lease = store.lock(run_id)
             if lease is not None:  # else another process is taking it over, too

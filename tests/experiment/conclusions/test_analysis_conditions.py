@@ -135,6 +135,27 @@ def test_an_interaction_has_the_seeds_that_are_complete_everywhere(tmp_path, spe
     }
     assert found.primary.seeds == 7
     assert any("2 of 84 runs are not done yet" in caution for caution in found.cautions)
+    # Said now, it would be a look that nobody had planned.
+    said = [sentence for sentence in found.verdict.details if "train_examples" in sentence and "follow" in sentence]
+    assert len(said) == 1
+    assert "is not said yet: 5 of 7 planned pairs of seeds are done in every condition" in said[0]
+
+
+def test_a_trend_says_how_many_seeds_it_rests_on_where_some_were_lost(tmp_path, spec):
+    lost = ("topk-50", "train_examples=400", 2)
+    found = analyse(
+        fill_runs(
+            tmp_path,
+            spec,
+            lambda run: (
+                (troubled(run, "diverged"), None) if (run.arm, run.condition, run.index) == lost else varied(run)
+            ),
+        )
+    )
+    assert any(
+        "falls with train_examples" in sentence and "over the 6 seeds that finished everywhere" in sentence
+        for sentence in found.verdict.details
+    )
 
 
 def test_where_nothing_varies_there_is_one_condition_without_a_name(tmp_path):

@@ -5,6 +5,7 @@ import pytest
 
 from crisp_attention.errors import RecordError
 from crisp_attention.experiment.conclusions.analysis import analyse
+from crisp_attention.experiment.results.record import SURER
 from crisp_attention.experiment.results.store import Store
 from record_builders import (
     ARMS,
@@ -255,3 +256,38 @@ def test_a_setting_that_only_one_arm_has_is_no_other_setting(tmp_path):
     arms = [ARMS[0] | {"tune": ["learning_rate"]}, ARMS[1] | {"tune": ["learning_rate", "sparsity"]}, PLACEBO]
     spec = make_spec(tune={key: TUNE[key] for key in ("trials", "learning_rate", "sparsity")}, arms=arms)
     assert not has(analyse(fill_tuned(tmp_path, spec)).cautions, "other settings")
+
+
+@pytest.mark.parametrize(
+    ("own", "told"),
+    [
+        ({"padding": "max_length"}, "padding"),
+        ({"seed_offset": 3}, "seed_offset"),
+        ({"sparsity": 0.0, "evaluate": {"sparsity": 0.5}, "training": {"learning_rate": 1e-3}}, "learning_rate"),
+    ],
+)
+def test_whatever_else_two_arms_differ_in_is_named(tmp_path, own, told):
+    arms = [ARMS[0], ARMS[1] | own, PLACEBO]
+    found = analyse(fill(tmp_path, make_spec(arms=arms), EVEN)).cautions
+    assert has(found, "differ in more than attention", f"({told})")
+
+
+@pytest.mark.parametrize("beside_the_verdict", [True, False])
+def test_many_repeats_among_the_evaluation_examples_stand_beside_the_verdict(tmp_path, beside_the_verdict):
+    note = "40 of 400 evaluation texts repeat another one." + f" {SURER}" * beside_the_verdict
+    store = fill(
+        tmp_path, make_spec(arms=[*ARMS, PLACEBO]), EVEN, provenance=provenance(data_notes=("Another note.", note))
+    )
+    assert analyse(store).cautions == ((note,) if beside_the_verdict else ())
+
+
+def test_a_contrast_named_after_its_runs_were_there_says_so(tmp_path):
+    spec = make_spec(arms=[*ARMS, PLACEBO])
+    store, other = fill(tmp_path / "one", spec, EVEN), fill(tmp_path / "other", make_spec(name="earlier"), EVEN)
+    own = [run.config.run_id for name in ("dense", "topk-50") for (arm, _), run in planned(spec).items() if arm == name]
+    store.note_taken_over(own[:8], other)
+    assert analyse(store).cautions == ()  # by the baseline alone no contrast could be chosen
+    store.note_taken_over(own[:10], other)
+    assert has(analyse(store).cautions, "10 of 16 runs of the primary contrast", "another study (earlier)")
+    store.open(spec, PRINTS)
+    assert len(store.taken_over()) == 10

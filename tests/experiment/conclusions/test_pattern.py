@@ -4,6 +4,7 @@ import pytest
 
 from crisp_attention.experiment.conclusions.pattern import (
     Fall,
+    Standing,
     dense_twins,
     dropout_arms,
     is_placebo,
@@ -43,14 +44,15 @@ def compared(arm, baseline, difference=1.0, p=0.002, low=0.3, high=1.7, seeds=10
     )
 
 
-def judged(train=FALLS, gap=NARROWS, twin=None, rivals=None):
+def judged(train=FALLS, gap=NARROWS, twin=None, rivals=None, **standings):
     twin = twin or compared(TWIN["name"], "dense")
     rivals = [compared("topk-50", "dropout"), compared("topk-50", "more-dropout", 2.0)] if rivals is None else rivals
     rates = [
         {"name": name, "training": {"attention_dropout": 0.2 + place / 10}}
         for place, name in enumerate(dict.fromkeys(item.baseline for item in rivals))
     ]
-    return regularizer_pattern(spec(TWIN, *rates), train, gap, {twin.arm: twin}, rivals)
+    stand = {name.replace("_", "-"): standing for name, standing in standings.items()}
+    return regularizer_pattern(spec(TWIN, *rates), train, gap, {twin.arm: twin}, rivals, stand)
 
 
 # Which arms decide
@@ -228,3 +230,21 @@ def test_too_few_seeds_leave_every_clause_open():
     )
     assert [clause.holds for clause in found.clauses] == [None] * 4
     assert all("too few seeds to tell" in clause.figure for clause in found.clauses)
+
+
+def test_nothing_is_said_of_a_clause_before_its_pairs_are_done():
+    assert judged().holds is True
+    found = judged(topk_50_to_dense=Standing(awaited=4, planned=10))
+    assert (found.dense_keeps.holds, found.holds) == (None, None)
+    assert found.dense_keeps.figure.endswith("6 of 10 pairs are done")
+    found = judged(dropout=Standing(planned=10), more_dropout=Standing(awaited=1, planned=10))
+    assert (found.beats_dropout.holds, found.beats_dropout.figure) == (None, "19 of 20 pairs are done")
+
+
+def test_no_clause_favours_the_side_that_lost_more_runs():
+    found = judged(topk_50_to_dense=Standing(troubled=1, planned=10))
+    assert found.dense_keeps.holds is None
+    assert "1 runs of topk-50-to-dense diverged or failed" in found.dense_keeps.figure
+    assert judged(topk_50_to_dense=Standing(troubled=1), dense=Standing(troubled=1)).dense_keeps.holds is True
+    assert judged(topk_50=Standing(troubled=1, planned=10)).beats_dropout.holds is None
+    assert judged(dropout=Standing(troubled=1), more_dropout=Standing(troubled=1)).beats_dropout.holds is True

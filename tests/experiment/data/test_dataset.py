@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from crisp_attention.errors import DataError
 from crisp_attention.experiment.data import dataset as dataset_module
-from crisp_attention.experiment.data.dataset import Dataset, Split
+from crisp_attention.experiment.data.dataset import Dataset, Split, load
+from crisp_attention.experiment.results.record import SURER
+from crisp_attention.experiment.specification.sections import DataSpec
 from data_files import ROWS, everything, glue_folder, load_file, sides, write
 from record_builders import make_spec
 
@@ -444,3 +446,15 @@ def test_another_source_that_does_not_fit_is_refused(tmp_path):
 def test_images_have_no_typing_errors():
     with pytest.raises(DataError, match="'typos': typos need texts; the examples of digits are images"):
         conditions_of("digits", evaluations=[{"name": "typos", "typos": 0.1}])
+
+
+@pytest.mark.parametrize(("repeats", "many"), [(0, False), (2, False), (10, True)])
+def test_repeats_among_evaluation_texts_are_told(tmp_path, repeats, many):
+    rows = [f"film {number},{number % 2}" for number in range(100)]
+    for name, own in (("train", [f"a {row}" for row in rows]), ("test", rows + rows[:repeats])):
+        (tmp_path / f"{name}.csv").write_text("text,label\n" + "\n".join(own) + "\n", encoding="utf-8")
+    found = load(DataSpec(source=str(tmp_path / "train.csv"), test=str(tmp_path / "test.csv")))
+    told = [note for note in found.notes if "repeat another one" in note]
+    assert told == [f"{repeats} of {100 + repeats} evaluation texts repeat another one." + f" {SURER}" * many] * (
+        repeats > 0
+    )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 
 import numpy as np
 import pytest
@@ -190,3 +191,38 @@ def test_images_of_the_hub_that_would_be_cut_off_or_fail_later_are_refused(monke
     images_of_the_hub(monkeypatch, b"none")
     with pytest.raises(DataError, match="org/pictures/train, image 11 is no image that Pillow can read"):
         load(DataSpec(source="org/pictures"))
+
+
+def test_a_jpeg_that_ends_too_soon_is_named(folder):
+    noise = np.random.default_rng(0).integers(0, 255, size=(64, 64, 3))
+    whole = encoded(noise, "jpg")
+    file = folder / "train" / "across" / "cut.jpg"
+    file.write_bytes(whole)
+    assert len(load(DataSpec(source=str(folder))).train) == 25
+    file.write_bytes(whole[: int(0.93 * len(whole))])
+    with pytest.raises(DataError, match=r"cut\.jpg is no image that Pillow can read"):
+        load(DataSpec(source=str(folder)))
+
+
+def test_images_that_lie_too_deep_are_told_and_hidden_ones_count_for_nothing(folder):
+    for place in ("train/across/batch-1", "train/.ipynb_checkpoints"):
+        (folder / place).mkdir()
+        (folder / place / "one.png").write_bytes(stripes(77, True))
+    (folder / "train" / "across" / ".DS_Store").write_bytes(b"")
+    found = load(DataSpec(source=str(folder)))
+    assert (len(found.train), found.classes) == (24, ("across", "upright"))
+    assert found.notes == ("1 files of train were left out: they lie deeper than CLASS/FILE.",)
+
+
+@pytest.mark.parametrize("name", ["val", "validation", "dev"])
+def test_the_evaluation_split_is_found_by_its_usual_names(folder, name):
+    (folder / "test").rename(folder / name)
+    found = load(DataSpec(source=str(folder)))
+    assert (len(found.train), len(found.test), found.notes) == (24, 10, ())
+
+
+def test_a_split_that_is_left_alone_is_told(folder):
+    shutil.copytree(folder / "test", folder / "val")
+    found = load(DataSpec(source=str(folder)))
+    assert len(found.test) == 10
+    assert "Folder val was left alone: test is evaluated on." in found.notes

@@ -447,3 +447,11 @@ def test_hidden_labels_of_the_hub_are_no_examples(hub):
     hub(train=columns(20), test=hidden)
     with pytest.raises(DataError, match="evaluation split is empty"):
         load(DataSpec(source="org/set"))
+
+
+@pytest.mark.parametrize("cell", ['["a", "list"]', '{"en": "an object"}'])
+def test_cells_of_lists_or_objects_are_refused(tmp_path, cell):
+    file = tmp_path / "films.jsonl"
+    file.write_text('{"text": "fine", "label": 0}\n{"text": ' + cell + ', "label": 1}\n', encoding="utf-8")
+    with pytest.raises(DataError, match="column 'text' holds lists or objects"):
+        load(DataSpec(source=str(file)))

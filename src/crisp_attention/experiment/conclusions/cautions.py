@@ -10,6 +10,7 @@ import numpy as np
 from crisp_attention.experiment import statistics
 from crisp_attention.experiment.conclusions.outputs import ArmResult, named
 from crisp_attention.experiment.conclusions.pattern import dense, is_placebo
+from crisp_attention.experiment.results.record import SURER
 from crisp_attention.experiment.results.tuning import Tuning
 from crisp_attention.experiment.specification.sections import TrainingSpec
 from crisp_attention.experiment.specification.spec import ExperimentSpec
@@ -29,6 +30,7 @@ def cautions(
     placebo: Contrast | None,
     look: Look | None,
     tuning: Tuning | None,
+    taken_over: Mapping[str, str],
 ) -> tuple[str, ...]:
     """All that apply, in sentences.
 
@@ -39,11 +41,15 @@ def cautions(
         placebo: The baseline again with other seeds, against the baseline.
         look: Which planned look this is; None where none are planned.
         tuning: What was searched and found before the runs; None if nothing is searched, or not found yet.
+        taken_over: Runs that were made for another study, and its name, by run id.
     """
     arms = [arm for results in by_condition.values() for arm in results]
     primary = spec.primary.arm, spec.primary.baseline
+    compared = [named(by_condition[spec.primary_condition], name) for name in primary]
     found = (
-        _little_learned([named(by_condition[spec.primary_condition], name) for name in primary]),
+        _repeats(arms),
+        _little_learned(compared),
+        _named_afterwards(compared, taken_over),
         _seeds_changed(spec, seeds_asked),
         _beyond_the_look(look),
         _trouble(arms),
@@ -57,6 +63,11 @@ def cautions(
         _environments(arms),
     )
     return tuple(sentence for sentence in found if sentence is not None)
+
+
+def _repeats(arms: Sequence[ArmResult]) -> str | None:
+    notes = [note for arm in arms for record in arm.records.values() for note in record.provenance.data_notes]
+    return next((note for note in notes if note.endswith(SURER)), None)
 
 
 def _little_learned(arms: Sequence[ArmResult]) -> str | None:
@@ -75,6 +86,19 @@ def _little_learned(arms: Sequence[ArmResult]) -> str | None:
         f"{runs} classify no more examples correctly than naming the most frequent class each time would "
         f"({100 * frequent:.1f}%). The mean of their accuracies by class is {100 * balanced:.1f}%; "
         f"{100 / np.count_nonzero(counts):.1f}% is what a model has that learned nothing."
+    )
+
+
+def _named_afterwards(arms: Sequence[ArmResult], taken_over: Mapping[str, str]) -> str | None:
+    """Whether the primary contrast could have been chosen by runs that were there before it was named."""
+    own = [record.run_id for arm in arms for record in (*arm.records.values(), *arm.troubled.values())]
+    others = sorted({taken_over[run_id] for run_id in own if run_id in taken_over})
+    if not all(any(record.run_id in taken_over for record in arm.records.values()) for arm in arms):
+        return None
+    count = sum(run_id in taken_over for run_id in own)
+    return (
+        f"{count} of {len(own)} runs of the primary contrast were made for another study ({', '.join(others)}), whose "
+        "results could be seen before this contrast was named."
     )
 
 
@@ -157,9 +181,16 @@ def _list(names: Collection[str]) -> str:
 def _trained_unlike(spec: ExperimentSpec) -> str | None:
     """Where attention is not all that two arms differ in, their difference is not attention's alone."""
     arm, baseline = spec.arm(spec.primary.arm), spec.arm(spec.primary.baseline)
-    own, other = (spec.training_of(side).model_dump() for side in (arm, baseline))
+    own, other = (
+        {
+            **spec.training_of(side).model_dump(),
+            "padding": side.padding or spec.data.padding,
+            "seed_offset": side.seed_offset,
+        }
+        for side in (arm, baseline)
+    )
     differing = [name for name in own if own[name] != other[name]]
-    if not differing or arm.attention == baseline.attention:
+    if not differing or (arm.attention, arm.evaluate) == (baseline.attention, baseline.evaluate):
         return None
     return (
         f"{arm.name} and {baseline.name} differ in more than attention ({', '.join(differing)}): their difference may "

@@ -77,12 +77,28 @@ class Fall:
     alpha: float
 
 
+@dataclass(frozen=True)
+class Standing:
+    """How far the runs of an arm are, beside those that it is paired with.
+
+    Attributes:
+        awaited: Planned pairs that are not done yet.
+        troubled: Runs of the arm that diverged or failed.
+        planned: Pairs in all.
+    """
+
+    awaited: int = 0
+    troubled: int = 0
+    planned: int = 0
+
+
 def regularizer_pattern(
     spec: ExperimentSpec,
     train: Fall,
     gap: Fall,
     against_baseline: Mapping[str, Contrast],
     against_dropout: Sequence[Contrast],
+    standings: Mapping[str, Standing] | None = None,
 ) -> RegularizerPattern:
     """Judge the pattern.
 
@@ -92,9 +108,12 @@ def regularizer_pattern(
         gap: Its gap between train and test accuracy.
         against_baseline: Contrasts with the baseline by arm.
         against_dropout: The primary arm against each arm of `dropout_arms`.
+        standings: By arm, those of which all is done and nothing lost left out. Nothing is said of a clause whose
+            pairs are not all done, nor where more runs were lost of the side that it favours.
     """
     arm, baseline = spec.primary.arm, spec.primary.baseline
-    twins = [name for name in dense_twins(spec) if name in against_baseline]
+    involved = (arm, baseline, *dense_twins(spec), *dropout_arms(spec))
+    stand = {name: (standings or {}).get(name, Standing()) for name in involved}
     return RegularizerPattern(
         arm,
         _fall(f"accuracy on training examples falls below that of {baseline}", train),
@@ -102,9 +121,10 @@ def regularizer_pattern(
         _keeps(
             f"trained sparse and evaluated dense it is not {EQUIVALENCE_MARGIN:g} points worse than {baseline}",
             against_baseline,
-            twins,
+            dense_twins(spec),
+            stand,
         ),
-        _beats(against_dropout, _dropout_tuned(spec)),
+        _beats(against_dropout, _dropout_tuned(spec), {name: stand[name] for name in dropout_arms(spec)}, stand[arm]),
     )
 
 
@@ -190,22 +210,46 @@ def _fall(statement: str, found: Fall) -> Clause:
     return Clause(statement, found.difference < 0 and found.p_value < found.alpha, found.difference, figure)
 
 
-def _keeps(statement: str, contrasts: Mapping[str, Contrast], twins: Sequence[str]) -> Clause:
+def _keeps(
+    statement: str, contrasts: Mapping[str, Contrast], twins: Sequence[str], stand: Mapping[str, Standing]
+) -> Clause:
     if not twins:
         return Clause(statement, None, None, "no arm is trained like it and dense in evaluation")
-    found = contrasts[twins[0]]
+    own, found = stand[twins[0]], contrasts.get(twins[0])
+    if found is None:
+        return Clause(statement, None, None, f"no pair of {twins[0]} has finished")
     figure = f"{found.arm}: {found.difference:+.2f} points"
+    if own.awaited:
+        return Clause(statement, None, found.difference, f"{figure}: {_so_far([own])}")
     if found.seeds < least_seeds(found.alpha):
         return Clause(statement, None, found.difference, f"{figure}: too few seeds to tell")
     figure += f", interval {found.interval.low:+.2f} to {found.interval.high:+.2f}"
+    if own.troubled > stand[found.baseline].troubled:
+        return Clause(statement, None, found.difference, f"{figure}: {_lost(found.arm, own.troubled)}")
     # Not worse is shown, not assumed: the interval must end above the margin that counts as equivalent.
     return Clause(statement, found.interval.low > -EQUIVALENCE_MARGIN, found.difference, figure)
 
 
-def _beats(contrasts: Sequence[Contrast], tuned: AbstractSet[str]) -> Clause:
+def _so_far(standings: Sequence[Standing]) -> str:
+    done = sum(own.planned - own.awaited for own in standings)
+    return f"{done} of {sum(own.planned for own in standings)} pairs are done"
+
+
+def _lost(name: str, troubled: int) -> str:
+    return f"{troubled} runs of {name} diverged or failed, more than of the other side"
+
+
+def _beats(
+    contrasts: Sequence[Contrast], tuned: AbstractSet[str], rivals: Mapping[str, Standing], own: Standing
+) -> Clause:
     statement = "it is better than tuned dropout"
-    if not contrasts:
+    if any(rival.awaited for rival in rivals.values()):
+        # The best of several is not known before all are done.
+        return Clause(statement, None, None, _so_far(list(rivals.values())))
+    if not rivals:
         return Clause(statement, None, None, "no dense arm sets a dropout of its own")
+    if not contrasts:
+        return Clause(statement, None, None, "no pair of seeds has finished")
     # The best of several on the evaluation split itself: that favours dropout, never the arm.
     found = min(contrasts, key=lambda item: item.difference)
     untuned = found.baseline not in tuned
@@ -215,6 +259,8 @@ def _beats(contrasts: Sequence[Contrast], tuned: AbstractSet[str]) -> Clause:
         return Clause(statement, None, found.difference, f"{figure}: too few seeds to tell")
     figure += f", interval {found.interval.low:+.2f} to {found.interval.high:+.2f}"
     better = found.p_value < found.alpha and found.interval.low > 0
+    if better and own.troubled > rivals[found.baseline].troubled:
+        return Clause(statement, None, found.difference, f"{figure}: {_lost(found.arm, own.troubled)}")
     if better and untuned:
         more = "one rate alone is not tuned; add arms with others, or search it"
         return Clause(statement, None, found.difference, f"{figure}: {more}")

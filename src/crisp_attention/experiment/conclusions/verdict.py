@@ -64,6 +64,7 @@ def judge(
     look: Look | None = None,
     placebo: Contrast | None = None,
     interaction: Interaction | None = None,
+    interaction_awaited: int = 0,
     pattern: RegularizerPattern | None = None,
     explored: bool = False,
     awaited: int = 0,
@@ -80,6 +81,7 @@ def judge(
         look: Which planned look this is, where looks are planned.
         placebo: The baseline with other seeds, against the baseline.
         interaction: How the arm's difference follows what is varied.
+        interaction_awaited: How many of the planned pairs are not done yet in every condition.
         pattern: Whether the arm acts as a regularizer.
         explored: Whether the examples are a part of the training split.
         awaited: How many of the planned pairs are not done yet. A verdict before the end would be a look at the data
@@ -144,7 +146,7 @@ def judge(
     if placebo is not None:
         details.append(_aa(placebo, contrast if contrast.p_value < contrast.alpha else None))
     if interaction is not None:
-        details.append(_trend(interaction))
+        details.append(_trend(interaction, planned, interaction_awaited))
     if pattern is not None:
         details.append(_regularizer(pattern, word))
     if explored:
@@ -258,13 +260,20 @@ def _aa(placebo: Contrast, shown: Contrast | None) -> str:
     return f"{found}: identical arms are not told apart, as it should be."
 
 
-def _trend(interaction: Interaction) -> str:
+def _trend(interaction: Interaction, planned: int, awaited: int) -> str:
+    if awaited:
+        return (
+            f"Whether the difference follows {interaction.factor} is not said yet: {planned - awaited} of {planned} "
+            "planned pairs of seeds are done in every condition."
+        )
     # All of them: a slope may hang on one.
     values = [f"{value:+.2f}" for value in interaction.differences]
     values[0] += " points"
     points = ", ".join(f"{value} at {name}" for value, name in zip(values, interaction.conditions, strict=True))
+    over = "" if interaction.seeds == planned else f" over the {interaction.seeds} seeds that finished everywhere"
     per = (
-        f"{interaction.slope:+.2f} points per {interaction.unit} (p = {interaction.p_value:.3g}{_within(interaction)})"
+        f"{interaction.slope:+.2f} points per {interaction.unit}{over} (p = {interaction.p_value:.3g}"
+        f"{_within(interaction)})"
     )
     if interaction.seeds < least_seeds(interaction.alpha):
         return f"{interaction.seeds} seeds cannot tell whether the difference follows {interaction.factor}: {points}."

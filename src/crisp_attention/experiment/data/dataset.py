@@ -20,6 +20,7 @@ from scipy.sparse.csgraph import connected_components
 from crisp_attention.errors import DataError
 from crisp_attention.experiment.data.corruption import mistype, uniform, wrong_labels
 from crisp_attention.experiment.data.sources import Table, read
+from crisp_attention.experiment.results.record import SURER
 from crisp_attention.experiment.specification.sections import DataSpec, EvaluationSpec, VarySpec
 from crisp_attention.experiment.specification.spec import ExperimentSpec
 
@@ -29,6 +30,7 @@ _MOST_CLASSES = 1000
 # Unsalted, the hash would hold out nothing: it has put these rows into the training split.
 _VALIDATION_SALT = "validation\t"
 _EXPLORED = "The evaluation split was left alone: what is found here is an exploration."
+_MANY_REPEATS = 0.05
 _UNEVEN = 0.2
 """By how much of itself the share of examples held out may miss the one asked for without being noted."""
 
@@ -291,6 +293,9 @@ def _load_conditions(conditions: Mapping[str, DataSpec], announce: Callable[[str
         carved = carve(Dataset(name, classes, train, test, tuple(notes)), spec.validation_share, "validation_share")
         train, test, notes = carved.train, carved.test, [*carved.notes, _EXPLORED]
     test = _limit(test, spec.test_examples, spec.seed, "evaluation", spec.source)
+    if repeats := len(test) - len(set(test.identities())):
+        surer = f" {SURER}" if repeats > _MANY_REPEATS * len(test) else ""
+        notes.append(f"{repeats} of {len(test)} evaluation {test.kind}s repeat another one.{surer}")
     found = {}
     for condition, own in conditions.items():
         limited = _limit(train, own.train_examples, spec.seed, "training", spec.source)

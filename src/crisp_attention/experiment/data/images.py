@@ -35,36 +35,40 @@ def digits() -> tuple[list[bytes], list[str]]:
     return [b"P5\n8 8\n255\n" + image.tobytes() for image in pixels], [str(label) for label in found.target]
 
 
-def read_folder(folder: Path) -> tuple[list[bytes], list[str], list[Path]]:
+def read_folder(folder: Path) -> tuple[list[bytes], list[str], tuple[str, ...]]:
     """All images of a folder with a subfolder for each class.
 
     Args:
-        folder: Holds CLASS/FILE; files are images by their suffix.
+        folder: Holds CLASS/FILE; files are images by their suffix. Hidden files and folders count for nothing.
 
     Returns:
-        Images and their labels, sorted by class and name, and the files that are no images.
+        Images and their labels, sorted by class and name, and what was left out, in sentences.
 
     Raises:
         DataError: If there is no subfolder, or a file is not what its suffix says.
     """
-    classes = sorted(item for item in folder.iterdir() if item.is_dir())
+    classes = sorted(item for item in folder.iterdir() if item.is_dir() and not item.name.startswith("."))
     if not classes:
         raise DataError(f"{folder}: a folder of images needs a subfolder for each class; it has none.")
-    images, labels, others = [], [], []
+    images, labels, others, deeper = [], [], 0, 0
     for place in classes:
-        for file in sorted(item for item in place.iterdir() if item.is_file()):
+        visible = [item for item in place.rglob("*") if item.is_file() and not item.name.startswith(".")]
+        deeper += sum(item.parent != place and item.suffix.lower() in SUFFIXES for item in visible)
+        for file in sorted(item for item in visible if item.parent == place):
             if file.suffix.lower() not in SUFFIXES:
-                others.append(file)
+                others += 1
                 continue
             content = file.read_bytes()
             require_image(content, str(file))
             images.append(content)
             labels.append(place.name)
-    return images, labels, others
+    left_out = {"no images by their suffix": others, "they lie deeper than CLASS/FILE": deeper}
+    notes = (f"{count} files of {folder.name} were left out: {why}." for why, count in left_out.items() if count)
+    return images, labels, tuple(notes)
 
 
 def require_image(content: bytes, origin: str) -> None:
-    """Make sure that some bytes are an image of 8 bits a colour, without decoding its pixels.
+    """Make sure that some bytes are a whole image of 8 bits a colour.
 
     Args:
         content: The image file's bytes.
@@ -79,6 +83,10 @@ def require_image(content: bytes, origin: str) -> None:
         with Image.open(io.BytesIO(content)) as image:
             mode = image.mode
             image.verify()
+        # What `verify` does not see, as where a JPEG ends too soon; an eighth of its size is enough.
+        with Image.open(io.BytesIO(content)) as image:
+            image.draft("L", (1, 1))
+            image.load()
     # Pillow's decoders raise nearly anything.
     except Exception as error:
         raise DataError(f"{origin} is no image that Pillow can read: {error}") from None

@@ -28,6 +28,7 @@ _PAIR_NAMES = (
     ("question1", "question2"),
     ("question", "sentence"),
 )
+_IMAGE_SPLITS = ("test", "validation", "val", "valid", "dev")
 _TEXT_NAMES = ("text", "sentence", "review", "content", "question", "premise", "sentence1", "question1")
 _LABEL_NAMES = ("label", "labels", "class", "category", "target", "stars", "sentiment", "spam")
 
@@ -152,15 +153,16 @@ def _read_glue(spec: DataSpec, folder: Path) -> Table:
 
 
 def _read_image_folder(folder: Path) -> Table:
-    """Images as train/CLASS/FILE and, if there is an evaluation split, test/CLASS/FILE."""
+    """Images as train/CLASS/FILE and, if there is an evaluation split, in a folder of one of its usual names."""
+    there = [name for name in _IMAGE_SPLITS if (folder / name).is_dir()]
     tables = []
-    for name in ("train", "test"):
-        if not (folder / name).is_dir():
-            continue
-        pictures, labels, others = images.read_folder(folder / name)
-        note = f"{len(others)} files of {name} were left out: no images by their suffix."
-        tables.append(Table(labels, images=pictures, notes=(note,) * bool(others)))
-    return _with_test(tables[0], tables[1] if len(tables) > 1 else None)
+    for name in ("train", *there[:1]):
+        pictures, labels, notes = images.read_folder(folder / name)
+        tables.append(Table(labels, images=pictures, notes=notes))
+    unused = tuple(f"Folder {name} was left alone: {there[0]} is evaluated on." for name in there[1:])
+    return _with_test(
+        dataclasses.replace(tables[0], notes=tables[0].notes + unused), tables[1] if len(tables) > 1 else None
+    )
 
 
 def _read_file(path: Path) -> pd.DataFrame:
@@ -209,6 +211,10 @@ def _from_frame(frame: pd.DataFrame, spec: DataSpec, origin: str, hidden: str | 
         pair = _column(spec.text_pair, (), others, "text_pair", origin)
     # Whole numbers stay whole beside a missing one, which would make a plain column one of floats.
     used = frame[[text, label, *([pair] if pair else [])]].convert_dtypes()
+    for column in used:
+        nested = used[column].map(lambda cell: isinstance(cell, (list, dict, np.ndarray)))
+        if any(nested):
+            raise DataError(f"{origin}: column {column!r} holds lists or objects where single values were expected.")
     blank = used.isna() | (used.astype(str).apply(lambda cells: cells.str.strip()) == "")
     secret = ~blank.any(axis=1) & (used[label].astype(str) == hidden)
     kept = used[~blank.any(axis=1) & ~secret]

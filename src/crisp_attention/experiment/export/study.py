@@ -12,6 +12,9 @@ from crisp_attention.experiment.results.store import Store
 _SHOWN = ("map_rows", "map_lengths", "map_layers", "maps")
 """Attention maps: no number rests on them, and they are most of what a run leaves."""
 
+_REPORT = ("figures", "report.html", "report.md")
+"""What `crisp report` adds to a copy, and makes again."""
+
 
 def publish(store: Store, out: Path) -> int:
     """Write a run directory with the specification, what was tuned, and all records with their outputs.
@@ -58,3 +61,8 @@ def _require_own(out: Path, store: Store) -> None:
         same = False
     if not same:
         raise StorageError(f"{out} exists and is no published copy of this study. Choose another --out.")
+    ours = {*(path.name for path in other.descriptions), "records", *_REPORT}
+    if strangers := sorted(item.name for item in out.iterdir() if item.name not in ours):
+        raise StorageError(
+            f"{out} is replaced as a whole, and holds {', '.join(strangers)} besides. Choose another --out."
+        )

@@ -56,5 +56,21 @@ def _context(analysis: Analysis, content: Content) -> dict[str, Any]:
         "closing": content.closing,
         "toml": spec_as_toml(analysis.spec),
         "provenance": provenance(analysis),
-        "notes": analysis.records[0].provenance.data_notes if analysis.records else (),
+        "notes": _data_notes(analysis),
     }
+
+
+def _data_notes(analysis: Analysis) -> list[str]:
+    """What there is to know of the data; what holds in some conditions alone is told with their names."""
+    by_condition = {
+        condition: next((record.provenance.data_notes for arm in arms for record in arm.records.values()), ())
+        for condition, arms in analysis.by_condition.items()
+    }
+    notes = dict.fromkeys(note for own in by_condition.values() for note in own)
+    told = [own for own in by_condition.values() if own]
+    return [
+        note if all(note in own for own in told) else f"{condition}: {note}"
+        for note in notes
+        for condition, own in by_condition.items()
+        if note in own
+    ]

@@ -38,9 +38,12 @@ def accuracy(analysis: Analysis) -> Drawing | None:
     if not arms:
         return None
     with canvas(row_height(len(arms))) as (figure, axes):
-        for index in sorted(set.intersection(*(set(arm.records) for arm in arms))):
-            line = [100 * arm.records[index].final.test.accuracy for arm in arms]
-            axes.plot(line, range(len(arms)), color=colour("line"), linewidth=0.8, zorder=1)
+        # Arms of other seeds, as an A/A arm, share none with these.
+        offset = analysis.spec.arm(analysis.spec.primary.baseline).seed_offset
+        joined = [place for place, arm in enumerate(arms) if arm.spec.seed_offset == offset]
+        for index in sorted(set.intersection(*(set(arms[place].records) for place in joined)) if joined else ()):
+            line = [100 * arms[place].records[index].final.test.accuracy for place in joined]
+            axes.plot(line, joined, color=colour("line"), linewidth=0.8, zorder=1)
         _dots(axes, analysis, arms, [arm.accuracies for arm in arms])
         axes.set_xlabel("test accuracy (%)")
         return finish(

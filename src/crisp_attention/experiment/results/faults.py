@@ -48,6 +48,8 @@ def damaged(path: Path, why: str) -> RecordError:
     again = f"Delete {record if path.suffix == '.npz' else 'it'} to have that run done again."
     if path.name == "tuning.json":
         return RecordError(f"{path} is damaged: {why}. Delete it: what was found is read from the trials again.")
+    if path.name == "examples.json":
+        return RecordError(f"{path} is damaged: {why}. Delete it: no number rests on the texts in it.")
     advice = again if path.parent.name == "records" else HINT
     return RecordError(f"{path} is damaged: {why}. {advice}")
 

@@ -12,6 +12,9 @@ SCHEMA = 3
 READABLE = (1, 2, 3)
 """The versions that this release reads. What 2 and 3 added has defaults here."""
 
+SURER = "Each counts as an example of its own, so that intervals and verdicts are surer than they should be."
+"""How a note on the data ends that belongs beside the verdict."""
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -114,12 +114,15 @@ class Store:
             self._lay_out()
             with exclusively(self.folder / "locks" / "study.lock", _PATIENCE):
                 asked = self._read_study()["seeds_asked"] if self.begun else []
+                taken = self.taken_over() if self.begun else {}
                 if source is not None and source.holds(spec, prints):
                     before = source._read_study()["seeds_asked"]
+                    taken |= source.taken_over()
                     asked = asked if asked[: len(before)] == before else [*before, *asked]
                     if self.tuning(spec) is None and (found := source.tuning(spec)) is not None:
                         self.save_tuning(found)
                 study["seeds_asked"] = asked if asked[-1:] == [spec.seeds] else [*asked, spec.seeds]
+                study |= {"taken_over": taken} if taken else {}
                 write_atomically(self.folder / _STUDY, _to_json(study))
         self._sweep()
 
@@ -179,6 +182,26 @@ class Store:
         prints = Fingerprints(study["model"], data, study.get("evaluations", {}))
         tuning = self.tuning(spec)
         return spec, list(expand(spec if tuning is None else apply(spec, tuning.values), prints)), study["seeds_asked"]
+
+    def taken_over(self) -> dict[str, str]:
+        """Runs that were made for another study, whose results could be seen before this one: its name by run id.
+
+        Raises:
+            RecordError: If there is no readable study.
+        """
+        return dict(self._read_study().get("taken_over", {}))
+
+    def note_taken_over(self, run_ids: Iterable[str], source: Store) -> None:
+        """Remember that runs come from a directory of another study.
+
+        Raises:
+            StorageError: If it cannot be written.
+        """
+        with self.writing(), exclusively(self.folder / "locks" / "study.lock", _PATIENCE):
+            study = self._read_study()
+            name = str(source._read_study()["spec"]["name"])
+            study["taken_over"] = dict.fromkeys(run_ids, name) | study.get("taken_over", {})
+            write_atomically(self.folder / _STUDY, _to_json(study))
 
     def identity(self) -> str:
         """Hash of what makes two studies the same, see `identity.describe`.
@@ -411,7 +434,8 @@ class Store:
 
     def _sweep(self) -> None:
         """Remove what processes that were killed left behind: halves of files, checkpoints of finished runs."""
-        for path in (*self.records.glob(".*"), *self.checkpoints("").glob("*")):
+        halves = (path for path in self.records.glob(".*") if path.is_file())  # whatever else hides there is not ours
+        for path in (*halves, *self.checkpoints("").glob("*")):
             run_id = path.name.removeprefix(".").partition(".")[0]
             lock = self.lock(run_id)
             if lock is None:  # its process is alive

@@ -102,8 +102,10 @@ class ExperimentSpec(Section):
             known = ", ".join(map(repr, self.conditions())) if self.vary else "there is no [vary]"
             raise ValueError(f"primary.condition = {self.primary.condition!r} is none of this experiment's: {known}")
         extra = [item.name for item in self.evaluations]
-        if len(set(extra)) < len(extra) or {"test", "train"} & set(extra):
-            raise ValueError(f"names of evaluations must differ, and from 'test' and 'train'; got {', '.join(extra)}")
+        if len(set(extra)) < len(extra) or {"running", "test", "train"} & set(extra):
+            raise ValueError(
+                f"names of evaluations must differ, and from 'running', 'test' and 'train'; got {', '.join(extra)}"
+            )
         if self.looks and (list(self.looks) != sorted(set(self.looks)) or self.seeds not in self.looks):
             raise ValueError(
                 f"looks must rise, and seeds = {self.seeds} be one of them: the look to go to; got {list(self.looks)}"

@@ -201,19 +201,25 @@ def sign_flip_p(differences: Array, random: np.random.Generator) -> Array:
         `[C]`.
     """
     seeds = differences.shape[1]
-    exact = seeds <= _EXACT_SEEDS
-    if exact:
+    if seeds <= _EXACT_SEEDS:
         patterns = (np.arange(2**seeds)[:, None] >> np.arange(seeds)) & 1
-    else:
-        patterns = random.integers(0, 2, size=(_FLIPS, seeds))
+        return _as_far(differences, patterns) / len(patterns)
+    counts = np.zeros(len(differences))
+    block = max(1, 4_000_000 // seeds)
+    for start in range(0, _FLIPS, block):
+        counts += _as_far(differences, random.integers(0, 2, size=(min(block, _FLIPS - start), seeds)))
+    # A sampled test counts the observed pattern among the draws, so that p is never 0.
+    return (counts + 1) / (_FLIPS + 1)
+
+
+def _as_far(differences: Array, patterns: Array) -> Array:
+    """How many patterns of flipped signs (1, else 0) bring each row's mean at least as far from 0 as it is, `[C]`."""
     signs = (1 - 2 * patterns).astype(np.float64)
-    p_values = np.empty(len(differences))
-    for place, row in enumerate(differences):
-        # Accuracies are whole counts: sums that differ by rounding alone are ties, and count as such.
-        as_far = np.abs(signs @ row) >= abs(row.sum()) - 1e-9 * np.abs(row).sum()
-        # A sampled test counts the observed pattern among the draws, so that p is never 0.
-        p_values[place] = as_far.mean() if exact else (as_far.sum() + 1) / (_FLIPS + 1)
-    return p_values
+    # Accuracies are whole counts: sums that differ by rounding alone are ties, and count as such.
+    return np.array(
+        [(np.abs(signs @ row) >= abs(row.sum()) - 1e-9 * np.abs(row).sum()).sum() for row in differences],
+        dtype=np.float64,
+    )
 
 
 def crossed_bootstrap(

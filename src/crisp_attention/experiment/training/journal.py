@@ -264,6 +264,9 @@ class Journal(TrainerCallback):
         self.outputs |= attention_maps(self.trainer, self.test)
         for name, split in self.further.items():
             logits = self._logits(split)
+            if not np.isfinite(logits).all():
+                self.diverged = f"the outputs on evaluation {name!r} are not finite"
+                return
             self.evaluations[name] = score(logits, split.labels)
             self.outputs |= {f"{name}_logits": logits, f"{name}_labels": split.labels}
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,17 +22,17 @@ ARCHITECTURES = {"tiny-vit": "a Vision Transformer of 3 layers, trained from scr
 _ARCHITECTURES = Path(__file__).parent / "architectures"
 
 _WEIGHTS = "*.safetensors"
-_WANTED = (_WEIGHTS, "*.json", "*.txt", "*.model")
+# Vocabularies in other forms than JSON.
+_VOCABULARIES = ("*.model", "*.spm", "*.tiktoken", "*.codes", "merges.txt", "vocab*")
+_WANTED = (_WEIGHTS, "*.json", "*.txt", *_VOCABULARIES)
 # Weights and whatever a tokenizer or an image processor may be made of; config.json is read apart.
 _DECIDING = (
     _WEIGHTS,
-    "*.model",
+    *_VOCABULARIES,
     "added_tokens.json",
-    "merges.txt",
     "preprocessor_config.json",
     "special_tokens_map.json",
     "tokenizer*.json",
-    "vocab*",
 )
 
 
@@ -134,10 +135,44 @@ def load(checkpoint: Checkpoint, auto_class: Any, **options: Any) -> Any:
     Raises:
         UnsupportedModelError: If Transformers cannot load it.
     """
-    try:
+    with failing_as(lambda why: UnsupportedModelError(f"{checkpoint.name} cannot be loaded: {why}")):
         return auto_class.from_pretrained(checkpoint.folder, trust_remote_code=False, **options)
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> Any:
+    """A checkpoint's tokenizer.
+
+    Raises:
+        UnsupportedModelError: If it has none. Transformers then makes up one that knows no word, and every text
+            would be the same to the model.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = load(checkpoint, AutoTokenizer)
+    files = [file for pattern in (*_VOCABULARIES, "tokenizer*.json") for file in checkpoint.folder.glob(pattern)]
+    # One made up may have a token beside the special ones, for a space.
+    if not files or len(tokenizer) <= len(tokenizer.all_special_ids) + 1:
+        raise UnsupportedModelError(
+            f"{checkpoint.name} has no vocabulary: {checkpoint.folder} holds "
+            f"{', '.join(sorted(item.name for item in checkpoint.folder.iterdir()))}. Save the tokenizer beside the "
+            "model, with its save_pretrained."
+        )
+    return tokenizer
+
+
+@contextlib.contextmanager
+def failing_as(refusal: Callable[[str], UnsupportedModelError]) -> Iterator[None]:
+    """Say in our words what Transformers raises within, which may be anything: files hold what their authors wrote.
+
+    Raises:
+        UnsupportedModelError: What `refusal` makes of the reason.
+    """
+    try:
+        yield
     except (ValueError, OSError, RuntimeError) as error:
-        raise UnsupportedModelError(f"{checkpoint.name} cannot be loaded: {error}") from None
+        raise refusal(str(error)) from None
+    except Exception as error:  # these say less without their names
+        raise refusal(f"{type(error).__name__}: {error}") from None
 
 
 def _refuse_foreign_code(name: str, config: dict[str, Any]) -> None:

@@ -14,7 +14,6 @@ from transformers import (
     AutoImageProcessor,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     DataCollatorWithPadding,
     PreTrainedModel,
     default_data_collator,
@@ -28,7 +27,7 @@ from crisp_attention.experiment.results.examples import Examples
 from crisp_attention.experiment.specification.sections import ArmSpec, TrainingSpec
 from crisp_attention.experiment.specification.spec import ExperimentSpec
 from crisp_attention.experiment.training.evaluation import map_rows
-from crisp_attention.experiment.training.model import Checkpoint
+from crisp_attention.experiment.training.model import Checkpoint, failing_as, load_tokenizer
 from crisp_attention.huggingface.model import sparsify
 from crisp_attention.huggingface.quiet import quiet, silence
 
@@ -180,9 +179,9 @@ def _settings(arm: ArmSpec) -> Iterator[SparsityConfig]:
 
 
 def _processor(checkpoint: Checkpoint, data: ExperimentData) -> Any:
+    if data.test.kind == "text":
+        return load_tokenizer(checkpoint)
     with _suited(checkpoint, data):
-        if data.test.kind == "text":
-            return AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
         # The same pixels whether torchvision is installed or not.
         return AutoImageProcessor.from_pretrained(checkpoint.folder, backend="pil", trust_remote_code=False)
 
@@ -241,16 +240,12 @@ def _set_dropout(config: Any, training: TrainingSpec, name: str) -> None:
         setattr(config, present[0], value)
 
 
-@contextlib.contextmanager
-def _suited(checkpoint: Checkpoint, data: ExperimentData) -> Iterator[None]:
+def _suited(checkpoint: Checkpoint, data: ExperimentData) -> contextlib.AbstractContextManager[None]:
     """Name the model and the data where Transformers fails on them."""
-    try:
-        yield
-    except (ValueError, OSError, RuntimeError) as error:
-        raise _unsuited(checkpoint, data, error) from None
+    return failing_as(lambda why: _unsuited(checkpoint, data, why))
 
 
-def _unsuited(checkpoint: Checkpoint, data: ExperimentData, why: object) -> UnsupportedModelError:
+def _unsuited(checkpoint: Checkpoint, data: ExperimentData, why: str) -> UnsupportedModelError:
     return UnsupportedModelError(
         f"{checkpoint.name} cannot be fine-tuned to {len(data.classes)} classes of {data.test.kind}: {why}"
     )
