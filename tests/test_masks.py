@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from crisp_attention.masks import padding_from_pairs, read_pairs, split_mask
+from crisp_attention.masks import packed, padding_from_pairs, read_pairs, split_mask
 
 LOWEST = {"lowest": torch.finfo(torch.float32).min, "infinite": -torch.inf, "by habit": -1e4}
 
@@ -68,3 +68,26 @@ def test_with_room_behind_the_text_padding_is_known_by_what_it_sees():
     valid = torch.cat([padded[None, None], room], dim=3)
     assert padding_from_pairs(valid, 4).tolist() == [[False, True, True, True]]
     assert padding_from_pairs(valid[:, :, 3:], 1).tolist() == [[True]]
+
+
+def blocks(*sizes, window=None):
+    """Pairs `[1, 1, N, N]` of texts packed in a row, seen through a window on either side."""
+    valid = torch.block_diag(*(torch.ones(size, size) for size in sizes)).bool()
+    place = torch.arange(len(valid))
+    return (valid if window is None else valid & ((place[:, None] - place).abs() <= window))[None, None]
+
+
+@pytest.mark.parametrize("window", [None, 3, 1])
+def test_packed_texts_are_found_through_a_sliding_window_too(window):
+    assert packed(blocks(12, 12, window=window))
+    assert not packed(blocks(24, window=window))
+    # One example is enough.
+    assert packed(torch.cat([blocks(24, window=window), blocks(10, 14, window=window)]))
+
+
+def test_padding_makes_no_text_of_its_own():
+    text = torch.arange(12) < 7
+    assert not packed((text[:, None] & text)[None, None])
+    assert not packed(text.expand(1, 1, 12, 12))
+    # Behind and before.
+    assert not packed(text.flip(0).expand(2, 1, 12, 12) & blocks(12, window=2))

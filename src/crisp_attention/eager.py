@@ -7,6 +7,11 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 
+def in_graph() -> bool:
+    """Whether a graph is made of what runs, which is to serve other lengths, too."""
+    return torch.compiler.is_compiling() or bool(torch._C._is_tracing())
+
+
 def obstacle(*tensors: Tensor) -> str | None:
     """Why the numbers of some tensors cannot be read, or would be lost to whoever follows them; None if they can.
 
@@ -16,7 +21,7 @@ def obstacle(*tensors: Tensor) -> str | None:
     Returns:
         Half a sentence, of which the call is the subject.
     """
-    if torch.compiler.is_compiling() or torch._C._is_tracing():
+    if in_graph():
         return "the call is part of a compiled graph"
     # Anything else than plain tensors (functorch's, fake ones) has no memory that a kernel could read.
     if any(type(tensor) not in (Tensor, nn.Parameter) for tensor in tensors) or _within_transform():

@@ -127,11 +127,27 @@ def one_way(valid: Tensor) -> Tensor:
 
 
 def packed(valid: Tensor) -> Tensor:
-    """Whether a square mask has several groups of tokens that see each other and nobody else: a bool scalar."""
-    links = valid.to(torch.float32)
-    # Of tokens that someone sees, some hide from each other, though whoever sees a token sees what it sees.
+    """Whether a square mask has several groups of tokens that see each other and nobody else: a bool scalar.
+
+    Under compilation, which cannot walk from token to token, only groups of which all see all are found.
+    """
+    # Of tokens that someone sees, some hide from each other.
     apart = (~valid & valid.any(dim=-2, keepdim=True) & valid.any(dim=-1, keepdim=True)).any()
-    return apart & ((links @ links > 0) == valid).all()
+    links = valid.to(torch.float32)
+    if torch.compiler.is_compiling():
+        # Whoever sees a token sees what it sees.
+        return apart & ((links @ links > 0) == valid).all()
+    if not apart:
+        return apart
+    links = torch.maximum(links, links.transpose(-2, -1))
+    seen = links.any(dim=-1)
+    # Whom the first one reaches, from neighbour to neighbour: a sliding window takes many steps.
+    reached = torch.zeros_like(seen).scatter(-1, seen.to(torch.uint8).argmax(dim=-1, keepdim=True), True) & seen
+    while True:
+        further = (links @ reached.to(torch.float32).unsqueeze(-1)).squeeze(-1) > 0
+        if not (further & ~reached).any():
+            return (seen & ~reached).any()
+        reached = reached | further
 
 
 def require_two_ways(config: SparsityConfig, pairs: Pairs) -> None:

@@ -167,7 +167,8 @@ def attention(
         rule: Which scores survive: any rule of `SparsityConfig`.
         valid: Bool, True = the pair may be attended: `[B, K]` (valid keys), or anything
             broadcastable to `[B, H, Q, K]`. None if all are. A rule over several rows ranks all valid pairs
-            together, those of packed texts, too, which models refuse.
+            together. Of masks under which rows must not learn of each other, only a causal one is refused here;
+            models refuse those of packed texts and prefixes, too.
         query_valid: Bool `[B, Q]`, True = not padding. Padded queries are computed but not counted
             in a percentile or in the realised sparsity. By default it follows from `valid` where
             Q = K: a position that no query may attend to is padding. Give it for cross-attention.
@@ -209,7 +210,7 @@ def attention(
         raise ConfigurationError(f"sinks must be [H] = ({q.shape[1]},), got {tuple(sinks.shape)}.")
     shape = (q.shape[0], q.shape[1], q.shape[2], k.shape[2])
     pairs, bias = read_pairs(shape, q.device, valid=valid, query_valid=query_valid, bias=bias, causal=causal)
-    several_rows = config.removes and not config.per_row and shape[2] == shape[3]
+    several_rows = config.removes and not config.per_row
     if several_rows and pairs.valid is not None and not torch.compiler.is_compiling() and hides_future(pairs.valid):
         raise causal_refusal(config)
     if config.sparsity and shape[3] == 1:

@@ -70,7 +70,7 @@ class ModelState:
     forward_index: Tensor = field(default_factory=lambda: _scalar(0))
     unfinished: int = 0
     recomputed: bool = False
-    drawn: set[int] = field(default_factory=set)
+    drawn: dict[int, int] = field(default_factory=dict)
     trained: dict[str, tuple[SparsityConfig | None, float | None]] = field(default_factory=dict)
     monitors: list[Monitor] = field(default_factory=list)
     probing: bool = False
@@ -83,7 +83,7 @@ class ModelState:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is made outside of the blocks that are open around the original."""
-        return {**self.__dict__, "dense": 0, "driven": False, "drawn": set(), "trained": {}, "monitors": []}
+        return {**self.__dict__, "dense": 0, "driven": False, "drawn": {}, "trained": {}, "monitors": []}
 
     def take_back(self, before: ModelState) -> None:
         """Return to the settings of a copy that `dataclasses.replace` made before they were changed."""
@@ -285,14 +285,16 @@ class LayerState:
                     "checkpointing off."
                 )
             return
-        if self.index in self.model.drawn:
+        step = int(self.model.forward_index)
+        # By number: a hook that was compiled forgets nothing.
+        if self.model.drawn.get(self.index) == step:
             raise ConfigurationError(
                 f"Rule 'random' would give {self.name or 'this layer'} the same masks again: it ran twice since "
                 "the sparsified model's forward began. Either it runs several times in a pass, which this rule "
                 "cannot serve, or that model is not the one that is called: sparsify the one that is, or call "
                 "crisp_attention.set_forward_index before each step."
             )
-        self.model.drawn.add(self.index)
+        self.model.drawn[self.index] = step
 
 
 def _recomputing() -> bool:
@@ -385,10 +387,14 @@ def hook_before_forward(model: nn.Module, hook: Callable[[nn.Module, Any], None]
 def _advance(model: nn.Module, _: Any) -> None:
     if not model.training:
         return
+    if getattr(model, "_is_replica", False):
+        raise ConfigurationError(
+            "Rule 'random' cannot serve nn.DataParallel, whose copies of a model would draw the same masks for "
+            "different examples. Use DistributedDataParallel, or one device."
+        )
     for state in shared_states(model):
         state.forward_index.add_(1)
         if not torch.compiler.is_compiling():
-            state.drawn.clear()
             _count_unfinished(model, state)
 
 

@@ -132,6 +132,22 @@ def test_serves_grouped_queries_causally_with_a_cache_and_a_bias():
     assert_same(made((1, 4, 20, 41), kv_heads=2, masked={"bias": bias, "causal": True}, dropout=0.3))
 
 
+@pytest.mark.parametrize("rule", ["topk", None])
+def test_a_module_that_calls_itself_causal_may_see_more_than_the_past(rule):
+    """Prefix masks, or a decoder made to look both ways: what is valid, the mask alone says."""
+    prefix = torch.ones(70, 70, dtype=torch.bool).tril()
+    prefix[:50, :50] = True
+    for valid in (torch.ones(1, 1, 70, 70, dtype=torch.bool), prefix[None, None]):
+        call = made((1, 2, 70, 70), rule=rule, masked={"valid": valid})
+        assert_same(replace(call, pairs=replace(call.pairs, causal=True)))
+
+
+def test_heads_may_see_different_keys():
+    valid = torch.ones(2, 2, 37, 37, dtype=torch.bool).tril()
+    valid[0, 1], valid[1, 0, :, 20:] = True, False
+    assert_same(made((2, 2, 37, 37), masked={"valid": valid}))
+
+
 def test_serves_a_head_that_one_program_sees_whole_and_a_row_that_it_does_not_hold():
     valid = torch.tensor([[True] * 9, [False] * 3 + [True] * 6])
     assert_same(made((2, 2, 9, 9), rule="percentile", sparsity=0.5, masked={"valid": valid}))

@@ -270,3 +270,91 @@ def test_a_cache_with_room_behind_the_text_changes_nothing(settings):
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs)
     assert found[0][2] > 0.3
+
+
+# Models that were saved sparse and only loaded
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A small Llama that was saved with topk at 50%, and what its logits then were."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=40, num_key_value_heads=4, **SMALL)).eval()
+    crisp.sparsify(model, sparsity=0.5).save_pretrained(tmp_path)
+    with torch.no_grad():
+        return tmp_path, model(IDS).logits
+
+
+@pytest.mark.parametrize("ran", [False, True], ids=["just loaded", "after a pass"])
+@pytest.mark.parametrize("how", ["sparsify", "check"])
+def test_a_verb_that_fails_leaves_a_loaded_model_as_it_was(saved, tmp_path, ran, how):
+    folder, logits = saved
+    model = LlamaForCausalLM.from_pretrained(folder).eval()
+    if ran:
+        model(IDS)
+    if how == "sparsify":
+        with pytest.raises(crisp.ConfigurationError, match="would change earlier outputs"):
+            crisp.sparsify(model, rule="percentile")
+    else:
+        with pytest.raises(IndexError):
+            crisp.check(model, inputs={"input_ids": torch.full((2, 8), 10_000)})
+    assert model.config._attn_implementation == "crisp"
+    assert dict(model.config.crisp_attention)["rule"] == "topk"
+    with torch.no_grad():
+        torch.testing.assert_close(model(IDS).logits, logits)
+    model.save_pretrained(tmp_path / "again")
+    again = crisp.load(LlamaForCausalLM, tmp_path / "again").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(again(IDS).logits, logits)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_a_sparse_model_that_was_loaded_dense_on_purpose_stays_dense(saved, implementation):
+    folder, logits = saved
+    model = LlamaForCausalLM.from_pretrained(folder, attn_implementation=implementation).eval()
+    for verb in (crisp.monitor, crisp.dense):
+        with pytest.raises(crisp.ConfigurationError, match="loaded dense with attn_implementation"), verb(model):
+            pass
+    for call in (lambda: crisp.check(model), lambda: crisp.set_progress(model, 0.5)):
+        with pytest.raises(crisp.ConfigurationError, match="loaded dense with attn_implementation"):
+            call()
+    assert model.config._attn_implementation == implementation
+    crisp.sparsify(model, sparsity=0.5)
+    with torch.no_grad():
+        torch.testing.assert_close(model(IDS).logits, logits)
+    # `load` is never dense in silence.
+    assert crisp.check(crisp.load(LlamaForCausalLM, folder, attn_implementation=implementation)).ok
+
+
+def test_layers_of_a_model_that_was_cut_shorter_are_not_dense_in_silence(tmp_path):
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=40, **{**SMALL, "num_hidden_layers": 3}))
+    crisp.sparsify(model, sparsity=0.5, layers=[-1]).save_pretrained(tmp_path)
+    shorter = LlamaForCausalLM.from_pretrained(tmp_path, num_hidden_layers=2)
+    with pytest.raises(crisp.ConfigurationError, match="saved with 3 attention layers; num_hidden_layers is 2 now"):
+        shorter(IDS)
+
+
+# Random masks
+
+
+def test_copies_of_data_parallel_are_refused(bert):
+    crisp.sparsify(bert, sparsity=0.5, rule="random")
+    replica = bert._replicate_for_data_parallel()  # what DataParallel makes of each of its modules
+    with pytest.raises(crisp.ConfigurationError, match=r"cannot serve nn\.DataParallel"):
+        replica.train()(IDS)
+
+
+def test_a_counter_that_a_compiled_hook_advanced_is_another_step(bert):
+    """Past Dynamo's limit of recompilations layers run uncompiled behind a hook that still is compiled."""
+    crisp.sparsify(bert, sparsity=0.5, rule="random")
+    bert.train()(IDS)
+    state = next(iter(bert.modules()))
+    layer = bert.bert.encoder.layer[0].attention.self
+    with pytest.raises(crisp.ConfigurationError, match="the same masks again"):
+        layer(torch.randn(2, 12, 32))
+    crisp.set_forward_index(bert, 7)
+    layer(torch.randn(2, 12, 32))
+    from crisp_attention.state import shared_states
+
+    shared_states(state)[0].forward_index.add_(1)  # all that a compiled hook does
+    layer(torch.randn(2, 12, 32))

@@ -19,10 +19,12 @@ from crisp_attention.config import SETTINGS, SparsityConfig
 from crisp_attention.errors import ConfigurationError, UnsupportedModelError
 from crisp_attention.huggingface.persistence import (
     IMPLEMENTATION,
+    ConfigMarks,
     configs,
     default_implementations,
     implementations,
     mark_config,
+    marks_of,
     read_settings,
     require_own_config,
     unmark_config,
@@ -87,18 +89,18 @@ def make_sparse(
     restore = next(iter(found.values())).model.restore if found else None
     if restore is None and model.config._attn_implementation != IMPLEMENTATION:
         restore = implementations(model)
-    before = dataclasses.replace(shared) if found else None
-    model.set_attn_implementation(IMPLEMENTATION)
-    shared.homes, shared.backend = configs(model), backend
-    for part in shared.homes:
-        mark_config(part, config, owner=shared)
+    before, marks = dataclasses.replace(shared) if states else None, marks_of(model)
     try:
+        model.set_attn_implementation(IMPLEMENTATION)
+        shared.homes, shared.backend = configs(model), backend
+        for part in shared.homes:
+            mark_config(part, config, owner=shared)
         _attach_layers(model, config, shared, restore, inputs, served)
     except Exception:
         if before is not None:
             _take_back(model, found, shared, before)
         else:
-            _remove(model, restore)
+            _put_back(model, found, marks)
         raise
     return model
 
@@ -214,7 +216,7 @@ def load(auto_class: type[Any], path: str | os.PathLike[str], *, inputs: Inputs 
             f"never has them: they are the base model's). Load it with {auto_class.__name__}.from_pretrained and call "
             "crisp_attention.sparsify with the settings that it was trained with."
         )
-    _adopt(model, inputs)
+    _adopt(model, inputs, even_if_dense=True)
     return model
 
 
@@ -234,9 +236,15 @@ def model_states(model: nn.Module) -> list[ModelState]:
     return states
 
 
-def _adopt(model: PreTrainedModel, inputs: Inputs | None = None) -> None:
+def _adopt(model: PreTrainedModel, inputs: Inputs | None = None, *, even_if_dense: bool = False) -> None:
     """Give a model that was only loaded as "crisp" its state; one that has it stays as it is."""
     attached = layers(model).values()
+    now = model.config._attn_implementation
+    if not attached and now != IMPLEMENTATION and not even_if_dense:
+        raise ConfigurationError(
+            f"This {type(model).__name__} was saved sparse, and loaded dense with attn_implementation={now!r}. Leave "
+            "that out, or call crisp_attention.sparsify, for a sparse one."
+        )
     if not attached or any(layer.model.untried for layer in attached):
         settings, progress = read_settings(model.config)
         sparsify(model, settings, inputs=inputs)
@@ -381,6 +389,17 @@ def _remove(model: PreTrainedModel, restore: Implementations | None) -> None:
     for part in configs(model):
         unmark_config(part)
     _set_implementations(restore or default_implementations(model))
+
+
+def _put_back(model: PreTrainedModel, found: dict[str, LayerState], marks: list[ConfigMarks]) -> None:
+    """Leave a model that had no state of its own as it was: dense, or as it was loaded with the settings it has."""
+    detach(model)
+    for name, state in found.items():
+        attach(model.get_submodule(name), state)
+    count_forwards(model, wanted=False)
+    _guard(model, wanted=False)
+    for own in marks:
+        own.put_back()
 
 
 def _take_back(model: PreTrainedModel, found: dict[str, LayerState], shared: ModelState, before: ModelState) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import weakref
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 IMPLEMENTATION = "crisp"
 """The name in Transformers' attention and mask registries."""
 
+_MARKS = (SETTINGS, "attn_implementation")
 _PROGRESS = "progress"
 _LAYERS = "attention_layers"
 
@@ -205,10 +207,46 @@ def _numbered_layers(config: Any) -> int | None:
     if written is None:
         return None
     require_integer(_LAYERS, written, 1)
+    now = getattr(config, "num_hidden_layers", written)
+    if now != written:
+        raise ConfigurationError(
+            f"These settings differ from layer to layer and were saved with {written} attention layers; "
+            f"num_hidden_layers is {now} now. Call crisp_attention.sparsify with settings for this model."
+        )
     return int(written)
+
+
+@dataclass(frozen=True)
+class ConfigMarks:
+    """What stood in a configuration, to return to.
+
+    Attributes:
+        config: The configuration.
+        marks: What `mark_config` had written, by name; empty where it had not.
+        implementation: Its attention implementation.
+    """
+
+    config: Any
+    marks: dict[str, Any]
+    implementation: str | None
+
+    def put_back(self) -> None:
+        """Let it stand there again."""
+        unmark_config(self.config)
+        self.config.__dict__.update(self.marks)
+        # Not the public property, which would pass it on to the parts, each of which has its own.
+        self.config._attn_implementation_internal = self.implementation
+
+
+def marks_of(model: nn.Module) -> list[ConfigMarks]:
+    """What stands in each of a model's configurations now."""
+    return [
+        ConfigMarks(config, {name: config.__dict__[name] for name in _MARKS if name in config.__dict__}, implementation)
+        for config, implementation in implementations(model)
+    ]
 
 
 def unmark_config(config: Any) -> None:
     """Remove what `mark_config` wrote."""
-    for name in (SETTINGS, "attn_implementation"):
+    for name in _MARKS:
         config.__dict__.pop(name, None)

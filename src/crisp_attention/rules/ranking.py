@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from crisp_attention import eager
+
 
 def kth_largest(values: Tensor, pool: Tensor | None, k: Tensor, bound: int | None) -> Tensor:
     """The k-th largest of the last dimension's pool, with a k that differs by row.
@@ -22,7 +24,7 @@ def kth_largest(values: Tensor, pool: Tensor | None, k: Tensor, bound: int | Non
         `[..., 1]`: +inf for k = 0, -inf where k exceeds the pool.
     """
     # A compiled graph should serve every length, and ONNX knows no quickselect.
-    if bound is None or torch.compiler.is_compiling():
+    if bound is None or eager.in_graph():
         return _kth_by_sorting(values, pool, k)
     size = values.shape[-1]
     if bound == 0:

@@ -99,14 +99,14 @@ class _Attention(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         shape, keys = call.pairs.shape, key.shape[2]
         split = tiles.plan(query.dtype, keys)
-        valid, causal = call.pairs.valid, call.pairs.causal
+        valid = call.pairs.valid
         inputs = tiles.Inputs(
             query=tiles.tokens(query),
             key=tiles.tokens(key),
             value=tiles.tokens(value),
             bias=tiles.matrix(call.bias, shape),
             valid=tiles.matrix(valid, shape),
-            stop=None if valid is None else _stop(valid),
+            stop=None if valid is None else tiles.stops(valid, split),
             scale=cast(float, call.scale),
             heads=shape[1],
             groups=shape[1] // key.shape[1],
@@ -118,7 +118,7 @@ class _Attention(torch.autograd.Function):
         if call.dropout is not None:
             dropped = tiles.Dropped(call.dropout.seed, call.dropout.lowest, call.dropout.factor)
         summary = call.detail >= Detail.SUMMARY
-        done = flash.forward(inputs, rule, dropped, split, alive, causal=causal, largest=largest, summary=summary)
+        done = flash.forward(inputs, rule, dropped, split, alive, largest=largest, summary=summary)
         # Masks among them: the backward pass reads them again, and autograd notices who writes to them before.
         matrices = (None if x is None else x.data for x in (inputs.bias, inputs.valid))
         ctx.save_for_backward(query, key, value, done.output, done.log_sum, *matrices)
@@ -129,7 +129,6 @@ class _Attention(torch.autograd.Function):
             dropped,
             split,
             done.alive,
-            causal,
             largest,
         )
         if done.kept is not None and done.entropy is not None:
@@ -140,10 +139,10 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor, *others: Tensor | None) -> tuple[Tensor | None, ...]:
         refuse_second_derivatives("triton")
         query, key, value, output, log_sum, *_ = ctx.saved_tensors
-        rest, rule, dropped, split, alive, causal, largest = ctx.rest
+        rest, rule, dropped, split, alive, largest = ctx.rest
         gradients = flash.backward(
             flash.like(rest, query, key, value), rule, dropped, split,
-            flash.Forward(output, log_sum, alive, None, None), gradient, causal=causal, largest=largest,
+            flash.Forward(output, log_sum, alive, None, None), gradient, largest=largest,
         )  # fmt: skip
         return *gradients, None
 
@@ -158,7 +157,7 @@ def _survivors(call: Call, inputs: tiles.Inputs, split: tiles.Plan) -> tuple[til
     if isinstance(form, Threshold):
         largest = form.largest
         rule = tiles.Rule(ranking=tiles.matrix(form.ranking, shape), forced=tiles.matrix(form.forced, shape))
-        tau = threshold.thresholds(inputs, rule, form, split, call.pairs.causal)
+        tau = threshold.thresholds(inputs, rule, form, split)
     else:
         assert isinstance(form, Blocks)
         largest = True
@@ -183,11 +182,4 @@ def _of_queries_in_no_block(call: Call, inputs: tiles.Inputs, form: Blocks, spli
         return torch.full((batch, heads, queries), torch.inf, device=call.query.device)
     keep = tiles.matrix((form.query_block < 0).to(torch.int64)[:, None, :, None], (batch, heads, queries, 1))
     assert keep is not None
-    return threshold.search(inputs, tiles.Rule(), keep, inputs.valid, split, causal=False, largest=True)
-
-
-def _stop(valid: Tensor) -> Tensor:
-    """Behind the last key that any query of an example may attend to: int32 `[B]`."""
-    narrow = valid[:, : 1 if valid.stride(1) == 0 else None, : 1 if valid.stride(2) == 0 else None]
-    place = torch.arange(1, valid.shape[3] + 1, dtype=torch.int32, device=valid.device)
-    return (narrow.any(dim=1).any(dim=1) * place).amax(dim=-1)
+    return threshold.search(inputs, tiles.Rule(), keep, inputs.valid, split, largest=True)

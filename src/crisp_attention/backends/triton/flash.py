@@ -58,7 +58,6 @@ def forward(
     split: Plan,
     alive: Tensor | None,
     *,
-    causal: bool,
     largest: bool,
     summary: bool,
 ) -> Forward:
@@ -70,7 +69,6 @@ def forward(
         dropped: Its dropout.
         split: Its tiles.
         alive: Tiles to visit, as in `Forward`; None where only scores tell.
-        causal: Whether later keys are invalid for earlier queries.
         largest: Whether higher ranks survive.
         summary: Whether kept pairs and entropies are wanted.
     """
@@ -84,7 +82,7 @@ def forward(
     noted = torch.zeros(batch, heads, rows, columns, dtype=torch.int8, device=query.device) if alive is None else alive
     _forward_kernel[(rows * batch * heads,)](
         inputs, rule, dropped, tokens(output), log_sum, noted, kept, entropy, WIDTH=width,
-        VALUE_WIDTH=value.shape[3], ROWS=split.rows, COLUMNS=split.columns, NOTE=alive is None, CAUSAL=causal,
+        VALUE_WIDTH=value.shape[3], ROWS=split.rows, COLUMNS=split.columns, NOTE=alive is None,
         LARGEST=largest, num_warps=split.warps,
     )  # fmt: skip
     return Forward(output, log_sum, noted, kept, entropy)
@@ -98,7 +96,6 @@ def backward(
     done: Forward,
     gradient: Tensor,
     *,
-    causal: bool,
     largest: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of queries, keys and values.
@@ -110,7 +107,6 @@ def backward(
         split: Its tiles.
         done: What the forward pass left.
         gradient: Of the output, `[B, H, Q, Dv]`.
-        causal: As in `forward`.
         largest: As in `forward`.
     """
     query, key, value = inputs.query.data, inputs.key.data, inputs.value.data
@@ -123,7 +119,7 @@ def backward(
     sizes = {"WIDTH": width, "VALUE_WIDTH": value.shape[3], "ROWS": split.rows, "COLUMNS": split.columns}
     _query_gradient_kernel[(rows * batch * heads,)](
         inputs, rule, dropped, tokens(done.output), tokens(gradient), done.log_sum, mean, done.alive,
-        tokens(to_query), **sizes, CAUSAL=causal, LARGEST=largest, num_warps=split.warps,
+        tokens(to_query), **sizes, LARGEST=largest, num_warps=split.warps,
     )  # fmt: skip
     _key_gradient_kernel[(columns * batch * key.shape[1],)](
         inputs, rule, dropped, tokens(gradient), done.log_sum, mean, done.alive, tokens(to_key), tokens(to_value),
@@ -148,13 +144,13 @@ def _store_tokens(of, example, head, index, count, values, WIDTH: tl.constexpr):
 def _forward_kernel(
     inputs, rule, dropped, output, log_sum, alive, kept, entropy,
     WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    NOTE: tl.constexpr, CAUSAL: tl.constexpr, LARGEST: tl.constexpr,
+    NOTE: tl.constexpr, LARGEST: tl.constexpr,
 ):  # fmt: skip
     example, head, first_row = place(inputs, ROWS)
     rows = first_row + tl.arange(0, ROWS)
     of_row = (example * inputs.heads + head) * inputs.queries + rows
     exists = rows < inputs.queries
-    stop = stop_column(inputs, example, first_row, ROWS, CAUSAL)
+    stop = stop_column(inputs, example, rows)
     tiles = tl.cdiv(inputs.keys, COLUMNS)
     visits = alive + ((example * inputs.heads + head) * tl.cdiv(inputs.queries, ROWS) + first_row // ROWS) * tiles
     query = token_tile(inputs.query, example, head, rows, inputs.queries, WIDTH)
@@ -235,12 +231,12 @@ def _score_gradient_tile(
 def _query_gradient_kernel(
     inputs, rule, dropped, output, gradient, log_sum, mean, alive, to_query,
     WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    CAUSAL: tl.constexpr, LARGEST: tl.constexpr,
+    LARGEST: tl.constexpr,
 ):  # fmt: skip
     """Gradients of a tile of queries, and each row's mean gradient of its weights, which dK and dV need too."""
     example, head, first_row = place(inputs, ROWS)
     rows = first_row + tl.arange(0, ROWS)
-    stop = stop_column(inputs, example, first_row, ROWS, CAUSAL)
+    stop = stop_column(inputs, example, rows)
     tiles = tl.cdiv(inputs.keys, COLUMNS)
     visits = alive + ((example * inputs.heads + head) * tl.cdiv(inputs.queries, ROWS) + first_row // ROWS) * tiles
     query = token_tile(inputs.query, example, head, rows, inputs.queries, WIDTH)

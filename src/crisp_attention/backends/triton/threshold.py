@@ -34,7 +34,7 @@ from crisp_attention.rules.selection import Threshold
 _DIGIT = 8
 
 
-def thresholds(inputs: Inputs, rule: Rule, form: Threshold, split: Plan, causal: bool) -> Tensor:
+def thresholds(inputs: Inputs, rule: Rule, form: Threshold, split: Plan) -> Tensor:
     """Tau of each query, float32 `[B, H, Q]`, or any number in the gap below it.
 
     Args:
@@ -42,7 +42,6 @@ def thresholds(inputs: Inputs, rule: Rule, form: Threshold, split: Plan, causal:
         rule: Its rankings; tau is not read.
         form: Scope, counts and pool.
         split: Its tiles.
-        causal: Whether later keys are invalid for earlier queries.
     """
     batch, queries = inputs.query.data.shape[0], inputs.queries
     rows = (batch, inputs.heads, queries, 1)
@@ -51,23 +50,23 @@ def thresholds(inputs: Inputs, rule: Rule, form: Threshold, split: Plan, causal:
     pool = matrix(form.pool, (batch, inputs.heads, queries, inputs.keys))
     largest = form.largest
     if form.pool is None and inputs.valid is not None:  # pairs that nobody attends to count too
-        tau = _scoped(inputs._replace(stop=None), rule, keep, pool, split, form.scope, False, largest)
+        tau = _scoped(inputs._replace(stop=None), rule, keep, pool, split, form.scope, largest)
     else:
-        tau = _scoped(inputs, rule, keep, pool, split, form.scope, causal, largest)
+        tau = _scoped(inputs, rule, keep, pool, split, form.scope, largest)
     if form.scope == "row":
         return tau
     wanted = matrix(torch.full((1, 1, 1, 1), min(form.min_keep, inputs.keys), device=tau.device), rows)
     assert wanted is not None
-    best = search(inputs, rule, wanted, inputs.valid, split, causal=causal, largest=largest)
+    best = search(inputs, rule, wanted, inputs.valid, split, largest=largest)
     return torch.minimum(tau, best)
 
 
 def _scoped(
-    inputs: Inputs, rule: Rule, keep: Matrix, pool: Matrix | None, split: Plan, scope: str, causal: bool, largest: bool
+    inputs: Inputs, rule: Rule, keep: Matrix, pool: Matrix | None, split: Plan, scope: str, largest: bool
 ) -> Tensor:
     if scope == "matrix" and inputs.queries > split.rows:
-        return _by_digits(inputs, rule, keep, pool, split, causal, largest)
-    return search(inputs, rule, keep, pool, split, causal=causal, largest=largest, whole=scope == "matrix")
+        return _by_digits(inputs, rule, keep, pool, split, largest)
+    return search(inputs, rule, keep, pool, split, largest=largest, whole=scope == "matrix")
 
 
 def search(
@@ -77,7 +76,6 @@ def search(
     pool: Matrix | None,
     split: Plan,
     *,
-    causal: bool,
     largest: bool,
     whole: bool = False,
 ) -> Tensor:
@@ -89,7 +87,6 @@ def search(
         keep: Int64 counts by example, head and query.
         pool: The pairs to choose among, all of them valid; None for all.
         split: Its tiles.
-        causal: Whether later keys are outside the pool for earlier queries.
         largest: Rank the lowest first if False.
         whole: Count over all rows of a matrix.
 
@@ -102,14 +99,12 @@ def search(
     programs = split.tiles(inputs.queries, inputs.keys)[0] * batch * inputs.heads
     _search_kernel[(programs,)](
         inputs, rule, keep, pool, tau, WIDTH=width, ROWS=split.rows, COLUMNS=split.columns, HELD=split.held,
-        CAUSAL=causal, LARGEST=largest, WHOLE=whole, num_warps=split.warps,
+        LARGEST=largest, WHOLE=whole, num_warps=split.warps,
     )  # fmt: skip
     return tau
 
 
-def _by_digits(
-    inputs: Inputs, rule: Rule, keep: Matrix, pool: Matrix | None, split: Plan, causal: bool, largest: bool
-) -> Tensor:
+def _by_digits(inputs: Inputs, rule: Rule, keep: Matrix, pool: Matrix | None, split: Plan, largest: bool) -> Tensor:
     """The keep-th largest of each matrix, float32 `[B, H, Q]` (the same for all its rows)."""
     batch, width = inputs.query.data.shape[0], inputs.query.data.shape[3]
     device = inputs.query.data.device
@@ -122,7 +117,7 @@ def _by_digits(
     for shift in range(32 - _DIGIT, -1, -_DIGIT):
         _count_kernel[(programs,)](
             inputs, rule, pool, prefix, counts, SHIFT=shift, DIGIT=_DIGIT, WIDTH=width, ROWS=split.rows,
-            COLUMNS=split.columns, CAUSAL=causal, LARGEST=largest, num_warps=split.warps,
+            COLUMNS=split.columns, LARGEST=largest, num_warps=split.warps,
         )  # fmt: skip
         _descend_kernel[(len(wanted),)](wanted, total, prefix, counts, DIGIT=_DIGIT, FIRST=shift == 32 - _DIGIT)
     ordered = prefix ^ -(2**31)
@@ -179,11 +174,11 @@ def _narrow(low, high, reached, candidate, count, wanted):
 def _search_kernel(
     inputs, rule, keep, pool, tau,
     WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, HELD: tl.constexpr,
-    CAUSAL: tl.constexpr, LARGEST: tl.constexpr, WHOLE: tl.constexpr,
+    LARGEST: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     example, head, first_row = place(inputs, ROWS)
     rows = first_row + tl.arange(0, ROWS)
-    stop = stop_column(inputs, example, first_row, ROWS, CAUSAL)
+    stop = stop_column(inputs, example, rows)
     query = token_tile(inputs.query, example, head, rows, inputs.queries, WIDTH)
     at = keep.data + example * keep.batch + head * keep.head + rows.to(tl.int64) * keep.query
     # Rows behind the last want nothing; over a whole matrix all rows want the same.
@@ -256,12 +251,12 @@ def _search_kernel(
 def _count_kernel(
     inputs, rule, pool, prefix, counts,
     SHIFT: tl.constexpr, DIGIT: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    CAUSAL: tl.constexpr, LARGEST: tl.constexpr,
+    LARGEST: tl.constexpr,
 ):  # fmt: skip
     """Count the next digit of the ranks whose higher digits are the prefix of their matrix."""
     example, head, first_row = place(inputs, ROWS)
     rows = first_row + tl.arange(0, ROWS)
-    stop = stop_column(inputs, example, first_row, ROWS, CAUSAL)
+    stop = stop_column(inputs, example, rows)
     query = token_tile(inputs.query, example, head, rows, inputs.queries, WIDTH)
     of = example * inputs.heads + head
     known = tl.load(prefix + of).to(tl.uint32, bitcast=True)

@@ -61,7 +61,7 @@ class Inputs(NamedTuple):
         value: Of Hkv heads.
         bias: Added to the scaled scores, or None.
         valid: Bytes, not 0 where a pair is valid; None if all are.
-        stop: Int32 `[B]`, behind the last key that any query of the example may attend to; None for K.
+        stop: Int32 `[B, Q]`, contiguous: behind the last key that the query may attend to in some head; None for K.
         scale: Factor on q.k.
         heads: H.
         groups: H / Hkv.
@@ -176,14 +176,48 @@ def place(inputs, ROWS: tl.constexpr):
 
 
 @triton.jit
-def stop_column(inputs, example, first_row, ROWS: tl.constexpr, CAUSAL: tl.constexpr):
+def stop_column(inputs, example, rows):
     """Behind the last key that any row of a tile may attend to."""
     stop = inputs.keys + 0
     if inputs.stop is not None:
-        stop = tl.load(inputs.stop + example)
-    if CAUSAL:
-        stop = tl.minimum(stop, first_row + ROWS + inputs.keys - inputs.queries)
+        stop = tl.max(tl.load(inputs.stop + example * inputs.queries + rows, mask=rows < inputs.queries, other=0), 0)
     return stop
+
+
+def stops(valid: Tensor, split: Plan) -> Tensor:
+    """Behind the last key that each query may attend to in some head: int32 `[B, Q]`, contiguous.
+
+    What the mask itself says, whether it is causal, a prefix or neither. Nothing of the mask's size is made.
+
+    Args:
+        valid: Bool `[B, 1 | H, Q, K]`.
+        split: The call's tiles.
+    """
+    batch, heads, queries, keys = valid.shape
+    heads = 1 if valid.stride(1) == 0 else heads
+    rows = 1 if valid.stride(2) == 0 else queries  # a mask of keys alone
+    found = torch.empty(batch, rows, dtype=torch.int32, device=valid.device)
+    mask = matrix(valid, (batch, valid.shape[1], queries, keys))
+    _stop_kernel[(batch * -(-rows // split.rows),)](
+        mask, found, heads, rows, keys, ROWS=split.rows, COLUMNS=split.columns, num_warps=split.warps
+    )
+    return found.expand(batch, queries).contiguous()
+
+
+@triton.jit
+def _stop_kernel(valid, found, heads, queries, keys, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    tiles = tl.cdiv(queries, ROWS)
+    program = tl.program_id(0)
+    example = (program // tiles).to(tl.int64)
+    rows = (program % tiles) * ROWS + tl.arange(0, ROWS)
+    stop = tl.zeros([ROWS], tl.int32)
+    for head in range(0, heads):
+        for first_column in range(0, keys, COLUMNS):
+            columns = first_column + tl.arange(0, COLUMNS)
+            inside = (rows < queries)[:, None] & (columns < keys)[None, :]
+            seen = pair_tile(valid, example, head, rows, columns, inside) != 0
+            stop = tl.maximum(stop, tl.max(tl.where(seen, (columns + 1)[None, :], 0), 1))
+    tl.store(found + example * queries + rows, stop, mask=rows < queries)
 
 
 @triton.jit
