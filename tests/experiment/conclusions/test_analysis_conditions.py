@@ -207,7 +207,7 @@ def test_mcnemar_compares_the_two_checkpoints_of_each_seed(result):
 
 def test_the_placebo_is_the_contrast_of_identical_arms(result):
     assert result.placebo is next(item for item in result.secondary if item.arm == "dense-again")
-    assert not any("A/A arm" in caution for caution in result.cautions)
+    assert not any("placebo" in caution for caution in result.cautions)
     assert any(sentence.startswith("Placebo: dense-again, which is dense") for sentence in result.verdict.details)
 
 
@@ -217,7 +217,7 @@ def test_a_placebo_that_differs_is_a_caution_that_says_what_it_means(tmp_path):
         fill_runs(tmp_path, spec, lambda run: finished(run, right(run, 0.5 if run.arm == "dense-again" else 0.8)))
     )
     assert found.placebo.p_value < 0.05
-    (caution,) = [caution for caution in found.cautions if "A/A arm dense-again differs from dense" in caution]
+    (caution,) = [caution for caution in found.cautions if "placebo dense-again differs from dense" in caution]
     assert "although only its seeds are others" in caution
     assert "at one of 20 looks" in caution
 
@@ -225,7 +225,7 @@ def test_a_placebo_that_differs_is_a_caution_that_says_what_it_means(tmp_path):
 def test_without_a_placebo_there_is_none(tmp_path):
     found = analyse(fill_runs(tmp_path, make_spec(seeds=6), varied))
     assert found.placebo is None
-    assert any("There is no A/A arm" in caution for caution in found.cautions)
+    assert any("There is no placebo" in caution for caution in found.cautions)
 
 
 # Planned looks

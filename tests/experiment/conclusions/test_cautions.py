@@ -83,7 +83,7 @@ def test_where_all_runs_learned_nothing_of_it_is_said(tmp_path):
 
 
 def test_a_missing_placebo_is_told(tmp_path):
-    assert has(analyse(fill(tmp_path, make_spec(), EVEN)).cautions, "no A/A arm", "how far identical arms differ")
+    assert has(analyse(fill(tmp_path, make_spec(), EVEN)).cautions, "no placebo", "how far identical arms differ")
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_a_missing_placebo_is_told(tmp_path):
 )
 def test_only_the_baseline_with_other_seeds_is_a_placebo(tmp_path, other):
     result = analyse(fill(tmp_path, make_spec(arms=[*ARMS[:2], other], seeds=3), EVEN))
-    assert has(result.cautions, "no A/A arm")
+    assert has(result.cautions, "no placebo")
 
 
 def test_runs_in_trouble_and_runs_not_done_are_told_in_numbers(tmp_path):

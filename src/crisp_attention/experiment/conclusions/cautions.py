@@ -148,14 +148,14 @@ def _same_masks(spec: ExperimentSpec) -> str | None:
 def _no_placebo(spec: ExperimentSpec) -> str | None:
     if any(is_placebo(spec, arm) for arm in spec.arms):
         return None
-    return "There is no A/A arm (the baseline again with other seeds), which would show how far identical arms differ."
+    return "There is no placebo (the baseline again with other seeds), which would show how far identical arms differ."
 
 
 def _placebo_differs(placebo: Contrast | None) -> str | None:
     if placebo is None or placebo.p_value >= placebo.alpha:
         return None
     return (
-        f"The A/A arm {placebo.arm} differs from {placebo.baseline} ({placebo.difference:+.2f} points, "
+        f"The placebo {placebo.arm} differs from {placebo.baseline} ({placebo.difference:+.2f} points, "
         f"p = {placebo.p_value:.3g}) although only its seeds are others. Chance alone does this at one of "
         f"{1 / placebo.alpha:.0f} looks. Until it is repeated with yet other seeds, differences of that size "
         "mean nothing here."

@@ -38,7 +38,7 @@ def accuracy(analysis: Analysis) -> Drawing | None:
     if not arms:
         return None
     with canvas(row_height(len(arms))) as (figure, axes):
-        # Arms of other seeds, as an A/A arm, share none with these.
+        # Arms of other seeds, as a placebo, share none with these.
         offset = analysis.spec.arm(analysis.spec.primary.baseline).seed_offset
         joined = [place for place, arm in enumerate(arms) if arm.spec.seed_offset == offset]
         for index in sorted(set.intersection(*(set(arms[place].records) for place in joined)) if joined else ()):

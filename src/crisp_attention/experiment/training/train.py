@@ -108,19 +108,19 @@ def run(
             # The Trainer has seeded all alike. Each drops other weights, or rows of a batch would share their dropout.
             torch.manual_seed(int(np.random.SeedSequence([config.seed, ranks.rank]).generate_state(1, np.uint64)[0]))
         journal = Journal(
-            trainer,
-            batches,
-            trainer.running_loss,
-            watcher,
-            probe,
-            test,
-            report,
-            checkpoints,
-            further,
-            None if config.evaluation is None else SparsityConfig.from_dict(config.evaluation),
-            limits,
-            ranks,
-            training.curves,
+            trainer=trainer,
+            batches=batches,
+            loss=trainer.running_loss,
+            watcher=watcher,
+            probe=probe,
+            test=test,
+            report=report,
+            checkpoints=checkpoints,
+            further=further,
+            evaluation=None if config.evaluation is None else SparsityConfig.from_dict(config.evaluation),
+            limits=limits,
+            ranks=ranks,
+            curves=training.curves,
         )
         if saved is not None:
             journal.restore(saved.books)
