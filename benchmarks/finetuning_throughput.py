@@ -35,7 +35,7 @@ from crisp_attention.experiment.data.batching import LengthGroupedBatches
 from crisp_attention.experiment.specification.runs import PlannedRun, RunConfig
 from crisp_attention.experiment.specification.sections import DataSpec, TrainingSpec
 from crisp_attention.experiment.training import model, train
-from crisp_attention.experiment.training.workbench import Workbench, quiet_transformers
+from crisp_attention.experiment.training.workbench import Workbench, silence_training
 from crisp_attention.huggingface.model import sparsify
 
 BATCH, MAX_LENGTH, SEED = 32, 128, 0
@@ -154,7 +154,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    quiet_transformers()
+    silence_training()
     loaded = dataset.load(DataSpec(source=options.dataset, train_examples=options.sentences, test_examples=32), print)
     bench = Workbench(model.resolve("minilm-l6", print), dataset.ExperimentData({"": loaded}))
     ours(bench, ARMS["dense"])  # warm-up, not counted

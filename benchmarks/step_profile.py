@@ -21,7 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 from crisp_attention.experiment.data import dataset
 from crisp_attention.experiment.specification.sections import DataSpec
 from crisp_attention.experiment.training import model
-from crisp_attention.experiment.training.workbench import Workbench, quiet_transformers
+from crisp_attention.experiment.training.workbench import Workbench, silence_training
 
 COMPARED = {"torch's": None} | {arm: ARMS[arm] for arm in ("dense", "topk-80", "percentile-80")}
 PARTS = {
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    quiet_transformers()
+    silence_training()
     count = options.steps * BATCH
     loaded = dataset.load(DataSpec(source=options.dataset, train_examples=count, test_examples=32), print)
     bench = Workbench(model.resolve("minilm-l6", print), dataset.ExperimentData({"": loaded}))

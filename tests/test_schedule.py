@@ -140,7 +140,7 @@ def test_round_trips_through_json(kind):
     for schedule in (crisp.Schedule(kind), crisp.Schedule(kind, **given)):
         assert crisp.Schedule.from_dict(json.loads(json.dumps(schedule.to_dict()))) == schedule
         config = crisp.SparsityConfig(sparsity=0.8, schedule=schedule)
-        assert crisp.SparsityConfig.from_dict(json.loads(config.to_json())) == config
+        assert crisp.SparsityConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
         assert config == crisp.SparsityConfig(sparsity=0.8, schedule=schedule.to_dict())
 
 

@@ -126,28 +126,34 @@ def one_way(valid: Tensor) -> Tensor:
     return hidden.any()
 
 
+_STEPS = 8
+"""Steps between two looks at where they have led, each of which waits for the device."""
+
+
 def packed(valid: Tensor) -> Tensor:
     """Whether a square mask has several groups of tokens that see each other and nobody else: a bool scalar.
 
     Under compilation, which cannot walk from token to token, only groups of which all see all are found.
     """
+    valid = valid.any(dim=1)  # what some head sees
     # Of tokens that someone sees, some hide from each other.
     apart = (~valid & valid.any(dim=-2, keepdim=True) & valid.any(dim=-1, keepdim=True)).any()
-    links = valid.to(torch.float32)
     if torch.compiler.is_compiling():
+        links = valid.to(torch.float32)
         # Whoever sees a token sees what it sees.
         return apart & ((links @ links > 0) == valid).all()
     if not apart:
         return apart
-    links = torch.maximum(links, links.transpose(-2, -1))
-    seen = links.any(dim=-1)
+    seen = valid.any(dim=-1) | valid.any(dim=-2)
+    links = (valid | valid.transpose(-2, -1)).to(torch.float32)
     # Whom the first one reaches, from neighbour to neighbour: a sliding window takes many steps.
     reached = torch.zeros_like(seen).scatter(-1, seen.to(torch.uint8).argmax(dim=-1, keepdim=True), True) & seen
     while True:
-        further = (links @ reached.to(torch.float32).unsqueeze(-1)).squeeze(-1) > 0
-        if not (further & ~reached).any():
+        before = reached
+        for _ in range(_STEPS):
+            reached = reached | ((links @ reached.to(torch.float32).unsqueeze(-1)).squeeze(-1) > 0)
+        if torch.equal(reached, before):
             return (seen & ~reached).any()
-        reached = reached | further
 
 
 def require_two_ways(config: SparsityConfig, pairs: Pairs) -> None:

@@ -210,7 +210,7 @@ def attention(
         raise ConfigurationError(f"sinks must be [H] = ({q.shape[1]},), got {tuple(sinks.shape)}.")
     shape = (q.shape[0], q.shape[1], q.shape[2], k.shape[2])
     pairs, bias = read_pairs(shape, q.device, valid=valid, query_valid=query_valid, bias=bias, causal=causal)
-    several_rows = config.removes and not config.per_row
+    several_rows = config.removes and not config.per_row and shape[2] == shape[3]
     if several_rows and pairs.valid is not None and not torch.compiler.is_compiling() and hides_future(pairs.valid):
         raise causal_refusal(config)
     if config.sparsity and shape[3] == 1:

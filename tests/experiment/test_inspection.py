@@ -102,6 +102,8 @@ def test_a_models_own_settings_are_named(checkpoint, tmp_path, tokenizer_folder)
     saved = save(model, tmp_path, tokenizer_folder)
     found = inspect(saved, TEXT)
     assert (found.rule, found.start, found.levels, found.settings) == ("topk", 0.6, (), {"min_keep": 2})
+    found = inspect(saved, TEXT, sparsity=0.3)
+    assert (found.rule, found.start, found.settings) == ("topk", 0.3, {"min_keep": 2})
     assert "layers. With min_keep = 2. Scores" in render_attention(found)
     assert "layers. Scores" in render_attention(inspect(checkpoint, TEXT))
 

@@ -17,7 +17,7 @@ from crisp_attention.experiment.results.store import Store
 from crisp_attention.experiment.specification.runs import Fingerprints, expand
 from crisp_attention.experiment.specification.spec import parse
 from crisp_attention.experiment.training import model, train
-from crisp_attention.experiment.training.workbench import Workbench, preflight, quiet_transformers
+from crisp_attention.experiment.training.workbench import Workbench, preflight, silence_training
 from data_files import write
 from record_builders import make_spec
 from small_models import WORDS
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 def trained(spec, *arms):
     """Record and outputs of the first seed of some arms."""
-    quiet_transformers()
+    silence_training()
     checkpoint, found = model.resolve(spec.model), dataset.load_experiment(spec)
     preflight(checkpoint, found, spec)
     bench = Workbench(checkpoint, found)

@@ -322,6 +322,11 @@ def test_a_sparse_model_that_was_loaded_dense_on_purpose_stays_dense(saved, impl
     crisp.sparsify(model, sparsity=0.5)
     with torch.no_grad():
         torch.testing.assert_close(model(IDS).logits, logits)
+    ran = LlamaForCausalLM.from_pretrained(folder).eval()
+    ran(IDS)
+    ran.set_attn_implementation(implementation)
+    with pytest.raises(crisp.ConfigurationError, match="loaded dense with attn_implementation"):
+        crisp.check(ran)
     # `load` is never dense in silence.
     assert crisp.check(crisp.load(LlamaForCausalLM, folder, attn_implementation=implementation)).ok
 
@@ -358,3 +363,26 @@ def test_a_counter_that_a_compiled_hook_advanced_is_another_step(bert):
 
     shared_states(state)[0].forward_index.add_(1)  # all that a compiled hook does
     layer(torch.randn(2, 12, 32))
+
+
+def test_a_whole_that_is_refused_leaves_its_sparse_part_as_it_was():
+    """CLIP's text is causal, its pictures are not."""
+    torch.manual_seed(0)
+    vision = SMALL | {"image_size": 16, "patch_size": 4}
+    config = CLIPConfig(text_config=SMALL | {"vocab_size": 40}, vision_config=vision, projection_dim=16)
+    model = CLIPModel(config).eval()
+    crisp.sparsify(model.vision_model, sparsity=0.5)
+    given = {"input_ids": IDS, "pixel_values": torch.randn(2, 3, 16, 16)}
+    with torch.no_grad():
+        before = model(**given).logits_per_image
+    with pytest.raises(crisp.ConfigurationError, match="would change earlier outputs"):
+        crisp.sparsify(model, rule="percentile")
+    with torch.no_grad():
+        torch.testing.assert_close(model(**given).logits_per_image, before)
+    assert model.text_model.config._attn_implementation != "crisp"
+    with crisp.monitor(model.vision_model) as seen, torch.no_grad():
+        model(**given)
+    assert seen.mean(training=False) == pytest.approx(0.5, abs=0.05)
+    model.vision_model.set_attn_implementation("sdpa")
+    with pytest.raises(crisp.ConfigurationError, match="was switched"):
+        model(**given)

@@ -99,7 +99,7 @@ def _chosen(network: Any, rule: str | None, sparsity: float | None) -> SparsityC
     own = own.replace(apply="always", heads=None, layers=None, schedule=None)
     if sparsity is None:
         return own
-    return own.replace(**dict.fromkeys((*own.strength, "stride")), sparsity=sparsity)
+    return own.replace(**{**dict.fromkeys((*own.strength, "stride")), "sparsity": sparsity})
 
 
 def _scripted(config: SparsityConfig) -> bool:

@@ -305,11 +305,12 @@ def carry_out(plan: Plan, display: Display) -> tuple[Analysis, Path]:
     if plan.tuning is not None:
         plan = _tune(plan, plan.tuning, store, display)
     if plan.source is not None:
-        if plan.taken and not plan.source.holds(plan.spec, plan.prints):
-            store.note_taken_over(plan.taken, plan.source)
+        foreign = not plan.source.holds(plan.spec, plan.prints)
         for run_id in plan.taken:
             lease = store.lock(run_id)
-            if lease is not None:  # else another process is taking it over, too
+            if lease is not None:  # else another process is taking it over, or training it
+                if foreign:
+                    store.note_taken_over([run_id], plan.source)
                 store.take_over([run_id], plan.source)
                 lease.release()
     while plan.pending:

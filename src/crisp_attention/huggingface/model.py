@@ -98,7 +98,7 @@ def make_sparse(
         _attach_layers(model, config, shared, restore, inputs, served)
     except Exception:
         if before is not None:
-            _take_back(model, found, shared, before)
+            _take_back(model, found, shared, before, marks)
         else:
             _put_back(model, found, marks)
         raise
@@ -240,7 +240,7 @@ def _adopt(model: PreTrainedModel, inputs: Inputs | None = None, *, even_if_dens
     """Give a model that was only loaded as "crisp" its state; one that has it stays as it is."""
     attached = layers(model).values()
     now = model.config._attn_implementation
-    if not attached and now != IMPLEMENTATION and not even_if_dense:
+    if now != IMPLEMENTATION and all(layer.model.untried for layer in attached) and not even_if_dense:
         raise ConfigurationError(
             f"This {type(model).__name__} was saved sparse, and loaded dense with attn_implementation={now!r}. Leave "
             "that out, or call crisp_attention.sparsify, for a sparse one."
@@ -402,13 +402,19 @@ def _put_back(model: PreTrainedModel, found: dict[str, LayerState], marks: list[
         own.put_back()
 
 
-def _take_back(model: PreTrainedModel, found: dict[str, LayerState], shared: ModelState, before: ModelState) -> None:
+def _take_back(
+    model: PreTrainedModel,
+    found: dict[str, LayerState],
+    shared: ModelState,
+    before: ModelState,
+    marks: list[ConfigMarks],
+) -> None:
     """Put back the settings that a failed `sparsify` would have replaced."""
     for name, state in found.items():
         attach(model.get_submodule(name), state)
     shared.take_back(before)
-    for home in configs(model):
-        mark_config(home, shared.config, shared.progress, owner=shared, numbered=shared.numbered)
+    for own in marks:
+        own.put_back()
     count_forwards(model, wanted=shared.config.rule == "random")
     _guard(model, wanted=True)
 
@@ -417,7 +423,9 @@ def _guard(model: PreTrainedModel, *, wanted: bool) -> None:
     """Refuse to run a sparsified model, or a part of one, that was switched to another attention implementation."""
     # On its attention modules too: parts have configurations of their own, and can be called by themselves.
     attending = [module for module in model.modules() if attached(module) is not None]
-    hook_before_forward(model, _require_implementation, on=[model, *attending] if wanted else [])
+    # Not where parts of it alone are sparse.
+    whole = [model] if model.config._attn_implementation == IMPLEMENTATION else []
+    hook_before_forward(model, _require_implementation, on=[*whole, *attending] if wanted else [])
 
 
 def _require_implementation(module: nn.Module, _: Any) -> None:

@@ -239,6 +239,9 @@ def test_nothing_is_said_of_a_clause_before_its_pairs_are_done():
     assert found.dense_keeps.figure.endswith("6 of 10 pairs are done")
     found = judged(dropout=Standing(planned=10), more_dropout=Standing(awaited=1, planned=10))
     assert (found.beats_dropout.holds, found.beats_dropout.figure) == (None, "19 of 20 pairs are done")
+    found = judged(topk_50=Standing(awaited=3, planned=10))
+    assert (found.train_falls.holds, found.gap_narrows.holds) == (None, None)
+    assert found.train_falls.figure.endswith("7 of 10 pairs are done")
 
 
 def test_no_clause_favours_the_side_that_lost_more_runs():
@@ -246,5 +249,8 @@ def test_no_clause_favours_the_side_that_lost_more_runs():
     assert found.dense_keeps.holds is None
     assert "1 runs of topk-50-to-dense diverged or failed" in found.dense_keeps.figure
     assert judged(topk_50_to_dense=Standing(troubled=1), dense=Standing(troubled=1)).dense_keeps.holds is True
-    assert judged(topk_50=Standing(troubled=1, planned=10)).beats_dropout.holds is None
+    worse = compared(TWIN["name"], "dense", -5.0, low=-7.0, high=-3.0)
+    assert judged(twin=worse, topk_50_to_dense=Standing(troubled=1, planned=10)).dense_keeps.holds is False
+    lost = judged(topk_50=Standing(troubled=1, planned=10))
+    assert (lost.beats_dropout.holds, lost.train_falls.holds, lost.gap_narrows.holds) == (None, None, None)
     assert judged(dropout=Standing(troubled=1), more_dropout=Standing(troubled=1)).beats_dropout.holds is True

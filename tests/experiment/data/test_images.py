@@ -205,7 +205,7 @@ def test_a_jpeg_that_ends_too_soon_is_named(folder):
 
 
 def test_images_that_lie_too_deep_are_told_and_hidden_ones_count_for_nothing(folder):
-    for place in ("train/across/batch-1", "train/.ipynb_checkpoints"):
+    for place in ("train/across/batch-1", "train/.ipynb_checkpoints", "train/across/.ipynb_checkpoints"):
         (folder / place).mkdir()
         (folder / place / "one.png").write_bytes(stripes(77, True))
     (folder / "train" / "across" / ".DS_Store").write_bytes(b"")
@@ -219,6 +219,14 @@ def test_the_evaluation_split_is_found_by_its_usual_names(folder, name):
     (folder / "test").rename(folder / name)
     found = load(DataSpec(source=str(folder)))
     assert (len(found.train), len(found.test), found.notes) == (24, 10, ())
+
+
+def test_images_without_classes_are_none_to_evaluate_on_where_there_are_others(folder):
+    (folder / "test").rename(folder / "val")
+    (folder / "test").mkdir()
+    (folder / "test" / "one.png").write_bytes(stripes(77, True))
+    found = load(DataSpec(source=str(folder)))
+    assert (len(found.test), found.notes) == (10, ("Folder test was left alone: val is evaluated on.",))
 
 
 def test_a_split_that_is_left_alone_is_told(folder):

@@ -29,6 +29,8 @@ from record_builders import (
     draws,
     fill,
     fill_in_full,
+    fill_runs,
+    finished,
     make_spec,
     planned,
     provenance,
@@ -374,3 +376,27 @@ def test_any_specification_reads_back_from_its_toml(description, choices, rate, 
         arms=arms,
     )
     assert parse(tomllib.loads(spec_as_toml(spec)), "toml") == spec
+
+
+def test_notes_on_the_data_are_of_all_conditions(tmp_path):
+    """Which labels were made wrong is known where they were; what was dropped is told once."""
+    spec = make_spec(arms=ARMS, vary={"label_noise": [0.0, 0.4]}, seeds=1)
+    more = {"label_noise=0.4": ("200 of 500 training labels were replaced.",)}
+
+    def result(run):
+        notes = ("2 rows were dropped.", *more.get(run.condition, ()))
+        return finished(run, draws({})(run.arm, run.index), provenance=provenance(data_notes=notes))
+
+    store = fill_runs(tmp_path, spec, result)
+    report.write(analyse(store), tmp_path)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert text.count("2 rows were dropped.") == 1
+    assert text.count("label_noise=0.4: 200 of 500 training labels were replaced.") == 1
+
+
+def test_lines_join_seeds_and_a_placebo_shares_none(tmp_path, monkeypatch):
+    spec = make_spec(arms=[*ARMS, PLACEBO], seeds=2)
+    drawn, plot = [], Axes.plot
+    monkeypatch.setattr(Axes, "plot", lambda self, *args, **more: drawn.append(args) or plot(self, *args, **more))
+    plots.accuracy(analyse(fill(tmp_path, spec, EVEN)))
+    assert [places for _, places in (args for args in drawn if len(args) == 2 and len(args[0]) == 3)] == [[0, 1, 2]] * 2

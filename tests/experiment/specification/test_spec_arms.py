@@ -246,7 +246,6 @@ def test_conditions_may_be_trained_for_epochs_of_their_own():
         ({"evaluations": [{"name": "x", "typos": 0.1, "text": "said"}]}, "text must be of source, which is missing"),
         ({"evaluations": [{"name": "test", "typos": 0.1}]}, "differ, and from 'running', 'test' and 'train'"),
         ({"evaluations": [{"name": "running", "typos": 0.1}]}, "differ, and from 'running', 'test' and 'train'"),
-        ({"evaluations": [{"name": "x", "typos": 0.1, "test_examples": 5}]}, "test_examples must be of source"),
         ({"evaluations": [{"name": "x", "typos": 0.1}] * 2}, "names of evaluations must differ"),
         ({"evaluations": [{"name": "x", "typo": 0.1}]}, "Did you mean 'typos'"),
     ],

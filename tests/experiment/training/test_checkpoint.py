@@ -15,7 +15,7 @@ from crisp_attention.experiment.results import provenance
 from crisp_attention.experiment.specification.runs import expand
 from crisp_attention.experiment.training import checkpoint, model, train
 from crisp_attention.experiment.training.checkpoint import Checkpoints
-from crisp_attention.experiment.training.workbench import quiet_transformers
+from crisp_attention.experiment.training.workbench import silence_training
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +33,7 @@ def workplace(tiny_folders, csv_file):
     """Bench and first runs by arm."""
     spec = tiny_study.spec(tiny_folders["bert"], csv_file, seeds=1)
     checkpoint, loaded = model.resolve(spec.model), dataset.load(spec.data)
-    quiet_transformers()
+    silence_training()
     runs = {run.arm: run for run in expand(spec, tiny_study.prints_of(checkpoint, loaded))}
     return tiny_study.bench_of(checkpoint, loaded), runs
 

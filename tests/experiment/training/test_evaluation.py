@@ -9,7 +9,7 @@ from crisp_attention.experiment.data import dataset
 from crisp_attention.experiment.specification.runs import expand
 from crisp_attention.experiment.specification.sections import TrainingSpec
 from crisp_attention.experiment.training import evaluation, model, train
-from crisp_attention.experiment.training.workbench import quiet_transformers
+from crisp_attention.experiment.training.workbench import silence_training
 
 
 def test_a_quarter_of_the_examples_a_bin():
@@ -62,7 +62,7 @@ def finished(tiny_folders, csv_file):
     """Bench, and record and outputs by arm of a study's first seed."""
     spec = tiny_study.spec(tiny_folders["bert"], csv_file, seeds=1, epochs=1, train=32)
     checkpoint, loaded = model.resolve(spec.model), dataset.load(spec.data)
-    quiet_transformers()
+    silence_training()
     bench = tiny_study.bench_of(checkpoint, loaded)
     runs = {run.arm: run for run in expand(spec, tiny_study.prints_of(checkpoint, loaded))}
     return bench, {name: train.run(runs[name], bench, lambda _: None) for name in ("dense", "percentile-80")}

@@ -19,7 +19,7 @@ from crisp_attention.experiment.specification.runs import expand
 from crisp_attention.experiment.training import model, tracking, train
 from crisp_attention.experiment.training.checkpoint import Checkpoints
 from crisp_attention.experiment.training.tracking import Tracking, require
-from crisp_attention.experiment.training.workbench import quiet_transformers
+from crisp_attention.experiment.training.workbench import silence_training
 
 EVENTS = [name for name in dir(TrainerCallback) if name.startswith("on_")]
 
@@ -29,7 +29,7 @@ def workplace(tiny_folders, csv_file):
     """A bench and a planned run."""
     spec = tiny_study.spec(tiny_folders["bert"], csv_file, train=32)
     checkpoint, loaded = model.resolve(spec.model), dataset.load(spec.data)
-    quiet_transformers()
+    silence_training()
     runs = expand(spec, tiny_study.prints_of(checkpoint, loaded))
     return tiny_study.bench_of(checkpoint, loaded), next(run for run in runs if run.arm == "percentile-80")
 

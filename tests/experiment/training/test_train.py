@@ -15,7 +15,7 @@ from crisp_attention.experiment.specification.runs import expand
 from crisp_attention.experiment.specification.sections import TrainingSpec
 from crisp_attention.experiment.training import model, train
 from crisp_attention.experiment.training.ranks import Ranks
-from crisp_attention.experiment.training.workbench import preflight, quiet_transformers
+from crisp_attention.experiment.training.workbench import preflight, silence_training
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +25,7 @@ def workplace(tiny_folders, csv_file):
     """Specification, bench and planned runs."""
     spec = tiny_study.spec(tiny_folders["bert"], csv_file)
     checkpoint, loaded = model.resolve(spec.model), dataset.load(spec.data)
-    quiet_transformers()
+    silence_training()
     return tiny_study.bench_of(checkpoint, loaded), list(expand(spec, tiny_study.prints_of(checkpoint, loaded)))
 
 

@@ -116,8 +116,14 @@ def regularizer_pattern(
     stand = {name: (standings or {}).get(name, Standing()) for name in involved}
     return RegularizerPattern(
         arm,
-        _fall(f"accuracy on training examples falls below that of {baseline}", train),
-        _fall(f"the gap between train and test accuracy is narrower than that of {baseline}", gap),
+        _fall(f"accuracy on training examples falls below that of {baseline}", train, arm, stand[arm], stand[baseline]),
+        _fall(
+            f"the gap between train and test accuracy is narrower than that of {baseline}",
+            gap,
+            arm,
+            stand[arm],
+            stand[baseline],
+        ),
         _keeps(
             f"trained sparse and evaluated dense it is not {EQUIVALENCE_MARGIN:g} points worse than {baseline}",
             against_baseline,
@@ -203,11 +209,16 @@ def _padding(spec: ExperimentSpec, arm: ArmSpec) -> str:
     return arm.padding or spec.data.padding
 
 
-def _fall(statement: str, found: Fall) -> Clause:
+def _fall(statement: str, found: Fall, arm: str, own: Standing, baseline: Standing) -> Clause:
     figure = f"{found.difference:+.2f} points, p = {found.p_value:.3g}"
+    if own.awaited:
+        return Clause(statement, None, found.difference, f"{figure}: {_so_far([own])}")
     if found.seeds < least_seeds(found.alpha):
         return Clause(statement, None, found.difference, f"{figure}: too few seeds to tell")
-    return Clause(statement, found.difference < 0 and found.p_value < found.alpha, found.difference, figure)
+    falls = found.difference < 0 and found.p_value < found.alpha
+    if falls and own.troubled > baseline.troubled:
+        return Clause(statement, None, found.difference, f"{figure}: {_lost(arm, own.troubled)}")
+    return Clause(statement, falls, found.difference, figure)
 
 
 def _keeps(
@@ -224,10 +235,11 @@ def _keeps(
     if found.seeds < least_seeds(found.alpha):
         return Clause(statement, None, found.difference, f"{figure}: too few seeds to tell")
     figure += f", interval {found.interval.low:+.2f} to {found.interval.high:+.2f}"
-    if own.troubled > stand[found.baseline].troubled:
-        return Clause(statement, None, found.difference, f"{figure}: {_lost(found.arm, own.troubled)}")
     # Not worse is shown, not assumed: the interval must end above the margin that counts as equivalent.
-    return Clause(statement, found.interval.low > -EQUIVALENCE_MARGIN, found.difference, figure)
+    keeps = found.interval.low > -EQUIVALENCE_MARGIN
+    if keeps and own.troubled > stand[found.baseline].troubled:
+        return Clause(statement, None, found.difference, f"{figure}: {_lost(found.arm, own.troubled)}")
+    return Clause(statement, keeps, found.difference, figure)
 
 
 def _so_far(standings: Sequence[Standing]) -> str:

@@ -35,6 +35,11 @@ def digits() -> tuple[list[bytes], list[str]]:
     return [b"P5\n8 8\n255\n" + image.tobytes() for image in pixels], [str(label) for label in found.target]
 
 
+def classes_of(folder: Path) -> list[Path]:
+    """The subfolders of a folder of images, one a class, by name."""
+    return sorted(item for item in folder.iterdir() if item.is_dir() and not item.name.startswith("."))
+
+
 def read_folder(folder: Path) -> tuple[list[bytes], list[str], tuple[str, ...]]:
     """All images of a folder with a subfolder for each class.
 
@@ -47,12 +52,12 @@ def read_folder(folder: Path) -> tuple[list[bytes], list[str], tuple[str, ...]]:
     Raises:
         DataError: If there is no subfolder, or a file is not what its suffix says.
     """
-    classes = sorted(item for item in folder.iterdir() if item.is_dir() and not item.name.startswith("."))
+    classes = classes_of(folder)
     if not classes:
         raise DataError(f"{folder}: a folder of images needs a subfolder for each class; it has none.")
     images, labels, others, deeper = [], [], 0, 0
     for place in classes:
-        visible = [item for item in place.rglob("*") if item.is_file() and not item.name.startswith(".")]
+        visible = [item for item in place.rglob("*") if item.is_file() and not _hidden(item.relative_to(place))]
         deeper += sum(item.parent != place and item.suffix.lower() in SUFFIXES for item in visible)
         for file in sorted(item for item in visible if item.parent == place):
             if file.suffix.lower() not in SUFFIXES:
@@ -65,6 +70,10 @@ def read_folder(folder: Path) -> tuple[list[bytes], list[str], tuple[str, ...]]:
     left_out = {"no images by their suffix": others, "they lie deeper than CLASS/FILE": deeper}
     notes = (f"{count} files of {folder.name} were left out: {why}." for why, count in left_out.items() if count)
     return images, labels, tuple(notes)
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def require_image(content: bytes, origin: str) -> None:
@@ -81,12 +90,12 @@ def require_image(content: bytes, origin: str) -> None:
 
     try:
         with Image.open(io.BytesIO(content)) as image:
-            mode = image.mode
+            mode, checked = image.mode, image.format == "PNG"
             image.verify()
-        # What `verify` does not see, as where a JPEG ends too soon; an eighth of its size is enough.
-        with Image.open(io.BytesIO(content)) as image:
-            image.draft("L", (1, 1))
-            image.load()
+        if not checked:  # by checksums, which other formats lack
+            with Image.open(io.BytesIO(content)) as image:
+                image.draft("L", (1, 1))  # an eighth of a JPEG's size shows as well where it ends too soon
+                image.load()
     # Pillow's decoders raise nearly anything.
     except Exception as error:
         raise DataError(f"{origin} is no image that Pillow can read: {error}") from None

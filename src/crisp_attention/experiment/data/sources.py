@@ -155,14 +155,16 @@ def _read_glue(spec: DataSpec, folder: Path) -> Table:
 def _read_image_folder(folder: Path) -> Table:
     """Images as train/CLASS/FILE and, if there is an evaluation split, in a folder of one of its usual names."""
     there = [name for name in _IMAGE_SPLITS if (folder / name).is_dir()]
+    # A folder without classes, as of a competition's secret labels, is one to evaluate on only if there is no other.
+    labelled = [name for name in there if images.classes_of(folder / name)]
+    chosen = (labelled or there)[:1]
     tables = []
-    for name in ("train", *there[:1]):
+    for name in ("train", *chosen):
         pictures, labels, notes = images.read_folder(folder / name)
         tables.append(Table(labels, images=pictures, notes=notes))
-    unused = tuple(f"Folder {name} was left alone: {there[0]} is evaluated on." for name in there[1:])
-    return _with_test(
-        dataclasses.replace(tables[0], notes=tables[0].notes + unused), tables[1] if len(tables) > 1 else None
-    )
+    unused = (f"Folder {name} was left alone: {chosen[0]} is evaluated on." for name in there if name not in chosen)
+    train = dataclasses.replace(tables[0], notes=(*tables[0].notes, *unused))
+    return _with_test(train, tables[1] if chosen else None)
 
 
 def _read_file(path: Path) -> pd.DataFrame:

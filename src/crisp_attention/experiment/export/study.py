@@ -12,8 +12,8 @@ from crisp_attention.experiment.results.store import Store
 _SHOWN = ("map_rows", "map_lengths", "map_layers", "maps")
 """Attention maps: no number rests on them, and they are most of what a run leaves."""
 
-_REPORT = ("figures", "report.html", "report.md")
-"""What `crisp report` adds to a copy, and makes again."""
+_REPORT = ("export", "figures", "report.html", "report.md")
+"""What `crisp report` and `crisp export` add to a copy, and make again."""
 
 
 def publish(store: Store, out: Path) -> int:
@@ -62,7 +62,7 @@ def _require_own(out: Path, store: Store) -> None:
     if not same:
         raise StorageError(f"{out} exists and is no published copy of this study. Choose another --out.")
     ours = {*(path.name for path in other.descriptions), "records", *_REPORT}
-    if strangers := sorted(item.name for item in out.iterdir() if item.name not in ours):
+    if strangers := sorted(item.name for item in out.iterdir() if item.name not in ours and item.name[0] != "."):
         raise StorageError(
             f"{out} is replaced as a whole, and holds {', '.join(strangers)} besides. Choose another --out."
         )

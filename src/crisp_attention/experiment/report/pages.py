@@ -66,11 +66,9 @@ def _data_notes(analysis: Analysis) -> list[str]:
         condition: next((record.provenance.data_notes for arm in arms for record in arm.records.values()), ())
         for condition, arms in analysis.by_condition.items()
     }
-    notes = dict.fromkeys(note for own in by_condition.values() for note in own)
-    told = [own for own in by_condition.values() if own]
-    return [
-        note if all(note in own for own in told) else f"{condition}: {note}"
-        for note in notes
-        for condition, own in by_condition.items()
-        if note in own
-    ]
+    done = {condition: own for condition, own in by_condition.items() if own}
+    told = []
+    for note in dict.fromkeys(note for own in done.values() for note in own):
+        of = [condition for condition, own in done.items() if note in own]
+        told += [note] if len(of) == len(done) else [f"{condition}: {note}" for condition in of]
+    return told

@@ -457,6 +457,8 @@ class Store:
         wanted = {"schema", "spec", "model", "data", "identity", "seeds_asked"}
         if not isinstance(study, dict) or not wanted <= set(study) or not study["seeds_asked"]:
             raise damaged(path, f"expected the keys {', '.join(sorted(wanted))}, none of them empty")
+        if not isinstance(study.get("taken_over", {}), dict):
+            raise damaged(path, "taken_over is no table of runs")
         if study["schema"] not in READABLE:
             raise unknown_schema(path, study["schema"])
         return study

@@ -218,7 +218,7 @@ class EvaluationSpec(Section):
     def _check_one(self) -> EvaluationSpec:
         if (self.typos is None) == (self.source is None):
             raise ValueError(f"evaluation {self.name!r} needs either typos or source")
-        own = [key for key in ("text", "text_pair", "label", "test_examples") if getattr(self, key) is not None]
+        own = [key for key in ("text", "text_pair", "label") if getattr(self, key) is not None]
         if self.source is None and own:
             raise ValueError(f"{' and '.join(own)} must be of source, which is missing; typos take the test split")
         return self

@@ -31,8 +31,8 @@ from crisp_attention.experiment.specification.sections import (
 from crisp_attention.experiment.specification.tracking import UNTRACKED, TrackingSpec
 from crisp_attention.experiment.specification.tune import Space, TuneSpec, fixed
 
-MAX_SEEDS = 1000
 USUAL_SEEDS = 10
+MAX_SEEDS = 1000
 """Most seeds that an experiment may ask for."""
 
 INCIDENTAL = ("name", "description", "choices", "seeds", "resources", "tracking")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from crisp_attention.errors import AssetError, ConfigurationError, UnsupportedModelError, nearest
+from crisp_attention.errors import AssetError, ConfigurationError, CrispError, UnsupportedModelError, nearest
 from crisp_attention.experiment.data.assets import ASSETS, cache_folder, fetch
 from crisp_attention.experiment.results.files import whole_folder
 
@@ -23,7 +23,7 @@ _ARCHITECTURES = Path(__file__).parent / "architectures"
 
 _WEIGHTS = "*.safetensors"
 # Vocabularies in other forms than JSON.
-_VOCABULARIES = ("*.model", "*.spm", "*.tiktoken", "*.codes", "merges.txt", "vocab*")
+_VOCABULARIES = ("*.model", "*.spm", "*.tiktoken", "*.codes", "*.tokenizer", "merges.txt", "tekken.json", "vocab*")
 _WANTED = (_WEIGHTS, "*.json", "*.txt", *_VOCABULARIES)
 # Weights and whatever a tokenizer or an image processor may be made of; config.json is read apart.
 _DECIDING = (
@@ -149,9 +149,8 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     from transformers import AutoTokenizer
 
     tokenizer = load(checkpoint, AutoTokenizer)
-    files = [file for pattern in (*_VOCABULARIES, "tokenizer*.json") for file in checkpoint.folder.glob(pattern)]
-    # One made up may have a token beside the special ones, for a space.
-    if not files or len(tokenizer) <= len(tokenizer.all_special_ids) + 1:
+    # One made up may have a token or two beside the special ones, as for a space.
+    if len(tokenizer) <= len(tokenizer.all_special_ids) + 2:
         raise UnsupportedModelError(
             f"{checkpoint.name} has no vocabulary: {checkpoint.folder} holds "
             f"{', '.join(sorted(item.name for item in checkpoint.folder.iterdir()))}. Save the tokenizer beside the "
@@ -169,6 +168,8 @@ def failing_as(refusal: Callable[[str], UnsupportedModelError]) -> Iterator[None
     """
     try:
         yield
+    except CrispError:
+        raise
     except (ValueError, OSError, RuntimeError) as error:
         raise refusal(str(error)) from None
     except Exception as error:  # these say less without their names
