@@ -13,7 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from crisp_attention.errors import RecordError
-from crisp_attention.experiment.results import store as store_module
+from crisp_attention.experiment.results import records as records_module
 from crisp_attention.experiment.results.record import SCHEMA, Record, Score
 from crisp_attention.experiment.results.store import Store
 from crisp_attention.experiment.specification.runs import Fingerprints
@@ -220,20 +220,20 @@ def test_a_run_in_trouble_has_a_reason_and_no_outputs(store, run, status):
 def test_the_record_is_written_after_its_outputs(store, run, monkeypatch):
     """Whoever sees a record sees its outputs too, whenever the process ends."""
     written = []
-    monkeypatch.setattr(store_module, "write_once", lambda path, content: written.append(path.suffix) or True)
+    monkeypatch.setattr(records_module, "write_once", lambda path, content: written.append(path.suffix) or True)
     store.save(*finished(run, RIGHT))
     assert written == [".npz", ".json"]
 
 
 def test_a_failure_between_outputs_and_record_leaves_the_run_undone(store, run, monkeypatch):
-    original = store_module.write_once
+    original = records_module.write_once
 
     def fail(path, content):
         if path.suffix == ".json":
             raise OSError("disk full")
         return original(path, content)
 
-    monkeypatch.setattr(store_module, "write_once", fail)
+    monkeypatch.setattr(records_module, "write_once", fail)
     with pytest.raises(OSError, match="disk full"):
         store.save(*finished(run, RIGHT))
     assert store.load(run.config.run_id) is None

@@ -20,27 +20,22 @@ runs/NAME/
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import hashlib
-import io
 import json
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from pydantic import ValidationError
-
-from crisp_attention.errors import ConfigurationError, RecordError, StorageError
+from crisp_attention.errors import ConfigurationError, RecordError
 from crisp_attention.experiment.results import examples
 from crisp_attention.experiment.results.examples import Examples
-from crisp_attention.experiment.results.faults import HINT, damaged, first, unknown_schema, unwritable
-from crisp_attention.experiment.results.files import write_atomically, write_once
+from crisp_attention.experiment.results.faults import HINT, damaged, first, unknown_schema
+from crisp_attention.experiment.results.files import write_atomically
 from crisp_attention.experiment.results.identity import describe, difference
 from crisp_attention.experiment.results.leases import Lease, Leases, exclusively
-from crisp_attention.experiment.results.record import READABLE, Arrays, Record
+from crisp_attention.experiment.results.record import READABLE
+from crisp_attention.experiment.results.records import Records, to_json
 from crisp_attention.experiment.results.tuning import Tuning
 from crisp_attention.experiment.specification.runs import Fingerprints, PlannedRun, expand
 from crisp_attention.experiment.specification.spec import ExperimentSpec, parse
@@ -56,12 +51,11 @@ MANIFEST = "manifest.json"
 """The file of a checkpoint that is written last: with it the checkpoint is whole."""
 
 
-class Store:
+class Store(Records):
     """Access to one run directory. Creating the object touches nothing on disk."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.records = folder / "records"
+        super().__init__(folder)
         self.leases = Leases(folder)
 
     def require(self, spec: ExperimentSpec, prints: Fingerprints) -> None:
@@ -123,7 +117,7 @@ class Store:
                         self.save_tuning(found)
                 study["seeds_asked"] = asked if asked[-1:] == [spec.seeds] else [*asked, spec.seeds]
                 study |= {"taken_over": taken} if taken else {}
-                write_atomically(self.folder / _STUDY, _to_json(study))
+                write_atomically(self.folder / _STUDY, to_json(study))
         self._sweep()
 
     def open_trials(self) -> Store:
@@ -141,24 +135,6 @@ class Store:
     def _lay_out(self) -> None:
         for path in (self.records, self.folder / "locks", self.folder / "logs"):
             path.mkdir(parents=True, exist_ok=True)
-
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[None]:
-        """Say what happened, and how to go on, where the directory cannot be written within the block.
-
-        Raises:
-            StorageError: In place of an `OSError`.
-        """
-        try:
-            yield
-        except StorageError:
-            raise
-        except OSError as error:
-            raise self.unwritable(error) from error
-
-    def unwritable(self, error: OSError) -> StorageError:
-        """What to tell a user of an error of the disk."""
-        return unwritable(self.folder, error)
 
     def study(self) -> tuple[ExperimentSpec, list[PlannedRun], list[int]]:
         """The experiment that a directory holds.
@@ -201,7 +177,7 @@ class Store:
             study = self._read_study()
             name = str(source._read_study()["spec"]["name"])
             study["taken_over"] = dict.fromkeys(run_ids, name) | study.get("taken_over", {})
-            write_atomically(self.folder / _STUDY, _to_json(study))
+            write_atomically(self.folder / _STUDY, to_json(study))
 
     def identity(self) -> str:
         """Hash of what makes two studies the same, see `identity.describe`.
@@ -255,7 +231,7 @@ class Store:
             StorageError: If it cannot be written.
         """
         with self.writing():
-            write_atomically(self.folder / _TUNING, _to_json(tuning.model_dump(mode="json", by_alias=True)))
+            write_atomically(self.folder / _TUNING, to_json(tuning.model_dump(mode="json", by_alias=True)))
 
     def save_examples(self, examples: Examples) -> None:
         """Keep the evaluation texts beside the records.
@@ -264,7 +240,7 @@ class Store:
             StorageError: If they cannot be written.
         """
         with self.writing():
-            write_atomically(self.folder / _EXAMPLES, _to_json(dataclasses.asdict(examples)))
+            write_atomically(self.folder / _EXAMPLES, to_json(dataclasses.asdict(examples)))
 
     def examples(self) -> Examples | None:
         """The evaluation texts; None where they were not kept, as in published results.
@@ -273,39 +249,6 @@ class Store:
             RecordError: If the file is damaged.
         """
         return examples.read(self.folder / _EXAMPLES)
-
-    def load(self, run_id: str) -> Record | None:
-        """The record of a run, or None if there is none yet.
-
-        Raises:
-            RecordError: If the record is damaged, of an unknown version or of another run.
-        """
-        path = self.records / f"{run_id}.json"
-        try:
-            text = path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return None
-        except (OSError, UnicodeDecodeError) as error:
-            raise damaged(path, str(error)) from None
-        try:
-            content = json.loads(text)
-            if not isinstance(content, dict):
-                raise damaged(path, "not a JSON object")
-            if content.get("schema") not in READABLE:
-                raise unknown_schema(path, content.get("schema"))
-            record = Record.model_validate(content)
-        except json.JSONDecodeError as error:
-            raise damaged(path, f"not valid JSON ({error.msg} at character {error.pos}); truncated?") from None
-        except ValidationError as error:
-            raise damaged(path, first(error)) from None
-        if record.run_id != run_id:
-            raise damaged(path, f"it describes run {record.run_id}")
-        return record
-
-    def load_all(self, runs: list[PlannedRun]) -> dict[str, Record]:
-        """All records there are of the given runs, by run id."""
-        found = {run.config.run_id: self.load(run.config.run_id) for run in runs}
-        return {run_id: record for run_id, record in found.items() if record is not None}
 
     def take_over(self, run_ids: Iterable[str], source: Store, leave: Collection[str] = ()) -> None:
         """Copy runs, records and outputs, from another run directory; those that are here stand.
@@ -326,69 +269,6 @@ class Store:
             outputs = None if record.arrays is None else source.load_arrays(record)
             kept = outputs and {name: own for name, own in outputs.items() if name not in leave}
             self.save(record.model_copy(update={"arrays": None}), kept)
-
-    def load_arrays(self, record: Record) -> dict[str, np.ndarray[Any, Any]]:
-        """The per-example outputs of a finished run.
-
-        Raises:
-            RecordError: If the file is missing or differs from what the record says.
-        """
-        if record.arrays is None:
-            raise RecordError(f"Run {record.run_id} is {record.status} and has no per-example outputs.")
-        own = [self.records / f"{record.run_id}{part}.npz" for part in ("", f"-{record.arrays.sha256[:8]}")]
-        # By the run's id, never by a name that a record brings along, which could lead out of the directory.
-        path = next((path for path in own if path.name == record.arrays.file), None)
-        if path is None:
-            raise damaged(own[0], f"its record names the file {record.arrays.file!r}")
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise damaged(path, str(error)) from None
-        if hashlib.sha256(content).hexdigest() != record.arrays.sha256:
-            raise damaged(path, "its checksum differs from the record's")
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-
-    def save(
-        self, record: Record, arrays: Mapping[str, np.ndarray[Any, Any]] | None, before: Record | None = None
-    ) -> Record:
-        """Write a run's outputs, then its record: a record on disk is always complete.
-
-        The first record of a run stands. Runs are deterministic: whoever comes later, because it was silent for so
-        long that another process took its run over, has nothing to add.
-
-        Args:
-            record: The record, its `arrays` not yet filled in.
-            arrays: Per-example outputs of a finished run.
-            before: The record that this one replaces, of a run that was done again.
-
-        Returns:
-            The record that stands.
-
-        Raises:
-            StorageError: If they cannot be written; there is no record then.
-        """
-        with self.writing():
-            if arrays is not None:
-                buffer = io.BytesIO()
-                np.savez_compressed(buffer, allow_pickle=False, **arrays)
-                record = record.model_copy(update={"arrays": self._save_outputs(record.run_id, buffer.getvalue())})
-            plain = _to_json(record.model_dump(mode="json", by_alias=True))
-            path = self.records / f"{record.run_id}.json"
-            if before is not None and self.load(record.run_id) == before:
-                write_atomically(path, plain)
-            elif not write_once(path, plain):
-                return self.load(record.run_id) or record
-        return record
-
-    def _save_outputs(self, run_id: str, content: bytes) -> Arrays:
-        """Write outputs; a file of that name with others may be named by a record, and is left alone."""
-        sha256 = hashlib.sha256(content).hexdigest()
-        path = self.records / f"{run_id}.npz"
-        if not write_once(path, content) and path.read_bytes() != content:
-            path = self.records / f"{run_id}-{sha256[:8]}.npz"
-            write_atomically(path, content)
-        return Arrays(file=path.name, sha256=sha256)
 
     def checkpoints(self, run_id: str) -> Path:
         """Where a run's checkpoints are kept while it is in training."""
@@ -462,7 +342,3 @@ class Store:
         if study["schema"] not in READABLE:
             raise unknown_schema(path, study["schema"])
         return study
-
-
-def _to_json(content: Any) -> bytes:
-    return (json.dumps(content, indent=1, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n").encode()
