@@ -137,7 +137,23 @@ def overall(*names: str) -> str:
     By `statistics.pooled`, p adjusted over all arms but the placebo. The placebo is the baseline with other seeds, so
     it would have been as good a baseline.
     """
-    return _over_studies(names, _differences, "difference, points")
+    return _over_studies(names, _differences, _DIFFERENCE)
+
+
+def overall_in(condition: str, *names: str) -> str:
+    """The same in another condition."""
+    return _over_studies(
+        names, lambda analysis, *arms: pair_between(analysis, condition, *arms).by_example, _DIFFERENCE
+    )
+
+
+def overall_against(arm: str, other: str, *names: str) -> str:
+    """One arm against another that is not the baseline, over studies, in the primary condition."""
+    found = _pooled([analysis_of(name) for name in names], _differences, arm, other)
+    return (
+        f"{arm} against {other} over the {len(names)}: {signed(found.difference)} points over {found.seeds} pairs, 95% "
+        f"interval {interval(found.interval)}, p = {p(found.p_value)}."
+    )
 
 
 def overall_trend(*names: str) -> str:
@@ -162,6 +178,12 @@ def _slopes(analysis: Analysis, name: str, other: str) -> np.ndarray:
     return statistics.slopes_by_example(scale(np.array(vary.values)), np.stack(by_example))
 
 
+def _pooled(
+    analyses: Sequence[Analysis], by_example: Callable[[Analysis, str, str], np.ndarray], arm: str, other: str
+) -> PooledDifference:
+    return statistics.pooled([by_example(analysis, arm, other) for analysis in analyses], np.random.default_rng(0))
+
+
 def _over_studies(names: Sequence[str], by_example: Callable[[Analysis, str, str], np.ndarray], figure: str) -> str:
     """A row an arm.
 
@@ -176,7 +198,7 @@ def _over_studies(names: Sequence[str], by_example: Callable[[Analysis, str, str
     placebo = next(arm.name for arm in spec.arms if is_placebo(spec, arm))
 
     def over(arm: str, other: str) -> PooledDifference:
-        return statistics.pooled([by_example(analysis, arm, other) for analysis in analyses], np.random.default_rng(0))
+        return _pooled(analyses, by_example, arm, other)
 
     found = {arm: over(arm, spec.primary.baseline) for arm in arms}
     asked = [arm for arm in arms if arm != placebo]
@@ -224,6 +246,8 @@ _KINDS: dict[str, Callable[..., str]] = {
     "evidence": evidence,
     "noise": noise,
     "overall": overall,
+    "overall-against": overall_against,
+    "overall-in": overall_in,
     "overall-trend": overall_trend,
     "speed": speed,
     "training": training,
@@ -233,6 +257,7 @@ _KINDS: dict[str, Callable[..., str]] = {
     "wrong-labels": wrong_labels,
 }
 _FIGURES = ("seeds", "difference, points", "95% interval", "p", "p Holm")
+_DIFFERENCE = "difference, points"
 _OVERALL = ("95% interval, by variance", "p", "p Holm", "interval over data sets")
 
 
