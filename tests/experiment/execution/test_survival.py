@@ -20,7 +20,7 @@ from crisp_attention.experiment.execution import local, worker
 from crisp_attention.experiment.execution.executor import Division
 from crisp_attention.experiment.execution.worker import Event, Task
 from crisp_attention.experiment.results import files, leases
-from crisp_attention.experiment.results import store as store_module
+from crisp_attention.experiment.results import records as records_module
 from crisp_attention.experiment.results.store import Store
 from crisp_attention.experiment.specification.resources import ResourcesSpec
 from crisp_attention.experiment.training.journal import Progress
@@ -141,7 +141,7 @@ def test_checkpoints_go_when_the_record_is_there_and_not_before(made_up, monkeyp
     folder = store.checkpoints(run.config.run_id)
     (folder / "checkpoint-5").mkdir(parents=True)
     with monkeypatch.context() as patch:
-        patch.setattr(store_module, "write_once", full)
+        patch.setattr(records_module, "write_once", full)
         with pytest.raises(StorageError):
             worker._run(Task(run), store, None, [].append)
     assert folder.exists()
@@ -224,7 +224,7 @@ def test_a_worker_that_cannot_write_says_so_and_its_study_ends(made_up, serve, m
     store, run, _ = made_up
     pipe = OneTask(Task(run))
     with monkeypatch.context() as patch:
-        patch.setattr(store_module, "write_once", full)
+        patch.setattr(records_module, "write_once", full)
         serve(pipe, store.folder, store.folder / "logs" / "worker.log")
     assert [event.kind for event in pipe] == ["ready", "unsaved"]
     assert "No space left on device. Finished runs in it are kept. Make room" in pipe[-1].reason

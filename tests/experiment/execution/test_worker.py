@@ -43,7 +43,7 @@ def faults(before, **variables):
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has these settings")
 def test_memory_is_kept_from_step_to_step():
     pages = 20 * 2**20 // 4096  # of one step, a tensor and its double
-    assert faults("pass") > 4 * pages
+    # Without it, whether the heap's end is given back hangs on what happens to lie there.
     assert faults("keep_memory()") < pages
     # Whoever has chosen is left alone.
     assert faults("keep_memory()", MALLOC_MMAP_THRESHOLD_="131072") > 4 * pages

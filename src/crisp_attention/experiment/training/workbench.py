@@ -180,7 +180,10 @@ def _settings(arm: ArmSpec) -> Iterator[SparsityConfig]:
 
 def _processor(checkpoint: Checkpoint, data: ExperimentData) -> Any:
     if data.test.kind == "text":
-        return load_tokenizer(checkpoint)
+        try:
+            return load_tokenizer(checkpoint)
+        except UnsupportedModelError as error:
+            raise _unsuited(checkpoint, data, str(error)) from None
     with _suited(checkpoint, data):
         # The same pixels whether torchvision is installed or not.
         return AutoImageProcessor.from_pretrained(checkpoint.folder, backend="pil", trust_remote_code=False)
