@@ -129,9 +129,12 @@ def show_plan(console: Console, plan: Plan) -> None:
 def show_result(console: Console, analysis: Analysis) -> None:
     """Print the final table, the verdict and its cautions."""
     content = tables.summary(analysis)
-    table = _table(*content.header, numbers=True)
+    # In a narrow terminal names stay whole, and accuracy has to do.
+    name = max(len(row[0]) for row in content.rows)
+    places = [place for place, told in enumerate(content.header) if told != "correct" or console.width >= 64 + name]
+    table = _table(*(content.header[place] for place in places), numbers=True)
     for row in content.rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(row[place]) for place in places))
     console.print(table)
     console.print(content.caption, style="dim", markup=False, highlight=False)
     console.print(_verdict_panel(analysis.verdict, analysis.cautions))

@@ -458,3 +458,13 @@ def test_repeats_among_evaluation_texts_are_told(tmp_path, repeats, many):
     assert told == [f"{repeats} of {100 + repeats} evaluation texts repeat another one." + f" {SURER}" * many] * (
         repeats > 0
     )
+
+
+def test_a_split_of_other_classes_than_the_whole_is_told(tmp_path, monkeypatch):
+    """A hash that holds out one class above all, as chance may where there are few."""
+    monkeypatch.setattr(dataset_module, "uniform", lambda text: 0.1 if "good" in text or "17" in text else 0.9)
+    rows = [f"{'good' if number < 8 else 'a'} film {number},{int(number < 16)}" for number in range(40)]
+    (tmp_path / "films.csv").write_text("text,label\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    found = load(DataSpec(source=str(tmp_path / "films.csv")))
+    (note,) = [note for note in found.notes if "held out are of class" in note]
+    assert note.startswith("89% of the texts held out are of class '1', 40% of all: a hash of each decides.")

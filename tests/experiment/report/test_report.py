@@ -20,6 +20,7 @@ from crisp_attention.experiment.report.provenance import spec_as_toml
 from crisp_attention.experiment.results.examples import Examples
 from crisp_attention.experiment.results.store import Store
 from crisp_attention.experiment.specification.spec import parse, preset, presets
+from crisp_attention.experiment.statistics import Interval
 from record_builders import (
     ARMS,
     EXAMPLES,
@@ -400,3 +401,11 @@ def test_lines_join_seeds_and_a_placebo_shares_none(tmp_path, monkeypatch):
     monkeypatch.setattr(Axes, "plot", lambda self, *args, **more: drawn.append(args) or plot(self, *args, **more))
     plots.accuracy(analyse(fill(tmp_path, spec, EVEN)))
     assert [places for _, places in (args for args in drawn if len(args) == 2 and len(args[0]) == 3)] == [[0, 1, 2]] * 2
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "told"),
+    [(-1.0, -0.001, "-1.00 to -0.00"), (-0.004, 0.0, "-0.00 to +0.00"), (-0.0, 2.0, "+0.00 to +2.00")],
+)
+def test_an_interval_that_ends_next_to_nothing_says_on_which_side(low, high, told):
+    assert tables.interval(Interval(low, high)) == told

@@ -31,6 +31,8 @@ _MOST_CLASSES = 1000
 _VALIDATION_SALT = "validation\t"
 _EXPLORED = "The evaluation split was left alone: what is found here is an exploration."
 _MANY_REPEATS = 0.05
+_OTHER_CLASSES = 0.2
+"""By how much a class's share of the examples held out may exceed its share of all without being noted."""
 _UNEVEN = 0.2
 """By how much of itself the share of examples held out may miss the one asked for without being noted."""
 
@@ -288,6 +290,13 @@ def _load_conditions(conditions: Mapping[str, DataSpec], announce: Callable[[str
                 f"{len(test)} of {len(whole)} {whole.kind}s ({share:.0%}) are held out, where test_share asks for "
                 f"{spec.test_share:.0%}: a hash of each decides, which is uneven where there are few."
             )
+        held, all_ = (np.bincount(own.labels, minlength=len(classes)) / max(len(own), 1) for own in (test, whole))
+        most = int((held - all_).argmax())
+        if held[most] - all_[most] > _OTHER_CLASSES:
+            notes.append(
+                f"{held[most]:.0%} of the {whole.kind}s held out are of class {classes[most]!r}, {all_[most]:.0%} of "
+                "all: a hash of each decides. Give an evaluation split of your own with test, or another test_share."
+            )
     name = Path(spec.source).name or Path(spec.source).resolve().name
     if spec.validation_share is not None:
         carved = carve(Dataset(name, classes, train, test, tuple(notes)), spec.validation_share, "validation_share")
@@ -295,7 +304,8 @@ def _load_conditions(conditions: Mapping[str, DataSpec], announce: Callable[[str
     test = _limit(test, spec.test_examples, spec.seed, "evaluation", spec.source)
     if repeats := len(test) - len(set(test.identities())):
         surer = f" {SURER}" if repeats > _MANY_REPEATS * len(test) else ""
-        notes.append(f"{repeats} of {len(test)} evaluation {test.kind}s repeat another one.{surer}")
+        verb = "repeats" if repeats == 1 else "repeat"
+        notes.append(f"{repeats} of {len(test)} evaluation {test.kind}s {verb} another one.{surer}")
     found = {}
     for condition, own in conditions.items():
         limited = _limit(train, own.train_examples, spec.seed, "training", spec.source)

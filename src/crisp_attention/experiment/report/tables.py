@@ -190,8 +190,11 @@ def signed(value: float | None, digits: int = 2) -> str:
 
 
 def interval(found: Interval | None, digits: int = 2) -> str:
-    """An interval of differences."""
-    return MISSING if found is None else f"{signed(found.low, digits)} to {signed(found.high, digits)}"
+    """An interval of differences; an end that rounds to nothing keeps its sign, which says whether 0 is in it."""
+    if found is None:
+        return MISSING
+    low, high = (f"{end + 0.0:+.{digits}f}" for end in (found.low, found.high))
+    return f"{low} to {high}"
 
 
 def of_enough(compared: Compared, value: _Value) -> _Value | None:

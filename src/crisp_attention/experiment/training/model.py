@@ -148,7 +148,15 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
     """
     from transformers import AutoTokenizer
 
-    tokenizer = load(checkpoint, AutoTokenizer)
+    try:
+        tokenizer = load(checkpoint, AutoTokenizer)
+    except UnsupportedModelError:
+        if any(file for pattern in (*_VOCABULARIES, "tokenizer*.json") for file in checkpoint.folder.glob(pattern)):
+            raise
+        raise UnsupportedModelError(
+            f"{checkpoint.name} has no tokenizer, as models of images have none. For texts choose another model, or "
+            "save its tokenizer beside it, with its save_pretrained."
+        ) from None
     # One made up may have a token or two beside the special ones, as for a space.
     if len(tokenizer) <= len(tokenizer.all_special_ids) + 2:
         raise UnsupportedModelError(
