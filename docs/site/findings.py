@@ -7,6 +7,7 @@ there is typed by hand.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from itertools import combinations
@@ -197,9 +198,7 @@ def _over_studies(names: Sequence[str], by_example: Callable[[Analysis, str, str
     arms = [arm.name for arm in spec.arms if arm.name != spec.primary.baseline]
     placebo = next(arm.name for arm in spec.arms if is_placebo(spec, arm))
 
-    def over(arm: str, other: str) -> PooledDifference:
-        return _pooled(analyses, by_example, arm, other)
-
+    over = functools.partial(_pooled, analyses, by_example)
     found = {arm: over(arm, spec.primary.baseline) for arm in arms}
     asked = [arm for arm in arms if arm != placebo]
     adjusted = dict(zip(asked, statistics.holm(np.array([found[arm].p_value for arm in asked])), strict=True))
@@ -256,8 +255,8 @@ _KINDS: dict[str, Callable[..., str]] = {
     "verdicts": verdicts,
     "wrong-labels": wrong_labels,
 }
-_FIGURES = ("seeds", "difference, points", "95% interval", "p", "p Holm")
 _DIFFERENCE = "difference, points"
+_FIGURES = ("seeds", _DIFFERENCE, "95% interval", "p", "p Holm")
 _OVERALL = ("95% interval, by variance", "p", "p Holm", "interval over data sets")
 
 

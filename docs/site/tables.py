@@ -21,11 +21,16 @@ def _read(file: str) -> Any:
     return json.loads((RESULTS / "benchmarks" / file).read_text(encoding="utf-8"))
 
 
+def _benches() -> list[Any]:
+    """What `crisp bench` wrote, a record a setting."""
+    folder = RESULTS / "benchmarks" / "attention-cpu"
+    return [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*/bench.json"))]
+
+
 def attention_cpu() -> str:
     """A table a setting of `crisp bench`: the median ratio to dense attention by variant and length."""
     parts = []
-    for file in sorted(RESULTS.glob("benchmarks/attention-cpu/*/bench.json")):
-        bench = json.loads(file.read_text(encoding="utf-8"))
+    for bench in _benches():
         plan, lengths = bench["plan"], bench["plan"]["lengths"]
         ratios: dict[str, dict[int, list[float]]] = {}
         for timing in bench["timings"]:
@@ -70,10 +75,7 @@ def finetuning() -> str:
 
 def speed() -> str:
     """What kernels cost beside torch's dense attention, and whole fine-tuning beside the usual recipe: a paragraph."""
-    benches = [
-        json.loads(file.read_text(encoding="utf-8"))
-        for file in sorted(RESULTS.glob("benchmarks/attention-cpu/*/bench.json"))
-    ]
+    benches = _benches()
     kernels = [
         statistics.median(timing["ratios"])
         for bench in benches

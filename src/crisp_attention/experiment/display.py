@@ -36,6 +36,8 @@ _STYLES = {"ended": "", "trouble": "red", "note": "yellow"}
 _Receiver = Callable[[PlannedRun | None, Event], None]
 _WIDE_ENOUGH = 76
 """Columns for a plan that says what each arm is."""
+_BESIDE_NAMES = 64
+"""Columns that the final table takes beside the names of arms."""
 
 
 class TerminalDisplay:
@@ -130,8 +132,8 @@ def show_result(console: Console, analysis: Analysis) -> None:
     """Print the final table, the verdict and its cautions."""
     content = tables.summary(analysis)
     # In a narrow terminal names stay whole, and accuracy has to do.
-    name = max(len(row[0]) for row in content.rows)
-    places = [place for place, told in enumerate(content.header) if told != "correct" or console.width >= 64 + name]
+    wide = console.width >= _BESIDE_NAMES + max(len(row[0]) for row in content.rows)
+    places = [place for place, name in enumerate(content.header) if name != "correct" or wide]
     table = _table(*(content.header[place] for place in places), numbers=True)
     for row in content.rows:
         table.add_row(*(Text(row[place]) for place in places))

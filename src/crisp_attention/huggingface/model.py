@@ -27,6 +27,7 @@ from crisp_attention.huggingface.persistence import (
     marks_of,
     read_settings,
     require_own_config,
+    set_implementations,
     unmark_config,
 )
 from crisp_attention.huggingface.probe import probe, report_on
@@ -98,9 +99,8 @@ def make_sparse(
         _attach_layers(model, config, shared, restore, inputs, served)
     except Exception:
         if before is not None:
-            _take_back(model, found, shared, before, marks)
-        else:
-            _put_back(model, found, marks)
+            shared.take_back(before)
+        _put_back(model, found, marks, shared if states else None)
         raise
     return model
 
@@ -350,13 +350,13 @@ def _require_dense_equality(model: PreTrainedModel, inputs: Inputs) -> None:
     coarse = not {model.dtype, *precisions.seen} <= TOLERANCE.keys()
     limit = HALF_TOLERANCE if coarse else 10 * trial.tolerance
     now = implementations(model)
-    _set_implementations(next(iter(layers(model).values())).model.restore or default_implementations(model))
+    set_implementations(next(iter(layers(model).values())).model.restore or default_implementations(model))
     try:
         theirs = trial.run()
         figure = trial.compared(ours, theirs, typical=coarse)
         wrong = figure is not None and figure > limit and trial.compared(trial.run(), theirs) == 0.0
     finally:
-        _set_implementations(now)
+        set_implementations(now)
     if wrong:
         raise UnsupportedModelError(
             f"{type(model).__name__} with every score kept differs from the stock model (by {figure:.1e} of its "
@@ -376,47 +376,33 @@ class _Precisions:
         self.seen.add(out.output.dtype)
 
 
-def _set_implementations(wanted: Implementations) -> None:
-    for part, implementation in wanted:
-        # Not the public property, which would pass it on to the parts, each of which has its own.
-        part._attn_implementation_internal = implementation
-
-
 def _remove(model: PreTrainedModel, restore: Implementations | None) -> None:
     detach(model)
     count_forwards(model, wanted=False)
     _guard(model, wanted=False)
     for part in configs(model):
         unmark_config(part)
-    _set_implementations(restore or default_implementations(model))
+    set_implementations(restore or default_implementations(model))
 
 
-def _put_back(model: PreTrainedModel, found: dict[str, LayerState], marks: list[ConfigMarks]) -> None:
-    """Leave a model that had no state of its own as it was: dense, or as it was loaded with the settings it has."""
+def _put_back(
+    model: PreTrainedModel, found: dict[str, LayerState], marks: list[ConfigMarks], shared: ModelState | None
+) -> None:
+    """Leave a model as it was before a `sparsify` that failed.
+
+    Args:
+        model: The model.
+        found: The states that its layers had.
+        marks: What stood in its configurations.
+        shared: Its own state, with the settings that it had; None if it was dense, or only loaded.
+    """
     detach(model)
     for name, state in found.items():
         attach(model.get_submodule(name), state)
-    count_forwards(model, wanted=False)
-    _guard(model, wanted=False)
     for own in marks:
         own.put_back()
-
-
-def _take_back(
-    model: PreTrainedModel,
-    found: dict[str, LayerState],
-    shared: ModelState,
-    before: ModelState,
-    marks: list[ConfigMarks],
-) -> None:
-    """Put back the settings that a failed `sparsify` would have replaced."""
-    for name, state in found.items():
-        attach(model.get_submodule(name), state)
-    shared.take_back(before)
-    for own in marks:
-        own.put_back()
-    count_forwards(model, wanted=shared.config.rule == "random")
-    _guard(model, wanted=True)
+    count_forwards(model, wanted=shared is not None and shared.config.rule == "random")
+    _guard(model, wanted=shared is not None)
 
 
 def _guard(model: PreTrainedModel, *, wanted: bool) -> None:

@@ -140,6 +140,13 @@ def implementations(model: nn.Module) -> Implementations:
     return [(config, config._attn_implementation) for config in configs(model)]
 
 
+def set_implementations(wanted: Implementations) -> None:
+    """Give each configuration an attention implementation."""
+    for config, implementation in wanted:
+        # Not the public property, which would pass it on to the parts, each of which has its own.
+        config._attn_implementation_internal = implementation
+
+
 def default_implementations(model: PreTrainedModel) -> Implementations:
     """What Transformers would choose for each configuration, where nobody knows what was before."""
     from transformers import PreTrainedModel
@@ -234,8 +241,7 @@ class ConfigMarks:
         """Let it stand there again."""
         unmark_config(self.config)
         self.config.__dict__.update(self.marks)
-        # Not the public property, which would pass it on to the parts, each of which has its own.
-        self.config._attn_implementation_internal = self.implementation
+        set_implementations([(self.config, self.implementation)])
 
 
 def marks_of(model: nn.Module) -> list[ConfigMarks]:

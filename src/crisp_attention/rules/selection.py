@@ -36,7 +36,8 @@ class Pairs:
         valid: Bool `[B, 1 | H, Q, K]`, True where the model's masks allow the pair; None if all are.
         query_valid: Bool `[B, Q]`, True for queries that are not padding; None if all are. The rows
             of padded queries are computed like any other but counted nowhere.
-        causal: Whether later keys are hidden from earlier queries (`valid` says so too).
+        causal: Whether who calls is causal, so that queries are the last of the keys' tokens. What is hidden, `valid`
+            alone says.
         cross: Whether queries and keys come from two different sequences.
         first: Place of the first example in a batch whose others are with other processes, so that no two
             examples of it draw the same random pairs.
